@@ -1,0 +1,33 @@
+"""A network as a Denoiser."""
+
+from typing import Any, Callable
+
+import jax.numpy as jnp
+
+from gmm_diffusion.aliases import Array, Denoiser, UserError
+from gmm_diffusion.maths import marginals
+from gmm_diffusion.maths.schedules import Schedule
+
+
+def network(apply: Callable[[Array, Array, Any], Array], schedule: Schedule, prediction: str = 'eps') -> Denoiser:
+  """Wraps apply(x [B, ...], network time [B], cond) -> output.
+
+  Args:
+    apply: the network with its parameters bound. More output channels than input channels are
+      a learned variance; they come last and are dropped.
+    schedule: says how x and the time enter the network.
+    prediction: what the output means, a name in marginals.PREDICTIONS.
+
+  Returns:
+    The Denoiser.
+  """
+  if prediction not in marginals.PREDICTIONS:
+    raise UserError(f'unknown prediction {prediction!r}; valid: {", ".join(marginals.PREDICTIONS)}')
+  convert = marginals.PREDICTIONS[prediction]
+
+  def denoise(x, time, cond):
+    inputs, t = schedule.network_input(x, time)
+    output = apply(inputs, jnp.broadcast_to(jnp.asarray(t, jnp.float32), (len(x),)), cond)
+    return convert(x, output[..., :x.shape[-1]].astype(x.dtype), time)
+
+  return denoise

@@ -1,0 +1,139 @@
+"""Time grids -> StepGrid. The only code that knows what the previous step is.
+
+Every grid has exactly the number of steps asked for. On a discrete schedule with T times:
+
+  uniform    rounded, evenly spaced over 0..T-1, both ends hit   [ADM respacing "N"]
+  trailing   round(T - i T / N) - 1: starts at T-1               [Lin et al. 2305.08891, table 2]
+  leading    floor(i T / N): ends at 0, never reaches T-1        [DDIM code, "uniform"]
+  stride     the smallest integer stride that gives N times      [ADM respacing "ddimN"]
+  quadratic  floor((i sqrt(0.8 T) / (N - 1))^2)                  [DDIM section 5, CIFAR-10]
+  log_snr    evenly spaced in log-SNR, fractional times          [DPM-Solver section 4.4]
+
+On a continuous schedule uniform, quadratic and log_snr exist, and start at the noisiest time.
+"""
+
+import numpy as np
+
+from gmm_diffusion.aliases import StepGrid, UserError
+from gmm_diffusion.maths.schedules import Schedule
+
+
+def from_times(schedule: Schedule, times, end: float | None = None) -> StepGrid:
+  """Steps through the given times.
+
+  Args:
+    schedule: the noise schedule.
+    times: times at which the denoiser is evaluated, strictly decreasing, shape [N].
+    end: the time that the last step reaches; None for the clean time.
+
+  Returns:
+    A StepGrid of N float64 rows.
+
+  Raises:
+    UserError: if the times do not decrease or leave the schedule.
+  """
+  end = schedule.clean if end is None else end
+  path = np.append(np.asarray(times, np.float64), end)
+  if len(path) < 2 or not np.all(np.diff(path) < 0):
+    raise UserError(f'grid times must be strictly decreasing down to {end:g}, got {path[:-1].tolist()}')
+  if path[0] > schedule.last or path[-1] < schedule.clean:
+    raise UserError(f'grid times must lie in [{schedule.clean:g}, {schedule.last:g}], got {path.tolist()}')
+  now, then = schedule.at(path[:-1]), schedule.at(path[1:])
+  return StepGrid(now.t, then.t, now.a, now.b, then.a, then.b)
+
+
+def _distinct(times: np.ndarray) -> np.ndarray:
+  """Raises repeated entries of an ascending integer grid by as little as possible."""
+  index = np.arange(len(times))
+  return np.maximum.accumulate(times - index) + index
+
+
+def _uniform(schedule, n):
+  if not schedule.discrete:
+    return np.linspace(schedule.last, schedule.clean, n + 1)[:-1]
+  # round half to even as the source does; one step starts from pure noise
+  return np.round(np.linspace(schedule.last, 0, n))
+
+
+def _trailing(schedule, n):
+  T = schedule.last + 1
+  return np.round(T - np.arange(n) * T / n) - 1
+
+
+def _leading(schedule, n):
+  T = schedule.last + 1
+  return (np.arange(n) * T // n)[::-1]
+
+
+def _stride(schedule, n):
+  T = int(schedule.last) + 1
+  for stride in range(1, T + 1):
+    if len(range(0, T, stride)) == n:
+      return np.arange(0, T, stride)[::-1]
+  raise UserError(f'no integer stride over {T} times gives {n} steps; use grid "uniform", "trailing" or "leading"')
+
+
+def _quadratic(schedule, n):
+  if not schedule.discrete:
+    return schedule.last * np.linspace(1, 0, n + 1)[:-1] ** 2
+  top = np.sqrt(0.8 * (schedule.last + 1))
+  times = _distinct(np.floor(np.linspace(0, top, n) ** 2) if n > 1 else np.array([np.floor(top**2)]))
+  # de-duplication may push a very fine grid past the end
+  return np.minimum(times, schedule.last - np.arange(n)[::-1])[::-1]
+
+
+def _log_snr(schedule, n):
+  # A flow has log-SNR -inf at its noisiest time, so both ends stay `first` away from it.
+  last = schedule.last if schedule.signal(schedule.last) > 0 else schedule.last - schedule.first
+  ends = schedule.log_snr(np.array([last, schedule.first]))
+  times = schedule.time_of_log_snr(np.linspace(*ends, n))
+  times[0] = schedule.last
+  return times
+
+
+GRIDS = {
+    'uniform': _uniform,
+    'trailing': _trailing,
+    'leading': _leading,
+    'stride': _stride,
+    'quadratic': _quadratic,
+    'log_snr': _log_snr,
+}
+DISCRETE_ONLY = ('trailing', 'leading', 'stride')
+
+
+def make(schedule: Schedule, steps: int, grid: str = 'uniform', end: str = 'clean') -> StepGrid:
+  """A grid with exactly `steps` steps.
+
+  Args:
+    schedule: the noise schedule.
+    steps: number of steps, 1..T on a discrete schedule of T times.
+    grid: a name in GRIDS.
+    end: 'clean' to finish at a = 1, b = 0; 'first' to finish at the schedule's first time (abar_0,
+      as LDM and DPM-Solver do). A grid that asks the denoiser at that very time is then moved
+      up by one (leading and stride, as LDM does) or takes it as its end (the others).
+
+  Returns:
+    A StepGrid of `steps` float64 rows.
+
+  Raises:
+    UserError: on an unknown name or an impossible number of steps.
+  """
+  if grid not in GRIDS:
+    raise UserError(f'unknown grid {grid!r}; valid: {", ".join(GRIDS)}')
+  if end not in ('clean', 'first'):
+    raise UserError(f'unknown end {end!r}; valid: clean, first')
+  if grid in DISCRETE_ONLY and not schedule.discrete:
+    raise UserError(f'grid {grid!r} needs a discrete schedule; valid here: uniform, quadratic, log_snr')
+  most = int(schedule.last) + (end == 'clean') if schedule.discrete else 10**6
+  if not 1 <= steps <= most:
+    raise UserError(f'steps must be in 1..{most}, got {steps}')
+  times = GRIDS[grid](schedule, steps)
+  if end == 'clean':
+    return from_times(schedule, times)
+  if times[-1] == schedule.first or steps == 1:
+    if grid in DISCRETE_ONLY:
+      times = np.minimum(times + 1, schedule.last)
+    else:
+      times = GRIDS[grid](schedule, steps + 1)[:-1]
+  return from_times(schedule, times, end=schedule.first)

@@ -1,0 +1,131 @@
+"""Noise schedules q(x_t | x_0) = N(a_t x_0, b_t^2 I), float64 on the host.
+
+  variance preserving  a_t = sqrt(abar_t), b_t = sqrt(1 - abar_t)   [DDIM eq. 4]
+  rectified flow       a_t = 1 - t,        b_t = t                  [GMM eq. 18]
+  EDM                  a_t = 1,            b_t = t = sigma          [EDM table 1]
+
+A discrete schedule has integer times 0..T-1. Between them, and down to the clean
+time -1 where abar = 1, log a_t is linear, so that a log-SNR grid of any size has an
+exact inverse. float64 matters: a float32 cumprod loses 1.7e-4 relative in 1 - abar_0.
+"""
+
+import dataclasses
+from typing import Callable
+
+import jax.numpy as jnp
+import numpy as np
+
+from gmm_diffusion.aliases import Array, Time, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """A noise schedule.
+
+  Attributes:
+    signal: t -> a_t, float64.
+    noise: t -> b_t, float64.
+    time_of_log_snr: log(a^2 / b^2) -> t, the inverse of `log_snr`.
+    clean: the time where a = 1 and b = 0.
+    first: the least noisy time at which a denoiser is asked.
+    last: the noisiest time, where sampling starts.
+    discrete: whether the times are integers first..last.
+    network_input: (x, Time) -> (x, time) as the network sees them.
+  """
+
+  signal: Callable[[Array], np.ndarray]
+  noise: Callable[[Array], np.ndarray]
+  time_of_log_snr: Callable[[Array], np.ndarray]
+  clean: float
+  first: float
+  last: float
+  discrete: bool
+  network_input: Callable[[Array, Time], tuple[Array, Array]]
+
+  def at(self, t: Array) -> Time:
+    """Time, signal and noise level at t, float64."""
+    t = np.asarray(t, np.float64)
+    return Time(t, self.signal(t), self.noise(t))
+
+  def log_snr(self, t: Array) -> np.ndarray:
+    """log(a_t^2 / b_t^2); infinite at the clean time."""
+    with np.errstate(divide='ignore'):
+      return 2 * (np.log(self.signal(t)) - np.log(self.noise(t)))
+
+
+def from_betas(betas: Array) -> Schedule:
+  """Variance-preserving schedule with the given variances, shape [T], in (0, 1)."""
+  betas = np.asarray(betas, np.float64)
+  if betas.ndim != 1 or not np.all((betas > 0) & (betas < 1)):
+    raise UserError(f'betas must be a vector of values in (0, 1), got range [{betas.min()}, {betas.max()}]')
+  T = len(betas)
+  knots = np.arange(-1, T)
+  log_a = np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-betas))])
+
+  def log_signal(t):
+    return np.interp(np.asarray(t, np.float64), knots, log_a)
+
+  def time_of_log_snr(value):
+    # a^2 = sigmoid(log-SNR), so log a = -softplus(-log-SNR) / 2
+    return np.interp(0.5 * np.logaddexp(0, -np.asarray(value, np.float64)), -log_a, knots)
+
+  return Schedule(
+      signal=lambda t: np.exp(log_signal(t)),
+      noise=lambda t: np.sqrt(-np.expm1(2 * log_signal(t))),
+      time_of_log_snr=time_of_log_snr,
+      clean=-1, first=0, last=T - 1, discrete=True,
+      network_input=lambda x, time: (x, time.t))
+
+
+def linear(T: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> Schedule:
+  """Linear variances [DDPM section 4]."""
+  return from_betas(np.linspace(beta_min, beta_max, T))
+
+
+def sqrt_linear(T: int = 1000, beta_min: float = 0.0015, beta_max: float = 0.0195) -> Schedule:
+  """Variances linear in their square root, called "linear" in [LDM]."""
+  return from_betas(np.linspace(beta_min**0.5, beta_max**0.5, T) ** 2)
+
+
+def cosine(T: int = 1000, offset: float = 0.008, beta_max: float = 0.999) -> Schedule:
+  """abar proportional to cos^2, variances capped at beta_max [Nichol & Dhariwal eq. 17]."""
+  f = np.cos((np.arange(T + 1) / T + offset) / (1 + offset) * np.pi / 2) ** 2
+  return from_betas(np.minimum(1 - f[1:] / f[:-1], beta_max))
+
+
+def rectified_flow() -> Schedule:
+  """Straight line from data at t = 0 to noise at t = 1 [GMM eq. 18]."""
+  as_float = lambda t: np.asarray(t, np.float64)
+  return Schedule(
+      signal=lambda t: 1 - as_float(t),
+      noise=as_float,
+      # b / a = exp(-log-SNR / 2)
+      time_of_log_snr=lambda value: 1 / (1 + np.exp(as_float(value) / 2)),
+      clean=0.0, first=1e-3, last=1.0, discrete=False,
+      network_input=lambda x, time: (x, 1000 * time.t))  # the range of the usual embeddings
+
+
+def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5) -> Schedule:
+  """Variance exploding, t = sigma [EDM table 1, column "ours"]."""
+  as_float = lambda t: np.asarray(t, np.float64)
+
+  def network_input(x, time):
+    # c_in keeps the input near unit variance; c_noise = log(sigma) / 4, times 1000
+    b = jnp.reshape(time.b, jnp.shape(time.b) + (1,) * (x.ndim - jnp.ndim(time.b)))
+    return x / jnp.sqrt(b**2 + sigma_data**2), 250 * jnp.log(time.b)
+
+  return Schedule(
+      signal=lambda t: np.ones_like(as_float(t)),
+      noise=as_float,
+      time_of_log_snr=lambda value: np.exp(-as_float(value) / 2),
+      clean=0.0, first=sigma_min, last=sigma_max, discrete=False,
+      network_input=network_input)
+
+
+SCHEDULES = {
+    'linear': linear,
+    'sqrt_linear': sqrt_linear,
+    'cosine': cosine,
+    'rectified_flow': rectified_flow,
+    'edm': edm,
+}

@@ -1,0 +1,49 @@
+"""The sampler protocol.
+
+A kernel is three pure functions. `plan` works once on the host in float64: it turns the grid
+into whatever coefficients the steps need, so that nobody recomputes a previous time in a loop.
+`init` and `step` run inside the one loop, samplers/run.py. A step never loops and never mixes
+samples. A multistep method keeps its history in the state.
+"""
+
+from typing import Any, Callable, NamedTuple
+
+from gmm_diffusion.aliases import Array, Prediction, StepGrid, Time
+from gmm_diffusion.maths.noise import StepNoise
+
+
+class Plan(NamedTuple):
+  """What a kernel prepares for a grid and a sample shape.
+
+  Attributes:
+    rows: pytree with leading axis N; step n gets its row. float64 leaves are cast once to
+      the dtype of the samples.
+    shared: pytree that every step gets as it is (such as offsets drawn once).
+    report: one dict per step for people to read; empty where there is nothing to say.
+  """
+
+  rows: Any
+  shared: Any = ()
+  report: tuple[dict[str, Any], ...] = ()
+
+
+class Kernel(NamedTuple):
+  """A reverse kernel.
+
+  Attributes:
+    plan: (grid, sample shape) -> Plan.
+    init: x_T [B, ...] -> state; every state has a field `x`.
+    step: (state, grid row, plan row, plan.shared, denoise, noise) -> (state, info), where
+      denoise(x, time) -> Prediction counts as one network evaluation, and info is a pytree
+      with leading axis B.
+  """
+
+  plan: Callable[[StepGrid, tuple[int, ...]], Plan]
+  init: Callable[[Array], Any]
+  step: Callable[[Any, StepGrid, Any, Any, Callable[[Array, Time], Prediction], StepNoise], tuple[Any, Any]]
+
+
+class State(NamedTuple):
+  """The state of a one-step kernel: samples x [B, ...]."""
+
+  x: Array

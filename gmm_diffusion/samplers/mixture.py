@@ -1,0 +1,172 @@
+"""Mixture reverse kernels: DDIM-GMM, RFIM-GMM, and their isotropic control.
+
+x_s ~ sum_k pi_k N(mu + delta_k, tau^2 I - Delta_k) [GMM eq. 7] around the same mu as DDIM or RFIM.
+The maths is in maths/moment_matching.py.
+
+Above the largest feasible scale (at eta = 0 that is every scale > 0) the second moment is not
+matched: the kernel adds variance. The control, `ddim_noise`, adds the same total variance as
+plain isotropic noise, so that a comparison shows what the shape of the mixture contributes.
+"""
+
+from typing import Any, Callable, NamedTuple, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gmm_diffusion.aliases import Array, StepGrid, UserError
+from gmm_diffusion.maths import marginals, moment_matching as mm, noise as noise_lib
+from gmm_diffusion.samplers import gaussian
+from gmm_diffusion.samplers.base import Kernel, Plan, State
+
+
+class Row(NamedTuple):
+  """weight of eps in mu, tau, scale in use, and the key of the step's own offsets (or ())."""
+
+  weight: Array
+  tau: Array
+  scale: Array
+  key: Any
+
+
+class Options(NamedTuple):
+  """A mixture as the user describes it.
+
+  Attributes:
+    components: K, 1..D.
+    scale: length of the offsets (orthonormal or unit before centring), >= 0; a number or one per step.
+    offsets: a name in moment_matching.OFFSETS.
+    form: 'A' or 'B' of [GMM eq. 8].
+    covariance: 'diagonal', 'vub' (form B with offsets 'ortho' only) or 'exact'.
+    infeasible: what to do above the largest feasible scale: 'clip', 'shrink' or 'error'.
+    priors: K positive numbers that sum to 1; empty for uniform.
+    shared: one draw of offsets for all steps, or one per step. Always one for all samples.
+    offsets_seed: seed of the offsets.
+  """
+
+  components: int = 8
+  scale: float | Sequence[float] = 1.0
+  offsets: str = 'ortho'
+  form: str = 'B'
+  covariance: str = 'exact'
+  infeasible: str = 'clip'
+  priors: Sequence[float] = ()
+  shared: bool = True
+  offsets_seed: int = 0
+
+
+def check(options: Options) -> None:
+  """Raises UserError unless the options make sense together."""
+  valid = {'offsets': mm.OFFSETS, 'form': tuple(mm.COVARIANCES), 'infeasible': mm.INFEASIBLE}
+  for name, values in valid.items():
+    if getattr(options, name) not in values:
+      raise UserError(f'unknown {name} {getattr(options, name)!r}; valid: {", ".join(values)}')
+  if options.covariance not in mm.COVARIANCES[options.form]:
+    raise UserError(f'unknown covariance {options.covariance!r} for form {options.form}; '
+                    f'valid: {", ".join(mm.COVARIANCES[options.form])}')
+  if options.covariance == 'vub' and options.offsets != 'ortho':
+    raise UserError(f"covariance 'vub' bounds orthonormal offsets only, got offsets {options.offsets!r}; valid: ortho")
+  if options.components < 1:
+    raise UserError(f'components must be at least 1, got {options.components}')
+  if not np.all(np.isfinite(options.scale)) or np.any(np.asarray(options.scale) < 0):
+    raise UserError(f'scale must be >= 0, got {options.scale}')
+  mm.check_priors(options.priors, options.components)
+
+
+def _step_keys(options, steps):
+  return jax.random.split(jax.random.key(options.offsets_seed), steps)
+
+
+def _mixture(key, options, dim, dtype):
+  priors = jnp.asarray(mm.check_priors(options.priors, options.components), dtype)
+  return mm.build(mm.draw_offsets(key, options.offsets, priors, dim), priors, options.form, options.covariance)
+
+
+def _report(options: Options, grid: StepGrid, tau: np.ndarray, dim: int):
+  """Per-step scales in use, the moment report, and the mixture where all steps share it."""
+  if not 1 <= options.components <= dim:
+    raise UserError(f'components must be in 1..{dim} (the number of elements of a sample), got {options.components}')
+  steps = len(tau)
+  if np.ndim(options.scale) and len(options.scale) != steps:
+    raise UserError(f'scale must be one number or one per step ({steps}), got {len(options.scale)}')
+  wanted = np.broadcast_to(np.float64(options.scale), (steps,))
+  keys = _step_keys(options, steps)
+  dtype = jnp.result_type(float)
+  draw = jax.jit(_mixture, static_argnums=(1, 2, 3))
+  rows, mixture = [], None
+  for n in range(steps):
+    if mixture is None or not options.shared:
+      mixture = draw(keys[n], options, dim, dtype)
+      summary = mm.summarise(mixture, options.form, options.covariance)
+    largest = float(tau[n] * summary.largest) if np.isfinite(summary.largest) else np.inf
+    # single-precision offsets know their bound to about 1e-6
+    infeasible = bool(wanted[n] > largest * (1 + 1e-5))
+    if infeasible and options.infeasible == 'error':
+      raise UserError(f'scale {wanted[n]:g} is infeasible at step {n} of {steps} (t = {grid.t[n]:g}): the largest is '
+                      f"{largest:.4g}; lower the scale, raise eta, or set infeasible to 'clip' or 'shrink'")
+    used = min(wanted[n], largest) if options.infeasible == 'shrink' else wanted[n]
+    norm, trace = mm.residual(mixture, summary, options.form, options.covariance, tau[n], used)
+    rows.append({
+        'step': n, 't': float(grid.t[n]), 's': float(grid.s[n]), 'b_s': float(grid.b_s[n]), 'tau': float(tau[n]),
+        'largest_scale': largest, 'scale': float(used),
+        'infeasible': {'clip': 'clipped', 'shrink': 'shrunk'}[options.infeasible] if infeasible else '',
+        'mean_residual': float(used * summary.mean),
+        'covariance_residual': norm / dim**0.5,
+        'added_variance': trace / dim,
+    })
+  return rows, mixture, keys
+
+
+def _gmm(tau_of: Callable[[StepGrid, float], np.ndarray], eta: float, options: Options) -> Kernel:
+  gaussian.check_eta(eta)
+  check(options)
+
+  def plan(grid, shape):
+    tau = tau_of(grid, eta)
+    rows, mixture, keys = _report(options, grid, tau, int(np.prod(shape)))
+    scale = np.array([row['scale'] for row in rows])
+    row = Row(marginals.noise_weight(grid, tau), tau, scale, () if options.shared else jax.random.key_data(keys))
+    return Plan(row, mixture if options.shared else (), tuple(rows))
+
+  def step(state, row, extra, shared, denoise, noise):
+    mean = marginals.reverse_mean(denoise(state.x, row.now), row.a_s, extra.weight)
+    flat = mean.reshape(len(mean), -1)
+    if not options.shared:
+      shared = _mixture(jax.random.wrap_key_data(extra.key), options, flat.shape[1], flat.dtype)
+    k = noise_lib.categorical(noise.uniform, shared.priors)
+    z = None if eta == 0 else noise.normal.reshape(flat.shape)
+    kick = mm.sample(shared, options.form, options.covariance, extra.tau, extra.scale, k, z)
+    return State(mean + kick.reshape(mean.shape).astype(mean.dtype)), {'component': k}
+
+  return Kernel(plan, State, step)
+
+
+def ddim_gmm(eta: float = 0.0, **options: Any) -> Kernel:
+  """DDIM-GMM [GMM section 3]; options are those of `Options`."""
+  return _gmm(marginals.posterior_std, eta, Options(**options))
+
+
+def rfim_gmm(eta: float = 0.0, **options: Any) -> Kernel:
+  """RFIM-GMM [GMM eq. 20]; options are those of `Options`."""
+  return _gmm(marginals.flow_std, eta, Options(**options))
+
+
+def _control(tau_of, eta, options):
+  gaussian.check_eta(eta)
+  check(options)
+
+  def std(grid, tau, dim):
+    added = np.array([row['added_variance'] for row in _report(options, grid, tau, dim)[0]])
+    return np.sqrt(tau**2 + np.maximum(added, 0))
+
+  return gaussian.gaussian(lambda grid: tau_of(grid, eta), std)
+
+
+def ddim_noise(eta: float = 0.0, **options: Any) -> Kernel:
+  """DDIM plus isotropic noise of the same total variance as ddim_gmm with these options."""
+  return _control(marginals.posterior_std, eta, Options(**options))
+
+
+def rfim_noise(eta: float = 0.0, **options: Any) -> Kernel:
+  """RFIM plus isotropic noise of the same total variance as rfim_gmm with these options."""
+  return _control(marginals.flow_std, eta, Options(**options))

@@ -1,0 +1,61 @@
+"""The only sampling loop."""
+
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gmm_diffusion.aliases import Array, Denoiser, StepGrid, UserError
+from gmm_diffusion.maths.noise import StepNoise
+from gmm_diffusion.samplers.base import Kernel, Plan
+
+
+class Result(NamedTuple):
+  """Samples x [B, ...]; with keep='all' the states after each step [N, B, ...] and the kernels' infos.
+
+  nfe is the number of denoiser calls per sample, counted while tracing.
+  """
+
+  x: Array
+  path: Array | None
+  info: Any
+  nfe: int
+
+
+def run(kernel: Kernel, denoiser: Denoiser, grid: StepGrid, plan: Plan, x: Array,
+        noise: Callable[[Array], StepNoise], cond: Any = None, keep: str = 'last') -> Result:
+  """Runs a kernel down a grid. Pure: wrap it in jit together with the denoiser.
+
+  Args:
+    kernel: the reverse kernel.
+    denoiser: any Denoiser.
+    grid: N steps.
+    plan: kernel.plan(grid, x.shape[1:]).
+    x: x_T [B, ...], the state at the grid's first time (`initial` in maths/noise.py times b_t).
+    noise: step index -> StepNoise for the batch.
+    cond: passed to the denoiser.
+    keep: 'last', or 'all' to keep the trajectory.
+
+  Returns:
+    Result.
+  """
+  if keep not in ('last', 'all'):
+    raise UserError(f'unknown keep {keep!r}; valid: last, all')
+  calls = []
+
+  def denoise(x, time):
+    calls.append(time)
+    return denoiser(x, time, cond)
+
+  def body(state, inputs):
+    calls.clear()  # a body may be traced more than once
+    n, row, extra = inputs
+    state, info = kernel.step(state, row, extra, plan.shared, denoise, noise(n))
+    return state, (state.x, info) if keep == 'all' else None
+
+  cast = lambda leaf: jnp.asarray(leaf, x.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+  steps = len(grid.t)
+  rows = jax.tree.map(cast, (grid, plan.rows))
+  state, kept = jax.lax.scan(body, kernel.init(x), (jnp.arange(steps), *rows))
+  path, info = kept if keep == 'all' else (None, None)
+  return Result(state.x, path, info, steps * len(calls))
