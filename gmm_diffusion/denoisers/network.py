@@ -27,7 +27,7 @@ def network(apply: Callable[[Array, Array, Any], Array], schedule: Schedule, pre
 
   def denoise(x, time, cond):
     inputs, t = schedule.network_input(x, time)
-    output = apply(inputs, jnp.broadcast_to(jnp.asarray(t, jnp.float32), (len(x),)), cond)
+    output = apply(inputs, jnp.broadcast_to(jnp.asarray(t, x.dtype), (len(x),)), cond)
     return convert(x, output[..., :x.shape[-1]].astype(x.dtype), time)
 
   return denoise

@@ -48,11 +48,11 @@ def units(means: Array, precisions: Array | float = 1.0, log_priors: Array | Non
 
 def _logits(queries: Array, block: Units) -> Array:
   """Equation (1), [Q, J]. Distances are taken about the block's centre, where cancellation is least."""
-  centre = jnp.mean(block.means, 0)
+  centre = jnp.mean(block.means, 0, keepdims=True)
   q, m = queries - centre, block.means - centre
-  squares = jnp.sum(q**2, 1)[:, None] + jnp.sum(m**2, 1) - 2 * jnp.matmul(q, m.T, precision=_HIGHEST)
+  squares = jnp.sum(q**2, 1)[:, None] + jnp.sum(m**2, 1)[None] - 2 * jnp.matmul(q, m.T, precision=_HIGHEST)
   scale = 0.5 * queries.shape[1] * jnp.log(block.precisions)
-  return block.log_priors + scale - 0.5 * block.precisions * jnp.maximum(squares, 0)
+  return (block.log_priors + scale)[None] - 0.5 * block.precisions[None] * jnp.maximum(squares, 0)
 
 
 def _blocks(tree, n: int, size: int, fill: dict):

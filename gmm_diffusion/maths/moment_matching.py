@@ -34,6 +34,8 @@ import numpy as np
 
 from gmm_diffusion.aliases import Array, Key, UserError
 
+_dot = functools.partial(jnp.matmul, precision='highest')  # accelerators round to bfloat16 or TF32 otherwise
+
 OFFSETS = ('rand', 'rand_centred', 'ortho')
 COVARIANCES = {'A': ('diagonal', 'exact'), 'B': ('diagonal', 'vub', 'exact')}
 INFEASIBLE = ('clip', 'shrink', 'error')
@@ -82,14 +84,14 @@ def draw_offsets(key: Key, kind: str, priors: Array, dim: int) -> Array:
   # With x64 on, offsets are as precise as the rest of the run.
   dtype = priors.dtype
   rows = jax.lax.map(lambda k: jax.random.normal(jax.random.fold_in(key, k), (dim,), dtype), jnp.arange(K))
-  centre = lambda u: u - priors @ u
+  centre = lambda u: u - _dot(priors, u)[None]
   unit = lambda u: u / jnp.maximum(jnp.linalg.norm(u, axis=1, keepdims=True), jnp.finfo(dtype).tiny)
   if kind == 'rand':
     return unit(centre(rows))
   if kind == 'rand_centred':
     return centre(unit(rows))
   q, r = jnp.linalg.qr(rows.T)
-  return centre((q * jnp.sign(jnp.diagonal(r))).T)
+  return centre((q * jnp.sign(jnp.diagonal(r))[None]).T)
 
 
 def build(offsets: Array, priors: Array, form: str, covariance: str) -> Mixture:
@@ -98,18 +100,18 @@ def build(offsets: Array, priors: Array, form: str, covariance: str) -> Mixture:
   if form == 'A':
     return Mixture(offsets, priors, none, none)
   if covariance == 'diagonal':
-    return Mixture(offsets, priors, priors @ offsets**2, none)
+    return Mixture(offsets, priors, _dot(priors, offsets**2), none)
   if covariance == 'vub':
     return Mixture(offsets, priors, -jnp.sort(-priors), none)
   rows = jnp.sqrt(priors)[:, None] * offsets
-  values, vectors = jnp.linalg.eigh(jnp.matmul(rows, rows.T, precision='highest'))
+  values, vectors = jnp.linalg.eigh(_dot(rows, rows.T))
   return Mixture(offsets, priors, jnp.maximum(values, 0), vectors)
 
 
 def removed(mixture: Mixture, form: str, covariance: str, k: Array) -> Array:
   """r_kj of the table above for component indices k [B]: [B, m]."""
   if form == 'B':
-    return mixture.base / (len(mixture.priors) * mixture.priors[k])[:, None]
+    return mixture.base[None] / (len(mixture.priors) * mixture.priors[k])[:, None]
   squares = mixture.offsets[k] ** 2
   return squares if covariance == 'diagonal' else jnp.sum(squares, 1, keepdims=True)
 
@@ -144,10 +146,10 @@ def sample(mixture: Mixture, form: str, covariance: str, tau: Array, scale: Arra
     along = jnp.sum(u * z, 1, keepdims=True)
     return delta + tau * z + u * stretch * along
   weight = 1 / (len(mixture.priors) * mixture.priors[k])[:, None]  # r = base * weight
-  root = jnp.sqrt(mixture.priors)
-  along = ((z @ mixture.offsets.T) * root) @ mixture.vectors
-  back = ((along * stretch * weight) @ mixture.vectors.T) * root
-  return delta + tau * z + back @ mixture.offsets
+  root = jnp.sqrt(mixture.priors)[None]
+  along = _dot(_dot(z, mixture.offsets.T) * root, mixture.vectors)
+  back = _dot(along * stretch * weight, mixture.vectors.T) * root
+  return delta + tau * z + _dot(back, mixture.offsets)
 
 
 class Summary(NamedTuple):
@@ -172,9 +174,9 @@ class Summary(NamedTuple):
 def _summarise(mixture, form, covariance):
   most = lambda k: jnp.max(removed(mixture, form, covariance, k[None]))
   return (jax.lax.map(most, jnp.arange(len(mixture.priors))),
-          jnp.linalg.norm(mixture.priors @ mixture.offsets),
-          jnp.matmul(mixture.offsets, mixture.offsets.T, precision='highest'),
-          mixture.priors @ mixture.offsets**2)
+          jnp.linalg.norm(_dot(mixture.priors, mixture.offsets)),
+          _dot(mixture.offsets, mixture.offsets.T),
+          _dot(mixture.priors, mixture.offsets**2))
 
 
 def summarise(mixture: Mixture, form: str, covariance: str) -> Summary:
@@ -198,7 +200,7 @@ def removed_variance(mixture: Mixture, form: str, covariance: str, tau: Array, s
 
   if form == 'A' and covariance == 'exact':
     return jax.lax.map(lambda k: take(k)[0], index)
-  start = jnp.zeros_like(take(0))
+  start = jnp.zeros_like(take(index[0]))
   return jax.lax.scan(lambda total, k: (total + take(k), None), start, index)[0]
 
 

@@ -19,26 +19,28 @@ class Plan(NamedTuple):
     rows: pytree with leading axis N; step n gets its row. float64 leaves are cast once to
       the dtype of the samples.
     shared: pytree that every step gets as it is (such as offsets drawn once).
-    report: one dict per step for people to read; empty where there is nothing to say.
   """
 
   rows: Any
   shared: Any = ()
-  report: tuple[dict[str, Any], ...] = ()
+
+
+# One dict per step for people to read; empty where there is nothing to say.
+Report = list[dict[str, Any]]
 
 
 class Kernel(NamedTuple):
   """A reverse kernel.
 
   Attributes:
-    plan: (grid, sample shape) -> Plan.
+    plan: (grid, sample shape) -> (Plan, Report).
     init: x_T [B, ...] -> state; every state has a field `x`.
     step: (state, grid row, plan row, plan.shared, denoise, noise) -> (state, info), where
       denoise(x, time) -> Prediction counts as one network evaluation, and info is a pytree
       with leading axis B.
   """
 
-  plan: Callable[[StepGrid, tuple[int, ...]], Plan]
+  plan: Callable[[StepGrid, tuple[int, ...]], tuple[Plan, Report]]
   init: Callable[[Array], Any]
   step: Callable[[Any, StepGrid, Any, Any, Callable[[Array, Time], Prediction], StepNoise], tuple[Any, Any]]
 

@@ -30,7 +30,7 @@ def gaussian(tau: Callable[[StepGrid], np.ndarray], std: Callable[[StepGrid, np.
   def plan(grid, shape):
     t = tau(grid)
     s = np.zeros_like(t) if std is None else std(grid, t, int(np.prod(shape)))
-    return Plan(Row(marginals.noise_weight(grid, t), s))
+    return Plan(Row(marginals.noise_weight(grid, t), s)), []
 
   def step(state, row, extra, shared, denoise, noise):
     del shared

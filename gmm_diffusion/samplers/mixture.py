@@ -126,7 +126,7 @@ def _gmm(tau_of: Callable[[StepGrid, float], np.ndarray], eta: float, options: O
     rows, mixture, keys = _report(options, grid, tau, int(np.prod(shape)))
     scale = np.array([row['scale'] for row in rows])
     row = Row(marginals.noise_weight(grid, tau), tau, scale, () if options.shared else jax.random.key_data(keys))
-    return Plan(row, mixture if options.shared else (), tuple(rows))
+    return Plan(row, mixture if options.shared else ()), rows
 
   def step(state, row, extra, shared, denoise, noise):
     mean = marginals.reverse_mean(denoise(state.x, row.now), row.a_s, extra.weight)
@@ -157,7 +157,7 @@ def _control(tau_of, eta, options):
 
   def std(grid, tau, dim):
     added = np.array([row['added_variance'] for row in _report(options, grid, tau, dim)[0]])
-    return np.sqrt(tau**2 + np.maximum(added, 0))
+    return np.sqrt(np.maximum(tau**2 + added, 0))
 
   return gaussian.gaussian(lambda grid: tau_of(grid, eta), std)
 

@@ -30,7 +30,7 @@ def run(kernel: Kernel, denoiser: Denoiser, grid: StepGrid, plan: Plan, x: Array
     kernel: the reverse kernel.
     denoiser: any Denoiser.
     grid: N steps.
-    plan: kernel.plan(grid, x.shape[1:]).
+    plan: the Plan of kernel.plan(grid, x.shape[1:]).
     x: x_T [B, ...], the state at the grid's first time (`initial` in maths/noise.py times b_t).
     noise: step index -> StepNoise for the batch.
     cond: passed to the denoiser.
