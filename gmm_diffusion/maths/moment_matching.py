@@ -224,7 +224,7 @@ def residual(mixture: Mixture, summary: Summary, form: str, covariance: str,
   return float(np.sqrt(max(norm2, 0))), float(trace)
 
 
-def smallest_variances(mixture: Mixture, form: str, covariance: str, tau: float, scale: float) -> np.ndarray:
-  """nu_k of [GMM eq. 40]: the smallest variance of each component, [K] float64, negative if infeasible."""
-  most = np.float64(_summarise(mixture, form, covariance)[0])
-  return tau**2 - scale**2 * most
+def precision(mixture: Mixture, form: str, covariance: str, tau: float, scale: float) -> float:
+  """sum_k pi_k / nu_k of [GMM eq. 40], nu_k the smallest variance of component k; inf if infeasible."""
+  nu = tau**2 - scale**2 * np.float64(_summarise(mixture, form, covariance)[0])
+  return float(np.sum(np.float64(mixture.priors) / nu)) if nu.min() > 0 else np.inf

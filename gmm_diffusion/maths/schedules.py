@@ -30,6 +30,7 @@ class Schedule:
     first: the least noisy time at which a denoiser is asked.
     last: the noisiest time, where sampling starts.
     discrete: whether the times are integers first..last.
+    training_times: increasing times among which training draws, float64.
     network_input: (x, Time) -> (x, time) as the network sees them.
   """
 
@@ -40,6 +41,7 @@ class Schedule:
   first: float
   last: float
   discrete: bool
+  training_times: np.ndarray
   network_input: Callable[[Array, Time], tuple[Array, Array]]
 
   def at(self, t: Array) -> Time:
@@ -71,9 +73,9 @@ def from_betas(betas: Array) -> Schedule:
 
   return Schedule(
       signal=lambda t: np.exp(log_signal(t)),
-      noise=lambda t: np.sqrt(-np.expm1(2 * log_signal(t))),
+      noise=lambda t: np.sqrt(np.abs(np.expm1(2 * log_signal(t)))),  # abs: not -0 at the clean time
       time_of_log_snr=time_of_log_snr,
-      clean=-1, first=0, last=T - 1, discrete=True,
+      clean=-1, first=0, last=T - 1, discrete=True, training_times=np.arange(T, dtype=np.float64),
       network_input=lambda x, time: (x, time.t))
 
 
@@ -87,10 +89,10 @@ def sqrt_linear(T: int = 1000, beta_min: float = 0.0015, beta_max: float = 0.019
   return from_betas(np.linspace(beta_min**0.5, beta_max**0.5, T) ** 2)
 
 
-def cosine(T: int = 1000, offset: float = 0.008, beta_max: float = 0.999) -> Schedule:
-  """abar proportional to cos^2, variances capped at beta_max [Nichol & Dhariwal eq. 17]."""
+def cosine(T: int = 1000, offset: float = 0.008, cap: float = 0.999) -> Schedule:
+  """abar proportional to cos^2, variances capped at `cap` [Nichol & Dhariwal eq. 17]."""
   f = np.cos((np.arange(T + 1) / T + offset) / (1 + offset) * np.pi / 2) ** 2
-  return from_betas(np.minimum(1 - f[1:] / f[:-1], beta_max))
+  return from_betas(np.minimum(1 - f[1:] / f[:-1], cap))
 
 
 def rectified_flow() -> Schedule:
@@ -101,7 +103,7 @@ def rectified_flow() -> Schedule:
       noise=as_float,
       # b / a = exp(-log-SNR / 2)
       time_of_log_snr=lambda value: 1 / (1 + np.exp(as_float(value) / 2)),
-      clean=0.0, first=1e-3, last=1.0, discrete=False,
+      clean=0.0, first=1e-3, last=1.0, discrete=False, training_times=np.arange(1, 1001) / 1000,
       network_input=lambda x, time: (x, 1000 * time.t))  # the range of the usual embeddings
 
 
@@ -119,6 +121,7 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0
       noise=as_float,
       time_of_log_snr=lambda value: np.exp(-as_float(value) / 2),
       clean=0.0, first=sigma_min, last=sigma_max, discrete=False,
+      training_times=np.geomspace(sigma_min, sigma_max, 1000),
       network_input=network_input)
 
 

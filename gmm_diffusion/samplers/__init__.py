@@ -29,8 +29,9 @@ VARIANTS = {
     'ortho_shared': dict(_ORTHO, shared=True),
     'ortho_vub_shared': dict(_VUB, shared=True),
 }
-_MIXTURES = ('ddim_gmm', 'rfim_gmm')
-NAMES = tuple(SAMPLERS) + tuple(f'{base}_{variant}' for base in _MIXTURES for variant in VARIANTS)
+# The same names on the controls mean the control of that variant.
+_BASES = ('ddim_gmm', 'ddim_noise', 'rfim_gmm', 'rfim_noise')
+NAMES = tuple(SAMPLERS) + tuple(f'{base}_{variant}' for base in _BASES for variant in VARIANTS)
 
 
 def resolve(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -41,7 +42,7 @@ def resolve(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
   if name not in NAMES:
     raise UserError(f'unknown sampler {name!r}; valid: {", ".join(NAMES)}')
   if name not in SAMPLERS:
-    name, variant = next((base, name[len(base) + 1:]) for base in _MIXTURES if name.startswith(base + '_'))
+    name, variant = next((base, name[len(base) + 1:]) for base in _BASES if name.startswith(base + '_'))
     options = {**options, **VARIANTS[variant]}
   parameters = inspect.signature(SAMPLERS[name]).parameters
   taken = set(parameters)
@@ -54,3 +55,8 @@ def make(name: str, options: dict[str, Any]) -> Kernel:
   """The kernel of a sampler or source variant; raises UserError on bad names or values."""
   name, options = resolve(name, options)
   return SAMPLERS[name](**options)
+
+
+def control_of(name: str) -> str | None:
+  """The energy-matched isotropic control of a mixture sampler; None for any other."""
+  return name.replace('_gmm', '_noise') if '_gmm' in name else None

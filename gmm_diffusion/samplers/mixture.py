@@ -108,7 +108,7 @@ def _report(options: Options, grid: StepGrid, tau: np.ndarray, dim: int):
     norm, trace = mm.residual(mixture, summary, options.form, options.covariance, tau[n], used)
     rows.append({
         'step': n, 't': float(grid.t[n]), 's': float(grid.s[n]), 'b_s': float(grid.b_s[n]), 'tau': float(tau[n]),
-        'largest_scale': largest, 'scale': float(used),
+        'largest_scale': largest if np.isfinite(largest) else None, 'scale': float(used),
         'infeasible': {'clip': 'clipped', 'shrink': 'shrunk'}[options.infeasible] if infeasible else '',
         'mean_residual': float(used * summary.mean),
         'covariance_residual': norm / dim**0.5,
@@ -170,3 +170,21 @@ def ddim_noise(eta: float = 0.0, **options: Any) -> Kernel:
 def rfim_noise(eta: float = 0.0, **options: Any) -> Kernel:
   """RFIM plus isotropic noise of the same total variance as rfim_gmm with these options."""
   return _control(marginals.flow_std, eta, Options(**options))
+
+
+def precisions(name: str, eta: float, options: dict[str, Any], grid: StepGrid, dim: int) -> np.ndarray:
+  """sum_k pi_k / nu_k of [GMM eq. 40] for each step, float64; 1 / tau^2 for Gaussian kernels."""
+  tau = (marginals.flow_std if name.startswith('rfim') else marginals.posterior_std)(grid, eta)
+  if name not in ('ddim_gmm', 'rfim_gmm'):
+    with np.errstate(divide='ignore'):
+      return 1 / tau**2
+  options = Options(**options)
+  check(options)
+  keys = _step_keys(options, len(tau))
+  draw = jax.jit(_mixture, static_argnums=(1, 2, 3))
+  mixture, out = None, []
+  for n in range(len(tau)):
+    if mixture is None or not options.shared:
+      mixture = draw(keys[n], options, dim, jnp.result_type(float))
+    out.append(mm.precision(mixture, options.form, options.covariance, tau[n], options.scale))
+  return np.array(out)

@@ -1,0 +1,21 @@
+"""Handwritten digits, 8 x 8, embedded in scikit-learn: the default, minutes on two CPU cores."""
+
+from configs import common
+
+
+def get_config(arg=''):
+  """Variants: runlocal (seconds; shows that everything runs, not that it samples well)."""
+  variants = common.arguments(arg, ('runlocal',))
+  config = common.defaults()
+  config.data.name = 'digits'
+  config.net.update(channels=48, multipliers=(1, 2), blocks=1, attention=(4,), head_channels=32)
+  config.train.update(steps=3000, batch=128, learning_rate=1e-3, checkpoint_every=1000)
+  config.sampler.update(name='ddim_gmm', steps=10, scale=1.0)
+  config.sample.update(count=100, batch=250)
+  config.evaluate.update(samplers=common.SOURCE_VARIANTS, count=1000)
+  if 'runlocal' in variants:
+    config.net.update(channels=16, attention=())
+    config.train.update(steps=60, checkpoint_every=50, log_every=10)
+    config.evaluate.update(samplers=('ddim', 'ddim_gmm'), count=100, bootstrap=10)
+    config.sample.batch = 100
+  return config

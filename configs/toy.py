@@ -1,0 +1,19 @@
+"""Eight Gaussians in the plane with their exact denoiser: --mode=sample works at once."""
+
+from configs import common
+
+
+def get_config(arg=''):
+  """Variants: runlocal (fewer samples)."""
+  variants = common.arguments(arg, ('runlocal',))
+  config = common.defaults()
+  config.data.name = 'toy'
+  config.denoiser.name = 'mixture'
+  # A plane has room for at most two components.
+  config.sampler.update(name='ddim_gmm', steps=10, components=2, scale=0.05)
+  config.sample.update(count=2000, batch=2000)
+  config.evaluate.update(samplers=common.SOURCE_VARIANTS, count=2000, features='identity')
+  if 'runlocal' in variants:
+    config.sample.count = 200
+    config.evaluate.update(samplers=('ddim', 'ddim_gmm'), count=200, bootstrap=10)
+  return config

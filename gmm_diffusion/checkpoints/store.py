@@ -1,0 +1,81 @@
+"""Checkpoints with orbax: weights to sample from, kept apart from the state of training.
+
+A step is written under a temporary name and renamed when complete, so a killed run leaves either
+the whole step or nothing. Sampling reads `weights` only, in the dtype asked for.
+"""
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from gmm_diffusion.aliases import UserError
+
+FORMAT = 'gmm_diffusion/1'
+
+
+class Store:
+  """The checkpoints of a workdir. `about` is a small JSON description of the network."""
+
+  def __init__(self, workdir: str, create: bool = False):
+    self.path = os.path.abspath(os.path.join(workdir, 'checkpoints'))
+    self._manager = None
+    if create or os.path.isdir(self.path):
+      options = ocp.CheckpointManagerOptions(max_to_keep=2, create=create, enable_async_checkpointing=True)
+      self._manager = ocp.CheckpointManager(self.path, options=options, item_names=('weights', 'train', 'about'))
+
+  def latest(self) -> int | None:
+    """The last complete step, or None."""
+    return self._manager.latest_step() if self._manager else None
+
+  def save(self, step: int, weights: Any, train: Any, about: dict[str, Any]) -> None:
+    """Writes a step in the background."""
+    self._manager.save(step, args=ocp.args.Composite(
+        weights=ocp.args.StandardSave(weights), train=ocp.args.StandardSave(train),
+        about=ocp.args.JsonSave(dict(about, format=FORMAT))))
+
+  def close(self) -> None:
+    """Waits until everything is on disk."""
+    if self._manager:
+      self._manager.wait_until_finished()
+      self._manager.close()
+
+  def about(self) -> dict[str, Any]:
+    """The description of the latest step.
+
+    Raises:
+      UserError: if there is none, or it is not ours.
+    """
+    step = self.latest()
+    if step is None:
+      raise UserError(f'no checkpoint in {self.path}; train one first with --mode=train or --mode=all')
+    about = self._restore(step, 'about', ocp.args.JsonRestore())
+    if about.get('format') != FORMAT:
+      raise UserError(f'checkpoint {self.path} has format {about.get("format")!r}; valid: {FORMAT!r}')
+    return about
+
+  def weights(self, template: Any, dtype: Any) -> Any:
+    """Weights with the template's shapes, floating point leaves in `dtype`."""
+    cast = lambda x: jax.ShapeDtypeStruct(
+        x.shape, dtype if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype, sharding=_device())
+    return self._restore(self.latest(), 'weights', ocp.args.StandardRestore(jax.tree.map(cast, template)))
+
+  def training(self, template: Any) -> Any:
+    """The training state, exactly as saved."""
+    keep = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_device())
+    return self._restore(self.latest(), 'train', ocp.args.StandardRestore(jax.tree.map(keep, template)))
+
+  def _restore(self, step, item, args):
+    try:
+      return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
+    except Exception as error:  # orbax raises many kinds
+      lines = str(error).strip().splitlines()
+      reason = lines[0][:200] if lines else type(error).__name__
+      raise UserError(f'cannot read {item!r} of checkpoint {os.path.join(self.path, str(step))}: {reason}; it is damaged '
+                      'or belongs to other software: use another --workdir, or remove that folder') from error
+
+
+def _device():
+  return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -1,0 +1,111 @@
+"""Evaluation: several samplers on the same seeds against the data, with their isotropic controls."""
+
+import dataclasses
+import os
+import time
+from typing import Any
+
+import numpy as np
+
+from gmm_diffusion import metrics, parallel, samplers, specs
+from gmm_diffusion.data import sources
+from gmm_diffusion.loops import build
+from gmm_diffusion.loops import sample as sample_loop
+from gmm_diffusion.metrics import features as features_lib
+from gmm_diffusion.reports import files, images, page, records
+
+NOTES = (
+    'Intervals are 95 %, from a bootstrap over the generated samples; the reference set is fixed.',
+    'The distances are computed on the features named above. They compare samplers on this data set and cannot be set '
+    'beside numbers on Inception features.',
+    'A control adds isotropic Gaussian noise of the same total variance as its mixture, step by step. Where a mixture does '
+    'not beat its control, the gain over DDIM comes from added variance and not from the mixture.',
+)
+
+
+def samplers_with_controls(spec: specs.Spec, shape: tuple[int, ...]) -> list[tuple[specs.Sampler, str]]:
+  """[(sampler, name of its control or '')], controls after what needs them.
+
+  Mixtures that add the same variance in every step share a control.
+  """
+  out, seen = [], {}
+  for name in spec.evaluate.samplers:
+    sampler = dataclasses.replace(spec.sampler, name=name)
+    control, added = samplers.control_of(name), None
+    if control:
+      added = dataclasses.replace(spec.sampler, name=control)
+      std = np.asarray(sample_loop.prepare(spec, added, shape).plan.rows.std)
+      control = next((other for other, rows in seen.items() if np.allclose(rows, std, rtol=1e-5)), None)
+      if control is None:
+        control = added.name
+        seen[control] = std
+      else:
+        added = None
+    else:
+      sample_loop.prepare(spec, sampler, shape)
+    out.append((sampler, control or ''))
+    if added:
+      out.append((added, ''))
+  return out
+
+
+def evaluate(spec: specs.Spec, data: sources.Data, workdir: str, command: str) -> None:
+  """--mode=evaluate: metrics of every sampler in spec.evaluate.samplers, results.json and report.html."""
+  start = time.perf_counter()
+  todo = samplers_with_controls(spec, data.shape)
+  weights = build.weights(spec, data, workdir)
+  features = features_lib.load(spec.evaluate.features, data, spec.evaluate.cache or workdir)
+  reference, _ = features.extract(data.train)
+  reference_hash = features_lib.fingerprint(data.train)
+  weights_hash = build.tree_hash(weights)
+  shared = records.common(spec, command)
+  rows, new = [], []
+  held_out, held_out_logits = features.extract(data.test)
+  real = metrics.compare(held_out, reference, held_out_logits, spec.evaluate.neighbours, spec.evaluate.bootstrap)
+  rows.append(page.Row(f'held-out data (N = {len(data.test)})', '', True, 0, real, images.png(_strip(data.test, data)), ''))
+  for sampler, control in todo:
+    out = sample_loop.write(spec, data, weights, sampler, spec.evaluate.count, workdir, command)
+    found, logits = features.extract(out.x)
+    values = metrics.compare(found, reference, logits, spec.evaluate.neighbours, spec.evaluate.bootstrap)
+    print(f'{sampler.name:26s} ' + '  '.join(f'{name} {value}' for name, value in values.items()))
+    report = sample_loop.format_report(out.report) if out.report else ''
+    is_control = any(sampler.name == other for _, other in todo)
+    rows.append(page.Row(sampler.name, control, is_control, out.nfe, values, images.png(_strip(out.x, data)), report))
+    for metric, value in values.items():
+      new.append({
+          'kind': 'metric', 'sampler': sampler.name, 'metric': metric, 'value': value.value,
+          'interval': [value.low, value.high], 'n': spec.evaluate.count, 'seed': spec.seed, 'nfe': out.nfe,
+          'control': control, 'settings': dataclasses.asdict(sampler), 'features': features.name,
+          'weights': weights_hash, 'reference': reference_hash, 'seconds': out.seconds, **shared})
+  if not parallel.is_main():
+    return
+  records.add(workdir, new)
+  curve = os.path.join(workdir, 'training.png')
+  page.write(
+      os.path.join(workdir, 'report.html'), f'{spec.data.dataset or spec.data.name}: {spec.sampler.steps} steps, eta {spec.sampler.eta:g}',
+      command, _facts(spec, data, features.name, weights_hash, shared, time.perf_counter() - start), rows,
+      metrics.LOWER_IS_BETTER, _read(curve), shared['config'], NOTES)
+  print(f"report: {os.path.join(workdir, 'report.html')}")
+
+
+def _strip(x: np.ndarray, data: sources.Data):
+  """The first sixteen ids in one row; for vectors a scatter plot."""
+  return images.picture(x, data.train, columns=16, most=16)
+
+
+def _facts(spec, data, features, weights, shared, seconds) -> dict[str, Any]:
+  s = spec.sampler
+  return {
+      'data': sources.summary(data),
+      'samples': f'{spec.evaluate.count} per sampler, seed {spec.seed}, the same noise for every sampler',
+      'mixture': f'K = {s.components}, scale {s.scale:g}, infeasible: {s.infeasible}',
+      'features': features, 'weights': weights, 'seconds': round(seconds, 1),
+      'versions': ', '.join(f'{name} {version}' for name, version in shared['versions'].items()),
+  }
+
+
+def _read(path: str) -> bytes | None:
+  if not os.path.exists(path):
+    return None
+  with open(path, 'rb') as file:
+    return file.read()

@@ -1,0 +1,151 @@
+"""Sampling: ids -> samples, by any sampler on any denoiser, over all devices with one trace."""
+
+import dataclasses
+import os
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from gmm_diffusion import parallel, samplers, specs
+from gmm_diffusion.aliases import Denoiser, StepGrid, UserError
+from gmm_diffusion.data import sources
+from gmm_diffusion.loops import build
+from gmm_diffusion.maths import grids, noise
+from gmm_diffusion.reports import files, images, records
+from gmm_diffusion.samplers.base import Kernel, Plan, Report
+from gmm_diffusion.samplers.run import run
+
+
+class Samples(NamedTuple):
+  """x: uint8 images [N, H, W, C] or float32 vectors [N, D]; labels [N]; calls of the denoiser per sample."""
+
+  x: np.ndarray
+  labels: np.ndarray
+  nfe: int
+  report: Report
+  seconds: float
+
+
+class Plans(NamedTuple):
+  """A sampler made ready for one schedule and sample shape."""
+
+  kernel: Kernel
+  grid: StepGrid
+  plan: Plan
+  report: Report
+
+
+def prepare(spec: specs.Spec, sampler: specs.Sampler, shape: tuple[int, ...]) -> Plans:
+  """Grid, kernel and plan of a sampler; raises UserError on bad settings."""
+  grid = grids.make(build.schedule(spec.schedule), sampler.steps, sampler.grid, sampler.end)
+  options = dataclasses.asdict(sampler)
+  kernel = samplers.make(options.pop('name'), options)
+  plan, report = kernel.plan(grid, shape)
+  return Plans(kernel, grid, plan, report)
+
+
+def labels_of(ids: np.ndarray, classes: int, label: int) -> np.ndarray:
+  """The class of each sample id: the classes in turn, or one for all."""
+  if not -1 <= label < classes:
+    raise UserError(f'sample.label must be -1 (all classes in turn) or in 0..{classes - 1}, got {label}')
+  return (ids % classes if label < 0 else np.full(len(ids), label)).astype(np.int32)
+
+
+def sample_batch(kernel: Kernel, denoiser: Denoiser, grid: StepGrid, plan: Plan, seed: Any, ids: Any, cond: Any,
+                 shape: tuple[int, ...]):
+  """Samples of the given ids, (x [B, *shape], nfe); pure."""
+  keys = noise.sample_keys(seed, ids)
+  x = jnp.asarray(grid.b_t[0], jnp.float32) * noise.initial(keys, shape)
+  result = run(kernel, denoiser, grid, plan, x, lambda n: noise.at_step(keys, n, shape), cond)
+  return result.x, result.nfe
+
+
+def generate(spec: specs.Spec, data: sources.Data, weights: Any, sampler: specs.Sampler, count: int) -> Samples:
+  """Samples with ids 0..count-1 of spec.seed."""
+  start = time.perf_counter()
+  shape = data.shape
+  kernel, grid, plan, report = prepare(spec, sampler, shape)
+  bind = build.denoiser(spec, data)
+  ids = np.arange(count, dtype=np.uint32)
+  labels = labels_of(ids, data.classes, spec.sample.label)
+
+  def fn(shared, batch):
+    arrays, plan = shared
+    x, nfe = sample_batch(kernel, bind(arrays), grid, plan, spec.seed, batch[0], batch[1], shape)
+    return x, jnp.full(len(x), nfe)
+
+  # float64 coefficients become float32 here: pmap would truncate them with a warning
+  plan = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == np.float64 else x, plan)
+  with tqdm(total=count, desc=f'sampling {sampler.name}', unit='image', dynamic_ncols=True) as bar:
+    batch = min(spec.sample.batch, -(-count // jax.local_device_count()))
+    x, nfe = parallel.map_batches(fn, batch, bar.update)((weights, plan), (ids, labels))
+  if not np.all(np.isfinite(x)):
+    bad = np.flatnonzero(~np.isfinite(x.reshape(count, -1)).all(1))
+    raise UserError(f'{len(bad)} of {count} samples of {sampler.name!r} are not finite, the first is id {bad[0]}; '
+                    'check the weights, or compute in net.dtype float32')
+  return Samples(sources.to_image(x) if data.is_image else x, labels, int(nfe[0]), report, time.perf_counter() - start)
+
+
+def format_report(report: Report) -> str:
+  """The moment report as a text table."""
+  if not report:
+    return 'Gaussian kernel: the moments match for every eta.'
+  lines = ['step      t  largest scale   scale used              tau        b_s  mean resid.   cov. resid.  added var.']
+  for row in report:
+    largest = 'any' if row['largest_scale'] is None else f"{row['largest_scale']:.4g}"
+    lines.append(f"{row['step']:4d} {row['t']:6.4g}  {largest:>13s} {row['scale']:12.4g} {row['infeasible']:>8s} "
+                 f"{row['tau']:12.4g} {row['b_s']:10.4g} {row['mean_residual']:12.3g} {row['covariance_residual']:13.3g} "
+                 f"{row['added_variance']:11.3g}")
+  clipped = sum(bool(row['infeasible']) for row in report)
+  if clipped:
+    word = report[0]['infeasible'] or 'clipped'
+    lines.append(f'{clipped} of {len(report)} steps are {word}: '
+                 + ('their second moment does not match; the kernel adds a kick of about `scale`.' if word == 'clipped'
+                    else 'their scale was reduced to the largest feasible one.'))
+  return '\n'.join(lines)
+
+
+def fingerprint(spec: specs.Spec, data: sources.Data, weights: Any, sampler: specs.Sampler, count: int) -> str:
+  """Changes when anything changes that the samples depend on."""
+  parts = (dataclasses.asdict(sampler), dataclasses.asdict(spec.schedule), dataclasses.asdict(spec.denoiser),
+           dataclasses.asdict(spec.net), spec.sample.label, spec.seed, count, data.shape)
+  return build.tree_hash((np.frombuffer(repr(parts).encode(), np.uint8), weights))
+
+
+def write(spec: specs.Spec, data: sources.Data, weights: Any, sampler: specs.Sampler, count: int,
+          workdir: str, command: str) -> Samples:
+  """Samples to samples/NAME.npz (arr_0, arr_1) and .png, with a record; reuses files of the same fingerprint."""
+  folder = os.path.join(workdir, 'samples')
+  os.makedirs(folder, exist_ok=True)
+  path = os.path.join(folder, sampler.name)
+  mark = fingerprint(spec, data, weights, sampler, count)
+  record = files.read_json(path + '.json', {})
+  if record.get('fingerprint') == mark and os.path.exists(path + '.npz'):
+    try:
+      with np.load(path + '.npz') as stored:
+        return Samples(stored['arr_0'], stored['arr_1'], record['nfe'], record['report'], record['seconds'])
+    except (OSError, ValueError, KeyError):
+      pass  # damaged: draw the samples again
+  out = generate(spec, data, weights, sampler, count)
+  if parallel.is_main():
+    files.write(path + '.npz', lambda name: np.savez(name, out.x, out.labels))
+    images.save(path + '.png', images.picture(out.x, data.train))
+    record = {'kind': 'samples', 'sampler': sampler.name, 'n': count, 'seed': spec.seed, 'nfe': out.nfe,
+              'settings': dataclasses.asdict(sampler), 'fingerprint': mark, 'weights': build.tree_hash(weights),
+              'seconds': out.seconds, 'report': out.report, **records.common(spec, command)}
+    files.write_json(path + '.json', record)
+    records.add(workdir, [record])
+  return out
+
+
+def sample(spec: specs.Spec, data: sources.Data, workdir: str, command: str) -> None:
+  """--mode=sample: the sampler of the config."""
+  prepare(spec, spec.sampler, data.shape)  # bad settings before anything slow
+  out = write(spec, data, build.weights(spec, data, workdir), spec.sampler, spec.sample.count, workdir, command)
+  print(format_report(out.report))
+  print(f'{len(out.x)} samples, {out.nfe} network evaluations each, {out.seconds:.1f} s: '
+        f"{os.path.join(workdir, 'samples', spec.sampler.name)}.npz, .png")

@@ -1,0 +1,53 @@
+"""python -m gmm_diffusion.main --config=configs/digits.py --mode=all --workdir=DIR"""
+
+import os
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from gmm_diffusion import parallel, specs
+from gmm_diffusion.aliases import UserError
+from gmm_diffusion.data import sources
+from gmm_diffusion.loops import evaluate, sample, train
+from gmm_diffusion.reports import files
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file('config', None, 'Settings, such as configs/digits.py or configs/digits.py:runlocal.', lock_config=True)
+flags.DEFINE_enum('mode', None, ['train', 'sample', 'evaluate', 'all'], 'What to do; all is train, then evaluate.')
+flags.DEFINE_string('workdir', None, 'Folder for checkpoints, samples and results.')
+flags.mark_flags_as_required(['config', 'mode', 'workdir'])
+
+
+def run(mode: str, workdir: str, config, command: str) -> None:
+  """Runs a mode with a ConfigDict (or nested dict) of settings."""
+  spec = specs.from_config(config)
+  files.make_workdir(workdir)
+  data = sources.load(spec.data)
+  needs_training = spec.denoiser.name == 'network'
+  if mode == 'train' and not needs_training:
+    raise UserError(f'denoiser {spec.denoiser.name!r} is exact and has nothing to train; use --mode=sample or evaluate')
+  if mode == 'all':  # find bad settings before the training, not after it
+    evaluate.samplers_with_controls(spec, data.shape)
+  if mode in ('train', 'all') and needs_training:
+    train.train(spec, data, workdir)
+  if mode == 'sample':
+    sample.sample(spec, data, workdir, command)
+  if mode in ('evaluate', 'all'):
+    evaluate.evaluate(spec, data, workdir, command)
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
+  logging.set_verbosity(logging.ERROR)  # libraries report their progress as info
+  parallel.start()
+  try:
+    run(FLAGS.mode, FLAGS.workdir, FLAGS.config, 'python -m gmm_diffusion.main ' + ' '.join(sys.argv[1:]))
+  except UserError as error:
+    sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  app.run(main)

@@ -1,0 +1,105 @@
+"""Devices and hosts: the only file that names them.
+
+Everything outside works on plain arrays with one leading batch axis. Here the batch is split
+over the local devices with pmap; weights and other shared arrays are replicated once.
+"""
+
+import os
+from typing import Any, Callable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+AXIS = 'devices'
+
+
+def start() -> None:
+  """Joins the other hosts where the environment names a coordinator (JAX_COORDINATOR_ADDRESS)."""
+  if 'JAX_COORDINATOR_ADDRESS' in os.environ:
+    number = lambda name: int(os.environ[name]) if name in os.environ else None
+    jax.distributed.initialize(num_processes=number('JAX_NUM_PROCESSES'), process_id=number('JAX_PROCESS_ID'))
+
+
+def describe() -> str:
+  """Kind and number of devices and hosts, in words."""
+  hosts = jax.process_count()
+  return f'{jax.device_count()} x {jax.devices()[0].device_kind} ({jax.default_backend()}) on {hosts} host{"s" * (hosts > 1)}'
+
+
+def is_main() -> bool:
+  """Whether this host writes the files."""
+  return jax.process_index() == 0
+
+
+def replicate(tree: Any) -> Any:
+  """A copy of the tree on each local device, with a leading device axis."""
+  # The same axis name as below: another one is another mesh, and costs a second compilation.
+  return jax.pmap(lambda x, _: x, in_axes=(None, 0), axis_name=AXIS)(tree, np.arange(jax.local_device_count()))
+
+
+def unreplicate(tree: Any) -> Any:
+  """The first device's copy, as host arrays."""
+  return jax.tree.map(lambda x: np.asarray(x.addressable_data(0))[0], tree)
+
+
+def mean(tree: Any) -> Any:
+  """Mean over all devices, inside a function given to `over_devices`."""
+  return jax.lax.pmean(tree, AXIS)
+
+
+def over_devices(fn: Callable[[Any, Any], Any], donate: bool = False) -> Callable[[Any, Any], Any]:
+  """pmap of fn(replicated, batch), where batch leaves have leading axes [devices, per device]."""
+  return jax.pmap(fn, axis_name=AXIS, donate_argnums=(0,) if donate else ())
+
+
+def split(tree: Any) -> Any:
+  """[B, ...] host arrays -> [devices, B / devices, ...]."""
+  n = jax.local_device_count()
+  return jax.tree.map(lambda x: np.reshape(x, (n, len(x) // n) + np.shape(x)[1:]), tree)
+
+
+def host_slice(n: int) -> slice:
+  """This host's part of n items that belong together; n is a multiple of the number of hosts."""
+  part = n // jax.process_count()
+  return slice(jax.process_index() * part, (jax.process_index() + 1) * part)
+
+
+def shares(n: int) -> str:
+  """'' if a batch of n splits evenly over all devices, else the reason in words."""
+  return '' if n % jax.device_count() == 0 else f'not a multiple of the {jax.device_count()} devices'
+
+
+def map_batches(fn: Callable[[Any, Any], Any], per_device: int,
+                advance: Callable[[int], None] = lambda n: None) -> Callable[[Any, Any], Any]:
+  """Maps fn over a long batch axis with one trace: all calls have per_device items on each device.
+
+  Args:
+    fn: (shared, batch) -> outputs with leading axis B, where the items do not depend on each other.
+    per_device: items on each device at a time.
+    advance: called with the number of items done since the last call.
+
+  Returns:
+    (shared, batch) -> outputs as host arrays, in order. Hosts share the work; all get all outputs.
+  """
+  mapped = over_devices(fn)
+
+  def call(shared, batch):
+    size = per_device * jax.local_device_count()
+    total = len(jax.tree.leaves(batch)[0])
+    rounds = max(1, -(-total // (size * jax.process_count())))
+    # repeat the last item, so that all calls and all hosts have the same shape
+    index = np.minimum(np.arange(rounds * size * jax.process_count()), total - 1)
+    mine = index[host_slice(len(index))]
+    shared, parts = replicate(shared), []
+    for n in range(rounds):
+      chunk = mine[n * size:(n + 1) * size]
+      out = mapped(shared, split(jax.tree.map(lambda x: np.asarray(x)[chunk], batch)))
+      parts.append(jax.tree.map(lambda x: np.asarray(x).reshape((-1,) + x.shape[2:]), out))
+      advance(min(len(chunk), max(0, total - n * size)))
+    out = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+    if jax.process_count() > 1:
+      out = multihost_utils.process_allgather(out, tiled=True)
+    return jax.tree.map(lambda x: x[:total], out)
+
+  return call

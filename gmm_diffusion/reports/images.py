@@ -1,0 +1,56 @@
+"""Sample grids as PNG."""
+
+import io
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from gmm_diffusion.reports import files
+
+matplotlib.use('Agg')
+from matplotlib import pyplot  # noqa: E402  (the backend comes first)
+
+
+def grid(images: np.ndarray, columns: int, least: int = 32) -> Image.Image:
+  """uint8 images [N, H, W, 1 or 3] in rows; pixels are repeated until a side has `least`."""
+  factor = max(1, -(-least // images.shape[1]))
+  images = images.repeat(factor, 1).repeat(factor, 2)
+  n, height, width, channels = images.shape
+  rows = -(-n // columns)
+  sheet = np.full((rows * (height + 2), columns * (width + 2), channels), 128, np.uint8)
+  for i, image in enumerate(images):
+    y, x = i // columns * (height + 2) + 1, i % columns * (width + 2) + 1
+    sheet[y:y + height, x:x + width] = image
+  return Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
+
+
+def scatter(points: np.ndarray, reference: np.ndarray) -> Image.Image:
+  """Points [N, 2] over a reference set."""
+  figure, axes = pyplot.subplots(figsize=(4, 4), dpi=100)
+  axes.scatter(*reference[:2000].T, s=2, c='0.75', label='data')
+  axes.scatter(*points[:2000].T, s=2, c='tab:blue', label='samples')
+  axes.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect='equal')
+  axes.legend(loc='upper right', fontsize=8)
+  figure.tight_layout()
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format='png')
+  pyplot.close(figure)
+  return Image.open(buffer)
+
+
+def picture(samples: np.ndarray, reference: np.ndarray, columns: int = 10, most: int = 100) -> Image.Image:
+  """A grid of images, or a scatter plot of vectors (their first two coordinates)."""
+  if samples.ndim == 4:
+    return grid(samples[:most], columns)
+  return scatter(samples[:, :2], reference[:, :2])
+
+
+def save(path: str, image: Image.Image) -> None:
+  files.write(path, lambda name: image.save(name, 'PNG'))
+
+
+def png(image: Image.Image) -> bytes:
+  buffer = io.BytesIO()
+  image.save(buffer, 'PNG')
+  return buffer.getvalue()

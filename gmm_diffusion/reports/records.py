@@ -1,0 +1,36 @@
+"""Every number that leaves the program: a record in results.json."""
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+from gmm_diffusion import parallel, specs
+from gmm_diffusion.reports import files
+
+
+def versions() -> dict[str, str]:
+  """Versions of what computes, and the devices."""
+  names = ('gmm_diffusion', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+  found = {}
+  for name in names:
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree
+      found[name] = 'not installed'
+  return {**found, 'python': platform.python_version(), 'devices': parallel.describe()}
+
+
+def common(spec: specs.Spec, command: str) -> dict[str, Any]:
+  """What all records of a run share."""
+  return {'command': command, 'config': dataclasses.asdict(spec), 'versions': versions()}
+
+
+def add(workdir: str, records: list[dict[str, Any]]) -> None:
+  """Adds records to results.json; a new one replaces that of the same kind, sampler and metric."""
+  path = os.path.join(workdir, 'results.json')
+  key = lambda record: (record['kind'], record['sampler'], record.get('metric'))
+  kept = {key(record): record for record in files.read_json(path, [])}
+  kept.update({key(record): record for record in records})
+  files.write_json(path, list(kept.values()))

@@ -1,0 +1,204 @@
+"""ConfigDict -> frozen dataclasses, the form in which settings enter the package.
+
+A key that no dataclass knows, or a value of another type, is an error that names the key and
+the valid ones. Types and defaults are here; what a value means stands where it is used.
+"""
+
+import dataclasses
+import typing
+from typing import Any
+
+from gmm_diffusion.aliases import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """name: 'digits', 'toy' or 'tfds'; for tfds, `dataset` (such as 'mnist') is read from `path`."""
+
+  name: str = 'digits'
+  dataset: str = ''
+  path: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """name in maths.schedules.SCHEDULES; the numbers reach the schedules that have them."""
+
+  name: str = 'linear'
+  T: int = 1000
+  beta_min: float = 1e-4
+  beta_max: float = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class Net:
+  """name in nets.NETS, and its size. dtype is that of the computation."""
+
+  name: str = 'unet'
+  channels: int = 64
+  multipliers: tuple[int, ...] = (1, 2)
+  blocks: int = 2
+  attention: tuple[int, ...] = (4,)
+  head_channels: int = 32
+  dropout: float = 0.0
+  learn_sigma: bool = False
+  dtype: str = 'float32'
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoiser:
+  """name: 'network', 'mixture' (the exact one of toy data) or 'empirical' (the exact one of a data set).
+
+  prediction: what the network outputs, a name in maths.marginals.PREDICTIONS.
+  clip: clip x_0 to [-1, 1]. guidance: classifier-free scale; 1 is the plain conditional model.
+  """
+
+  name: str = 'network'
+  prediction: str = 'eps'
+  clip: bool = True
+  guidance: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+  """Optimiser and loop. batch is the total over all devices; steps are optimiser updates."""
+
+  steps: int = 1000
+  batch: int = 128
+  learning_rate: float = 1e-3
+  warmup: int = 100
+  clip_norm: float = 1.0
+  ema: float = 0.999
+  loss: str = 'simple'
+  label_dropout: float = 0.1
+  log_every: int = 50
+  checkpoint_every: int = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+  """name in samplers.NAMES; each sampler takes the options it has (see samplers.mixture.Options)."""
+
+  name: str = 'ddim'
+  steps: int = 10
+  grid: str = 'trailing'
+  end: str = 'clean'
+  eta: float = 0.0
+  variance: str = 'small'
+  components: int = 8
+  scale: float = 1.0
+  offsets: str = 'ortho'
+  form: str = 'B'
+  covariance: str = 'exact'
+  infeasible: str = 'clip'
+  priors: tuple[float, ...] = ()
+  shared: bool = True
+  offsets_seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """count samples, `batch` at a time on each device; label -1 takes the classes in turn."""
+
+  count: int = 64
+  batch: int = 64
+  label: int = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+  """Which samplers to compare, on how many samples each, and how.
+
+  features: a name in metrics.features.FEATURES. bootstrap: number of resamples behind an interval.
+  neighbours: k of precision and recall. cache: folder for trained feature networks ('' = workdir).
+  """
+
+  samplers: tuple[str, ...] = ('ddim', 'ddim_gmm', 'ddim_noise')
+  count: int = 1000
+  features: str = 'classifier'
+  bootstrap: int = 100
+  neighbours: int = 3
+  cache: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """Everything a run depends on."""
+
+  seed: int = 0
+  data: Data = Data()
+  schedule: Schedule = Schedule()
+  net: Net = Net()
+  denoiser: Denoiser = Denoiser()
+  train: Train = Train()
+  sampler: Sampler = Sampler()
+  sample: Sample = Sample()
+  evaluate: Evaluate = Evaluate()
+
+  def __post_init__(self):
+    _choose('data.name', self.data.name, ('digits', 'toy', 'tfds'))
+    _choose('denoiser.name', self.denoiser.name, ('network', 'mixture', 'empirical'))
+    _choose('net.dtype', self.net.dtype, ('float32', 'bfloat16'))
+    _choose('train.loss', self.train.loss, ('simple', 'elbo'))
+    for key in ('train.steps', 'train.batch', 'train.log_every', 'train.checkpoint_every', 'sample.count',
+                'sample.batch', 'evaluate.count', 'evaluate.neighbours', 'net.channels', 'net.blocks', 'schedule.T'):
+      if self.get(key) < 1:
+        raise UserError(f'{key} must be at least 1, got {self.get(key)}')
+    for key in ('train.ema', 'train.label_dropout', 'net.dropout'):
+      if not 0 <= self.get(key) < 1:
+        raise UserError(f'{key} must be in [0, 1), got {self.get(key)}')
+    for key in ('seed', 'sampler.offsets_seed', 'train.warmup', 'denoiser.guidance'):
+      if self.get(key) < 0:
+        raise UserError(f'{key} must be >= 0, got {self.get(key)}')
+    for key in ('train.learning_rate', 'train.clip_norm'):
+      if not self.get(key) > 0:
+        raise UserError(f'{key} must be > 0, got {self.get(key)}')
+    if self.evaluate.bootstrap < 2:
+      raise UserError(f'evaluate.bootstrap must be at least 2, got {self.evaluate.bootstrap}')
+
+  def get(self, key: str) -> Any:
+    """The value of a dotted key."""
+    value = self
+    for part in key.split('.'):
+      value = getattr(value, part)
+    return value
+
+
+def _choose(key, value, valid):
+  if value not in valid:
+    raise UserError(f'unknown {key} {value!r}; valid: {", ".join(valid)}')
+
+
+def from_config(config: Any) -> Spec:
+  """Spec of a ConfigDict (or any nested mapping); keys left out have their defaults.
+
+  Raises:
+    UserError: on an unknown key, a value of the wrong type, or a value out of range.
+  """
+  return _section(Spec, config, '')
+
+
+def _section(cls, values, path):
+  types = typing.get_type_hints(cls)
+  out = {}
+  for key, value in values.items():
+    if key not in types:
+      raise UserError(f'unknown config key {path + key!r}; valid: {", ".join(path + name for name in types)}')
+    out[key] = _value(types[key], value, path + key)
+  return cls(**out)
+
+
+def _value(kind, value, key):
+  if dataclasses.is_dataclass(kind):
+    if not hasattr(value, 'items'):
+      raise UserError(f'config key {key!r} is a section, got {value!r}')
+    return _section(kind, value, key + '.')
+  if typing.get_origin(kind) is tuple:
+    if not isinstance(value, (tuple, list)):
+      raise UserError(f'config key {key!r} must be a tuple, got {value!r}')
+    return tuple(_value(typing.get_args(kind)[0], entry, key) for entry in value)
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    raise UserError(f'config key {key!r} must be of type {kind.__name__}, got {value!r}')
+  return value
