@@ -8,8 +8,8 @@ def get_config(arg=''):
   variants = common.arguments(arg, ('runlocal',))
   config = common.defaults()
   config.data.name = 'digits'
-  config.net.update(channels=48, multipliers=(1, 2), blocks=1, attention=(4,), head_channels=32)
-  config.train.update(steps=3000, batch=128, learning_rate=1e-3, checkpoint_every=1000)
+  config.net.update(channels=32, multipliers=(1, 2), blocks=1, attention=(4,), head_channels=32)
+  config.train.update(steps=1500, batch=64, learning_rate=2e-3, ema=0.995, checkpoint_every=500)
   config.sampler.update(name='ddim_gmm', steps=10, scale=1.0)
   config.sample.update(count=100, batch=250)
   config.evaluate.update(samplers=common.SOURCE_VARIANTS, count=1000)

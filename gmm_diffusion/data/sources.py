@@ -1,5 +1,6 @@
 """Data sets in memory: embedded digits, tensorflow-datasets without TensorFlow, a toy mixture."""
 
+import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,7 +57,7 @@ def tfds(spec: specs.Data) -> Data:
     raise UserError(f"reading {spec.dataset!r} needs tensorflow-datasets ({error}); "
                     "install the extra: pip install -e '.[tfds]'") from error
   try:
-    parts = [tensorflow_datasets.data_source(spec.dataset, data_dir=spec.path or None, split=split, download=False)
+    parts = [tensorflow_datasets.data_source(spec.dataset, data_dir=os.path.expanduser(spec.path) or None, split=split, download=False)
              for split in ('train', 'test')]
   except Exception as error:  # tfds raises many kinds
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -109,4 +110,4 @@ def batch_indices(seed: int, step: int, size: int, batch: int) -> np.ndarray:
 
 def summary(data: Data) -> dict[str, Any]:
   """Counts and shape for people to read."""
-  return {'train': len(data.train), 'test': len(data.test), 'shape': list(data.shape), 'classes': data.classes}
+  return {'train': len(data.train), 'test': len(data.test), 'shape': ' x '.join(map(str, data.shape)), 'classes': data.classes}

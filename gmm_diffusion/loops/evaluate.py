@@ -20,6 +20,7 @@ NOTES = (
     'beside numbers on Inception features.',
     'A control adds isotropic Gaussian noise of the same total variance as its mixture, step by step. Where a mixture does '
     'not beat its control, the gain over DDIM comes from added variance and not from the mixture.',
+    'At eta = 0 nothing can be subtracted from tau = 0, so "ortho" and "ortho_vub" are the same kernel.',
 )
 
 
@@ -62,15 +63,15 @@ def evaluate(spec: specs.Spec, data: sources.Data, workdir: str, command: str) -
   rows, new = [], []
   held_out, held_out_logits = features.extract(data.test)
   real = metrics.compare(held_out, reference, held_out_logits, spec.evaluate.neighbours, spec.evaluate.bootstrap)
-  rows.append(page.Row(f'held-out data (N = {len(data.test)})', '', True, 0, real, images.png(_strip(data.test, data)), ''))
+  rows.append(page.Row(f'held-out data (N = {len(data.test)})', 'data', '', 0, real, images.png(_strip(data.test, data)), ''))
   for sampler, control in todo:
     out = sample_loop.write(spec, data, weights, sampler, spec.evaluate.count, workdir, command)
     found, logits = features.extract(out.x)
     values = metrics.compare(found, reference, logits, spec.evaluate.neighbours, spec.evaluate.bootstrap)
     print(f'{sampler.name:26s} ' + '  '.join(f'{name} {value}' for name, value in values.items()))
     report = sample_loop.format_report(out.report) if out.report else ''
-    is_control = any(sampler.name == other for _, other in todo)
-    rows.append(page.Row(sampler.name, control, is_control, out.nfe, values, images.png(_strip(out.x, data)), report))
+    kind = 'control' if any(sampler.name == other for _, other in todo) else 'sampler'
+    rows.append(page.Row(sampler.name, kind, control, out.nfe, values, images.png(_strip(out.x, data)), report))
     for metric, value in values.items():
       new.append({
           'kind': 'metric', 'sampler': sampler.name, 'metric': metric, 'value': value.value,
@@ -96,7 +97,7 @@ def _strip(x: np.ndarray, data: sources.Data):
 def _facts(spec, data, features, weights, shared, seconds) -> dict[str, Any]:
   s = spec.sampler
   return {
-      'data': sources.summary(data),
+      'data': ', '.join(f'{name} {value}' for name, value in sources.summary(data).items()),
       'samples': f'{spec.evaluate.count} per sampler, seed {spec.seed}, the same noise for every sampler',
       'mixture': f'K = {s.components}, scale {s.scale:g}, infeasible: {s.infeasible}',
       'features': features, 'weights': weights, 'seconds': round(seconds, 1),

@@ -34,10 +34,13 @@ def from_times(schedule: Schedule, times, end: float | None = None) -> StepGrid:
   """
   end = schedule.clean if end is None else end
   path = np.append(np.asarray(times, np.float64), end)
-  if len(path) < 2 or not np.all(np.diff(path) < 0):
-    raise UserError(f'grid times must be strictly decreasing down to {end:g}, got {path[:-1].tolist()}')
+  if len(path) < 2:
+    raise UserError('grid times must not be empty')
+  if not np.all(np.diff(path) < 0):
+    n = int(np.argmax(~(np.diff(path) < 0)))
+    raise UserError(f'grid times must be strictly decreasing down to {end:g}, got {path[n]:g} before {path[n + 1]:g}')
   if path[0] > schedule.last or path[-1] < schedule.clean:
-    raise UserError(f'grid times must lie in [{schedule.clean:g}, {schedule.last:g}], got {path.tolist()}')
+    raise UserError(f'grid times must lie in [{schedule.clean:g}, {schedule.last:g}], got {path[0]:g} to {path[-1]:g}')
   now, then = schedule.at(path[:-1]), schedule.at(path[1:])
   return StepGrid(now.t, then.t, now.a, now.b, then.a, then.b)
 
@@ -110,8 +113,8 @@ def make(schedule: Schedule, steps: int, grid: str = 'uniform', end: str = 'clea
     steps: number of steps, 1..T on a discrete schedule of T times.
     grid: a name in GRIDS.
     end: 'clean' to finish at a = 1, b = 0; 'first' to finish at the schedule's first time (abar_0,
-      as LDM and DPM-Solver do). A grid that asks the denoiser at that very time is then moved
-      up by one (leading and stride, as LDM does) or takes it as its end (the others).
+      as LDM and DPM-Solver do). Leading and stride then move up by one, as in LDM; the others
+      take it as their end.
 
   Returns:
     A StepGrid of `steps` float64 rows.
@@ -131,9 +134,10 @@ def make(schedule: Schedule, steps: int, grid: str = 'uniform', end: str = 'clea
   times = GRIDS[grid](schedule, steps)
   if end == 'clean':
     return from_times(schedule, times)
-  if times[-1] == schedule.first or steps == 1:
-    if grid in DISCRETE_ONLY:
-      times = np.minimum(times + 1, schedule.last)
-    else:
-      times = GRIDS[grid](schedule, steps + 1)[:-1]
+  if grid in ('leading', 'stride'):  # their last time is the first of the schedule
+    times = np.minimum(times + 1, schedule.last - np.arange(steps))
+  elif grid == 'trailing':
+    times = np.maximum(times, schedule.first + np.arange(steps, 0, -1))
+  else:
+    times = GRIDS[grid](schedule, steps + 1)[:-1]
   return from_times(schedule, times, end=schedule.first)

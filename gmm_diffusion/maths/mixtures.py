@@ -110,7 +110,7 @@ def _over_queries(rows, queries, block):
   if Q <= block:
     return rows(queries)
   parts = _blocks({'q': queries}, Q, block, {})['q']
-  return jax.tree.map(lambda x: x.reshape((-1,) + x.shape[2:])[:Q], jax.lax.map(rows, parts))
+  return jax.tree.map(lambda x: x.reshape((x.shape[0] * x.shape[1],) + x.shape[2:])[:Q], jax.lax.map(rows, parts))
 
 
 def transposed_sums(queries: Array, units_: Units, log_normaliser: Array, values: Array,
@@ -137,7 +137,7 @@ def transposed_sums(queries: Array, units_: Units, log_normaliser: Array, values
     return jax.lax.scan(body, start, parts)[0]
 
   mass, total = jax.lax.map(column, columns)
-  return mass.reshape(-1)[:J], total.reshape(-1, values.shape[1])[:J]
+  return mass.reshape(-1)[:J], total.reshape(mass.size, values.shape[1])[:J]
 
 
 def log_prob(queries: Array, units_: Units, block: int = 1024) -> Array:

@@ -5,6 +5,7 @@ standard errors, not bootstrap percentiles: resampling with repeats shifts Frech
 distances upwards, while their spread is right.
 """
 
+import math
 from typing import Callable, NamedTuple
 
 import numpy as np
@@ -18,7 +19,9 @@ class Estimate(NamedTuple):
   high: float
 
   def __str__(self) -> str:
-    return f'{self.value:.4g} ± {self.high - self.value:.2g}'
+    half = self.high - self.value
+    digits = max(0, 1 - math.floor(math.log10(half))) if half > 0 else 4
+    return f'{self.value:.{digits}f} ± {half:.{digits}f}'
 
 
 def bootstrap(statistic: Callable[[np.ndarray], float], n: int, resamples: int, seed: int = 0) -> Estimate:

@@ -1,0 +1,66 @@
+"""Schedules against closed forms."""
+
+import cases
+import numpy as np
+from absl.testing import absltest, parameterized
+from hypothesis import given, strategies as st
+
+from gmm_diffusion.aliases import UserError
+from gmm_diffusion.maths import schedules
+
+
+class SchedulesTest(parameterized.TestCase):
+
+  def test_linear_is_the_public_table(self):
+    problem = cases.golden('g7_problem')
+    at = schedules.linear().at(np.arange(1000))
+    np.testing.assert_allclose(at.a**2, problem['abar'], rtol=1e-12)
+    np.testing.assert_allclose(at.b**2, 1 - problem['abar'], rtol=1e-12)
+
+  def test_first_noise_level_has_full_precision(self):
+    # 1 - abar_0 = beta_0, which a float32 cumulative product misses by 1.7e-4
+    np.testing.assert_allclose(schedules.linear().noise(0) ** 2, 1e-4, rtol=1e-13)
+    np.testing.assert_allclose(schedules.sqrt_linear().noise(0) ** 2, 0.0015, rtol=1e-13)
+
+  def test_sqrt_linear_middle(self):
+    at = schedules.sqrt_linear(T=3, beta_min=0.01, beta_max=0.09).at(np.arange(3))
+    np.testing.assert_allclose(at.a**2, np.cumprod([0.99, 1 - 0.2**2, 0.91]), rtol=1e-13)
+
+  def test_cosine_follows_the_curve_until_the_cap(self):
+    f = lambda t: np.cos((t / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
+    t = np.arange(900)
+    np.testing.assert_allclose(schedules.cosine().signal(t) ** 2, f(t + 1) / f(0), rtol=1e-9)
+    self.assertLess(np.max(1 - np.exp(np.diff(2 * np.log(schedules.cosine().signal(np.arange(1000)))))), 0.999 + 1e-9)
+
+  @parameterized.parameters('linear', 'sqrt_linear', 'cosine')
+  def test_variance_preserving(self, name):
+    schedule = schedules.SCHEDULES[name]()
+    at = schedule.at(np.linspace(-1, 999, 4001))
+    np.testing.assert_allclose(at.a**2 + at.b**2, 1, atol=1e-14)
+    self.assertEqual((at.a[0], at.b[0]), (1, 0))
+    self.assertTrue(np.all(np.diff(at.b) > 0))
+
+  def test_flow_and_edm(self):
+    np.testing.assert_allclose(schedules.rectified_flow().at([0.25, 1.0])[1:], [[0.75, 0], [0.25, 1]])
+    np.testing.assert_allclose(schedules.edm().at([0.002, 80.0])[1:], [[1, 1], [0.002, 80]])
+
+  @parameterized.parameters(*schedules.SCHEDULES)
+  def test_log_snr_inverse(self, name):
+    schedule = schedules.SCHEDULES[name]()
+
+    @given(st.floats(0, 1))
+    def check(u):
+      t = schedule.first + u * (schedule.last * (0.999 if name == 'rectified_flow' else 1) - schedule.first)
+      back = schedule.time_of_log_snr(schedule.log_snr(t))
+      np.testing.assert_allclose(back, t, rtol=1e-8, atol=1e-8)
+
+    check()
+
+  @parameterized.parameters([[0.0, 0.1]], [[0.1, 1.0]], [[-0.1]])
+  def test_bad_betas(self, betas):
+    with self.assertRaisesRegex(UserError, 'betas'):
+      schedules.from_betas(betas)
+
+
+if __name__ == '__main__':
+  absltest.main()
