@@ -4,6 +4,8 @@ import os
 import sys
 
 import jax
+from absl import flags
 
 sys.path.insert(0, os.path.dirname(__file__))  # cases.py and torch_names.py
+flags.FLAGS.mark_as_parsed()  # absltest's temporary folders are flags
 jax.config.update('jax_numpy_rank_promotion', 'raise')

@@ -45,7 +45,7 @@ def distance(first: Statistics, second: Statistics, root: np.ndarray | None = No
   return float(gap @ gap + traces - 2 * np.sqrt(np.maximum(values, 0)).sum())
 
 
-def frechet(sample: np.ndarray, reference: np.ndarray, resamples: int) -> Estimate:
+def frechet_distance(sample: np.ndarray, reference: np.ndarray, resamples: int) -> Estimate:
   """Frechet distance of features [N, D] to features [M, D], with an interval over the N."""
   target = statistics(reference)
   root = _root(target.covariance)

@@ -38,7 +38,7 @@ def _hits(points: np.ndarray, members: np.ndarray, reach: np.ndarray) -> np.ndar
   return np.concatenate([_distances(points[rows], members) <= reach for rows in _blocks(len(points))])
 
 
-def precision_recall(sample: np.ndarray, reference: np.ndarray, k: int, resamples: int) -> tuple[Estimate, Estimate]:
+def improved_precision_recall(sample: np.ndarray, reference: np.ndarray, k: int, resamples: int) -> tuple[Estimate, Estimate]:
   """(precision, recall) of features [N, D] against features [M, D].
 
   In the bootstrap of recall the radii of the samples stay those of the whole set.

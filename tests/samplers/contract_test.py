@@ -1,0 +1,98 @@
+"""What every sampler in SAMPLERS, and every source variant, must do."""
+
+import collections
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from gmm_diffusion import samplers
+from gmm_diffusion.aliases import UserError
+from gmm_diffusion.denoisers import exact
+from gmm_diffusion.maths import grids, noise, schedules
+from gmm_diffusion.samplers.run import run
+
+SHAPE = (2, 4, 1)
+NAMES = tuple(samplers.SAMPLERS) + tuple(f'ddim_gmm_{variant}' for variant in samplers.VARIANTS)
+OPTIONS = dict(components=3, scale=0.3, eta=0.4, infeasible='shrink')
+GAUSSIAN = exact.gaussian(0.3, 0.25)
+
+
+def setup(name, steps=5, eta=0.4):
+  flow = name.startswith(('rfim', 'euler'))
+  grid = grids.make(schedules.rectified_flow() if flow else schedules.linear(), steps, 'uniform')
+  return samplers.make(name, dict(OPTIONS, eta=eta)), grid
+
+
+class ContractTest(cases.X64TestCase):
+
+  @parameterized.product(name=NAMES, steps=[1, 5], eta=[0.0, 1.0])
+  def test_shapes_and_finite_values(self, name, steps, eta):
+    kernel, grid = setup(name, steps, eta)
+    result = cases.sample(kernel, GAUSSIAN, grid, SHAPE, np.arange(3), keep='all', dtype=jnp.float32)
+    self.assertEqual((result.x.shape, result.x.dtype), ((3,) + SHAPE, jnp.float32))
+    self.assertEqual(result.path.shape, (steps, 3) + SHAPE)
+    np.testing.assert_array_equal(result.path[-1], result.x)
+    self.assertTrue(np.all(np.isfinite(result.path)))
+
+  @parameterized.parameters(*NAMES)
+  def test_a_sample_does_not_depend_on_the_others(self, name):
+    kernel, grid = setup(name)
+    every = cases.sample(kernel, GAUSSIAN, grid, SHAPE, np.arange(9)).x
+    for ids in ([4], [7, 4, 0]):
+      np.testing.assert_allclose(cases.sample(kernel, GAUSSIAN, grid, SHAPE, np.array(ids)).x, every[np.array(ids)], atol=1e-13)
+
+  @parameterized.parameters(*NAMES)
+  def test_evaluations_are_counted(self, name):
+    kernel, grid = setup(name)
+    calls = collections.Counter()
+
+    def counting(x, time, cond):
+      jax.debug.callback(lambda t: calls.update([float(t)]), time.t)
+      return GAUSSIAN(x, time, cond)
+
+    result = cases.sample(kernel, counting, grid, SHAPE, np.arange(2))
+    jax.block_until_ready(result.x)
+    jax.effects_barrier()
+    self.assertEqual(calls.total(), int(result.nfe))
+    self.assertEqual(sorted(calls, reverse=True), grid.t.tolist())
+
+  @parameterized.parameters(*NAMES)
+  def test_one_trace(self, name):
+    kernel, grid = setup(name)
+    traces = []
+
+    def counting(x, time, cond):
+      traces.append(x.shape)
+      return GAUSSIAN(x, time, cond)
+
+    plan, _ = kernel.plan(grid, SHAPE)
+
+    @jax.jit
+    def fn(plan, keys):
+      x = noise.initial(keys, SHAPE)
+      return run(kernel, counting, grid, plan, x, lambda n: noise.at_step(keys, n, SHAPE)).x
+
+    first = fn(plan, noise.sample_keys(0, np.arange(3)))
+    second = fn(plan, noise.sample_keys(1, np.arange(3)))
+    self.assertLen(traces, 1)
+    self.assertGreater(float(jnp.max(jnp.abs(first - second))), 1e-3)
+
+  def test_the_trajectory_is_opt_in(self):
+    kernel, grid = setup('ddim_gmm')
+    result = cases.sample(kernel, GAUSSIAN, grid, SHAPE, np.arange(2))
+    self.assertIsNone(result.path)
+    self.assertIsNone(result.info)
+
+  def test_unknown_names(self):
+    with self.assertRaisesRegex(UserError, "unknown sampler 'ddmi'; valid: ddpm, ddim"):
+      samplers.make('ddmi', {})
+    kernel, grid = setup('ddim')
+    with self.assertRaisesRegex(UserError, "unknown keep 'some'; valid: last, all"):
+      cases.sample(kernel, GAUSSIAN, grid, SHAPE, np.arange(2), keep='some')
+
+
+if __name__ == '__main__':
+  absltest.main()
