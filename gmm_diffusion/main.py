@@ -28,13 +28,31 @@ def run(mode: str, workdir: str, config, command: str) -> None:
   if mode == 'train' and not needs_training:
     raise UserError(f'denoiser {spec.denoiser.name!r} is exact and has nothing to train; use --mode=sample or evaluate')
   if mode == 'all':  # find bad settings before the training, not after it
-    evaluate.samplers_with_controls(spec, data.shape)
+    evaluate.samplers_with_controls(spec, data)
   if mode in ('train', 'all') and needs_training:
     train.train(spec, data, workdir)
   if mode == 'sample':
     sample.sample(spec, data, workdir, command)
   if mode in ('evaluate', 'all'):
     evaluate.evaluate(spec, data, workdir, command)
+
+
+def parse(argv: list[str]) -> list[str]:
+  """Parses flags and loads the config; bad ones end the program with one line."""
+  try:
+    rest = FLAGS(argv)
+    if FLAGS.config is not None:
+      FLAGS.config.items()  # a missing file shows here
+    return rest
+  except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
+    message = str(error).strip().splitlines()[-1].strip().removeprefix('ValueError: ')
+    for flag in argv[1:]:
+      if flag.startswith('--config.'):
+        try:
+          specs.check_key(flag.removeprefix('--config.').split('=')[0])
+        except UserError as unknown:
+          message = str(unknown)
+    sys.exit(f'error: {message}')
 
 
 def main(argv):
@@ -50,4 +68,4 @@ def main(argv):
 
 if __name__ == '__main__':
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-  app.run(main)
+  app.run(main, flags_parser=parse)

@@ -178,13 +178,25 @@ def from_config(config: Any) -> Spec:
   return _section(Spec, config, '')
 
 
+def check_key(key: str) -> None:
+  """Raises UserError unless a dotted key, such as 'sampler.steps', exists."""
+  kind, path = Spec, ''
+  for part in key.split('.'):
+    kind = _type_of(kind, part, path)
+    path += part + '.'
+
+
+def _type_of(cls, name, path):
+  types = typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
+  if name not in types:
+    raise UserError(f'unknown config key {path + name!r}; valid: {", ".join(path + other for other in types) or "no keys below"}')
+  return types[name]
+
+
 def _section(cls, values, path):
-  types = typing.get_type_hints(cls)
   out = {}
   for key, value in values.items():
-    if key not in types:
-      raise UserError(f'unknown config key {path + key!r}; valid: {", ".join(path + name for name in types)}')
-    out[key] = _value(types[key], value, path + key)
+    out[key] = _value(_type_of(cls, key, path), value, path + key)
   return cls(**out)
 
 

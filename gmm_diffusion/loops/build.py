@@ -60,8 +60,6 @@ def about(spec: specs.Spec, data: sources.Data) -> dict[str, Any]:
 def weights(spec: specs.Spec, data: sources.Data, workdir: str) -> Any:
   """The arrays a denoiser needs: a checkpoint's, or the data themselves for exact denoisers."""
   if spec.denoiser.name == 'mixture':
-    if data.mixture is None:
-      raise UserError(f'data {spec.data.name!r} has no known mixture; valid denoisers here: network, empirical')
     return data.mixture
   if spec.denoiser.name == 'empirical':
     return sources.to_model(data.train)
@@ -92,6 +90,8 @@ def denoiser(spec: specs.Spec, data: sources.Data) -> Callable[[Any], Denoiser]:
   if spec.denoiser.guidance != 1 and spec.denoiser.name != 'network':
     raise UserError(f'guidance {spec.denoiser.guidance:g} needs a conditional network; valid for '
                     f'denoiser {spec.denoiser.name!r}: 1')
+  if spec.denoiser.name == 'mixture' and data.mixture is None:
+    raise UserError(f'data {spec.data.name!r} has no known mixture; valid denoisers here: network, empirical')
   if spec.denoiser.name == 'network':
     module, process = net(spec, data), schedule(spec.schedule)
 

@@ -24,7 +24,7 @@ NOTES = (
 )
 
 
-def samplers_with_controls(spec: specs.Spec, shape: tuple[int, ...]) -> list[tuple[specs.Sampler, str]]:
+def samplers_with_controls(spec: specs.Spec, data: sources.Data) -> list[tuple[specs.Sampler, str]]:
   """[(sampler, name of its control or '')], controls after what needs them.
 
   Mixtures that add the same variance in every step share a control.
@@ -35,7 +35,7 @@ def samplers_with_controls(spec: specs.Spec, shape: tuple[int, ...]) -> list[tup
     control, added = samplers.control_of(name), None
     if control:
       added = dataclasses.replace(spec.sampler, name=control)
-      std = np.asarray(sample_loop.prepare(spec, added, shape).plan.rows.std)
+      std = np.asarray(sample_loop.prepare(spec, added, data).plan.rows.std)
       control = next((other for other, rows in seen.items() if np.allclose(rows, std, rtol=1e-5)), None)
       if control is None:
         control = added.name
@@ -43,7 +43,7 @@ def samplers_with_controls(spec: specs.Spec, shape: tuple[int, ...]) -> list[tup
       else:
         added = None
     else:
-      sample_loop.prepare(spec, sampler, shape)
+      sample_loop.prepare(spec, sampler, data)
     out.append((sampler, control or ''))
     if added:
       out.append((added, ''))
@@ -53,7 +53,7 @@ def samplers_with_controls(spec: specs.Spec, shape: tuple[int, ...]) -> list[tup
 def evaluate(spec: specs.Spec, data: sources.Data, workdir: str, command: str) -> None:
   """--mode=evaluate: metrics of every sampler in spec.evaluate.samplers, results.json and report.html."""
   start = time.perf_counter()
-  todo = samplers_with_controls(spec, data.shape)
+  todo = samplers_with_controls(spec, data)
   weights = build.weights(spec, data, workdir)
   features = features_lib.load(spec.evaluate.features, data, spec.evaluate.cache or workdir)
   reference, _ = features.extract(data.train)

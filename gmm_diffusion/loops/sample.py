@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import time
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,21 +31,24 @@ class Samples(NamedTuple):
 
 
 class Plans(NamedTuple):
-  """A sampler made ready for one schedule and sample shape."""
+  """A sampler and a denoiser made ready for one data set; `bind` is weights -> Denoiser."""
 
+  bind: Callable[[Any], Denoiser]
   kernel: Kernel
   grid: StepGrid
   plan: Plan
   report: Report
 
 
-def prepare(spec: specs.Spec, sampler: specs.Sampler, shape: tuple[int, ...]) -> Plans:
-  """Grid, kernel and plan of a sampler; raises UserError on bad settings."""
+def prepare(spec: specs.Spec, sampler: specs.Sampler, data: sources.Data) -> Plans:
+  """Everything but the weights; raises UserError on any bad setting, before anything slow starts."""
+  bind = build.denoiser(spec, data)
+  labels_of(np.arange(1), data.classes, spec.sample.label)
   grid = grids.make(build.schedule(spec.schedule), sampler.steps, sampler.grid, sampler.end)
   options = dataclasses.asdict(sampler)
   kernel = samplers.make(options.pop('name'), options)
-  plan, report = kernel.plan(grid, shape)
-  return Plans(kernel, grid, plan, report)
+  plan, report = kernel.plan(grid, data.shape)
+  return Plans(bind, kernel, grid, plan, report)
 
 
 def labels_of(ids: np.ndarray, classes: int, label: int) -> np.ndarray:
@@ -68,8 +71,7 @@ def generate(spec: specs.Spec, data: sources.Data, weights: Any, sampler: specs.
   """Samples with ids 0..count-1 of spec.seed."""
   start = time.perf_counter()
   shape = data.shape
-  kernel, grid, plan, report = prepare(spec, sampler, shape)
-  bind = build.denoiser(spec, data)
+  bind, kernel, grid, plan, report = prepare(spec, sampler, data)
   ids = np.arange(count, dtype=np.uint32)
   labels = labels_of(ids, data.classes, spec.sample.label)
 
@@ -144,7 +146,7 @@ def write(spec: specs.Spec, data: sources.Data, weights: Any, sampler: specs.Sam
 
 def sample(spec: specs.Spec, data: sources.Data, workdir: str, command: str) -> None:
   """--mode=sample: the sampler of the config."""
-  prepare(spec, spec.sampler, data.shape)  # bad settings before anything slow
+  prepare(spec, spec.sampler, data)  # bad settings before anything slow
   out = write(spec, data, build.weights(spec, data, workdir), spec.sampler, spec.sample.count, workdir, command)
   print(format_report(out.report))
   print(f'{len(out.x)} samples, {out.nfe} network evaluations each, {out.seconds:.1f} s: '

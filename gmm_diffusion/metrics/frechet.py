@@ -31,9 +31,14 @@ def statistics(features: np.ndarray, counts: np.ndarray | None = None) -> Statis
   return Statistics(mean, (centred * counts[:, None]).T @ centred / (total - 1))
 
 
+def _sqrt(values: np.ndarray) -> np.ndarray:
+  """Square roots of eigenvalues; those below the rounding of the largest count as zero."""
+  return np.sqrt(np.where(values > len(values) * np.finfo(float).eps * values.max(), values, 0))
+
+
 def _root(covariance: np.ndarray) -> np.ndarray:
   values, vectors = np.linalg.eigh(covariance)
-  return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+  return (vectors * _sqrt(values)) @ vectors.T
 
 
 def distance(first: Statistics, second: Statistics, root: np.ndarray | None = None) -> float:
@@ -42,7 +47,7 @@ def distance(first: Statistics, second: Statistics, root: np.ndarray | None = No
   values = np.linalg.eigvalsh(root @ second.covariance @ root)
   gap = first.mean - second.mean
   traces = np.trace(first.covariance) + np.trace(second.covariance)
-  return float(gap @ gap + traces - 2 * np.sqrt(np.maximum(values, 0)).sum())
+  return float(gap @ gap + traces - 2 * _sqrt(values).sum())
 
 
 def frechet_distance(sample: np.ndarray, reference: np.ndarray, resamples: int) -> Estimate:

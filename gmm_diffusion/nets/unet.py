@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gmm_diffusion.aliases import Array
+from gmm_diffusion.aliases import Array, UserError
 
 zero_init = nn.initializers.zeros_init()
 
@@ -153,6 +153,9 @@ class UNet(nn.Module):
 
   def _attention(self, channels, name):
     heads = channels // self.head_channels if self.head_channels else self.heads
+    if heads < 1 or channels % heads:
+      raise UserError(f'attention on {channels} channels needs a head width that divides them; '
+                      f'got head_channels {self.head_channels}, heads {self.heads}')
     return AttentionBlock(heads, self.legacy_attention, self.dtype, name=name)
 
   def _down(self, h, emb, train, name):

@@ -1,0 +1,112 @@
+"""The shape of the package: imports point down, files stay small, every config builds and is read."""
+
+import ast
+import glob
+import importlib
+import os
+import re
+
+import cases
+from absl.testing import absltest, parameterized
+
+from gmm_diffusion import specs
+from gmm_diffusion.aliases import UserError
+
+PACKAGE = os.path.join(cases.ROOT, 'gmm_diffusion')
+LAYERS = [{'aliases', 'specs'}, {'maths'}, {'samplers', 'denoisers', 'nets'},
+          {'parallel', 'data', 'checkpoints', 'metrics', 'reports'}, {'loops'}, {'main'}]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+FILES = sorted(glob.glob(os.path.join(PACKAGE, '**', '*.py'), recursive=True))
+
+
+def imports(path):
+  """Parts of the package that a file imports: 'maths', 'loops', ..."""
+  with open(path, encoding='utf-8') as file:
+    tree = ast.parse(file.read())
+  for node in ast.walk(tree):
+    if isinstance(node, ast.ImportFrom) and node.module == 'gmm_diffusion':
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and (node.module or '').startswith('gmm_diffusion.'):
+      yield node.module.split('.')[1]
+    elif isinstance(node, ast.ImportFrom):
+      yield node.module or ''
+    elif isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+
+
+def part(path):
+  return os.path.relpath(path, PACKAGE).split(os.sep)[0].removesuffix('.py')
+
+
+class StructureTest(parameterized.TestCase):
+
+  @parameterized.parameters(*[path for path in FILES if not path.endswith('gmm_diffusion/__init__.py')])
+  def test_imports_point_down(self, path):
+    for name in imports(path):
+      if name in LEVEL:
+        self.assertLessEqual(LEVEL[name], LEVEL[part(path)], f'{path} imports {name}')
+      self.assertNotIn(name.split('.')[0], ('torch', 'tensorflow', 'experiments', 'tests', 'configs'))
+      if name.startswith('ml_collections'):
+        self.assertEqual(part(path), 'main')
+      if part(path) == 'maths':
+        self.assertIn(name.split('.')[0], ('jax', 'numpy', 'aliases', 'maths', 'typing', 'dataclasses', 'functools'))
+
+  @parameterized.parameters(*FILES)
+  def test_files_are_small(self, path):
+    with open(path, encoding='utf-8') as file:
+      lines = file.read().splitlines()
+    self.assertLessEqual(len(lines), 80 if path.endswith('main.py') else 400)
+    if 'parallel.py' not in path:
+      self.assertNotRegex('\n'.join(lines), r'jax\.(pmap|device_count|process_index)|jax\.distributed')
+
+  def test_every_config_key_is_read(self):
+    source = '\n'.join(open(path, encoding='utf-8').read() for path in FILES if not path.endswith('specs.py'))
+    options = ('sampler', 'schedule', 'net')  # handed on by name, and checked by the signatures that take them
+    for section in specs.dataclasses.fields(specs.Spec):
+      if specs.dataclasses.is_dataclass(section.type):
+        for field in specs.dataclasses.fields(section.type):
+          self.assertRegex(source, rf'\b{field.name}\b', f'{section.name}.{field.name}')
+          if section.name not in options:
+            self.assertRegex(source, rf'\.{field.name}\b', f'{section.name}.{field.name}')
+
+  @parameterized.parameters(*[os.path.basename(path)[:-3] for path in glob.glob(os.path.join(cases.ROOT, 'configs', '*.py'))
+                              if os.path.basename(path) not in ('__init__.py', 'common.py')])
+  def test_configs(self, name):
+    module = importlib.import_module('configs.' + name)
+    for arg in ('', 'runlocal'):
+      self.assertIsInstance(specs.from_config(module.get_config(arg)), specs.Spec)
+    with self.assertRaisesRegex(ValueError, "unknown config argument 'other'; valid: runlocal"):
+      module.get_config('other')
+
+  def test_readme_equations_name_things_that_exist(self):
+    with open(os.path.join(cases.ROOT, 'README.md'), encoding='utf-8') as file:
+      readme = file.read()
+    rows = re.findall(r'\| `([\w/]+\.py):(\w+)` \| `(tests/[\w/]+\.py)` \|', readme)
+    self.assertGreater(len(rows), 12)
+    for path, function, test in rows:
+      with open(os.path.join(PACKAGE, path), encoding='utf-8') as file:
+        self.assertRegex(file.read(), rf'(def|class) {function}\b|^\s*{function} = ', f'{path}:{function}')
+      self.assertTrue(os.path.exists(os.path.join(cases.ROOT, test)), test)
+
+
+class SpecsTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ({'sampler': {'stepz': 3}}, "unknown config key 'sampler.stepz'; valid: sampler.name, sampler.steps"),
+      ({'smapler': {}}, "unknown config key 'smapler'; valid: seed, data"),
+      ({'sampler': {'steps': 3.5}}, "config key 'sampler.steps' must be of type int, got 3.5"),
+      ({'sampler': {'steps': True}}, "config key 'sampler.steps' must be of type int, got True"),
+      ({'net': {'multipliers': 3}}, "config key 'net.multipliers' must be a tuple, got 3"),
+      ({'net': {'multipliers': (1, 'a')}}, "config key 'net.multipliers' must be of type int, got 'a'"),
+      ({'net': 3}, "config key 'net' is a section, got 3"),
+  )
+  def test_bad(self, config, message):
+    with self.assertRaisesRegex(UserError, re.escape(message)):
+      specs.from_config(config)
+
+  def test_integers_are_floats_where_floats_are_wanted(self):
+    self.assertEqual(specs.from_config({'sampler': {'scale': 2}}).sampler.scale, 2.0)
+
+
+if __name__ == '__main__':
+  absltest.main()
