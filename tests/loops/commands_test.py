@@ -70,12 +70,13 @@ class AllTest(absltest.TestCase):
 
   def test_toy_needs_no_training(self):
     workdir = os.path.join(self.create_tempdir().full_path, 'run')
-    code, out, error = cli.main('toy.py', 'all', workdir, '--config.evaluate.count=500', "--config.evaluate.samplers=('ddim',)")
+    code, out, error = cli.main('toy.py', 'all', workdir, '--config.evaluate.count=500', "--config.evaluate.samplers=('ddim',)",
+                               '--config.sampler.steps=100')
     self.assertEqual(code, 0, error[-3000:])
     with np.load(os.path.join(workdir, 'samples', 'ddim.npz')) as file:
       points = file['arr_0']
     self.assertEqual(points.shape, (500, 2))
-    # ten DDIM steps with the exact denoiser end close to the circle of radius 0.8
+    # with the exact denoiser the points end on the circle of radius 0.8
     self.assertAlmostEqual(float(np.median(np.linalg.norm(points, axis=1))), 0.8, delta=0.02)
     self.assertFalse(os.path.exists(os.path.join(workdir, 'checkpoints')))
 
@@ -119,26 +120,22 @@ class ResumeTest(absltest.TestCase):
 
 
 DEVICES = '''
-import sys
-import jax, numpy as np
+import dataclasses, sys
+import numpy as np
+from configs import digits
 from gmm_diffusion import specs
 from gmm_diffusion.data import sources
 from gmm_diffusion.loops import build, sample
-out = sys.argv[1]
-data = sources.load(specs.Data('digits'))
-net = specs.Net(channels=16, multipliers=(1, 2), blocks=1, attention=(4,), head_channels=16)
-weights = jax.jit(lambda: build.init(build.net(specs.Spec(net=net), data), data.shape, 0))()
-leaves, tree = jax.tree.flatten(weights)
-random = np.random.RandomState(0)  # the output layer starts at zero
-weights = jax.tree.unflatten(tree, [leaf + 0.05 * random.randn(*leaf.shape).astype(np.float32) for leaf in leaves])
+workdir, out = sys.argv[1:3]
+spec = specs.from_config(digits.get_config('runlocal'))
+data = sources.load(spec.data)
+weights = build.weights(spec, data, workdir)
+sources.to_image = lambda x: x  # floats, not rounded to images
 samples = {}
-for batch in map(int, sys.argv[2:]):
+for batch in map(int, sys.argv[3:]):
+  spec = dataclasses.replace(spec, sample=specs.Sample(batch=batch))
   for sampler in ('ddim', 'ddim_gmm_ortho'):
-    spec = specs.Spec(net=net, denoiser=specs.Denoiser(clip=False), sample=specs.Sample(batch=batch))
-    kernel = specs.Sampler(name=sampler, steps=4, eta=0.5)
-    to_image, sources.to_image = sources.to_image, lambda x: x  # floats, not rounded to images
-    samples[f'{sampler}_{batch}'] = sample.generate(spec, data, weights, kernel, 70).x
-    sources.to_image = to_image
+    samples[f'{sampler}_{batch}'] = sample.generate(spec, data, weights, specs.Sampler(name=sampler, steps=4, eta=0.5), 70).x
 np.savez(out, **samples)
 '''
 
@@ -147,10 +144,13 @@ class DevicesTest(absltest.TestCase):
 
   def test_samples_do_not_depend_on_batch_or_devices(self):
     root = self.create_tempdir().full_path
+    workdir = os.path.join(root, 'run')
+    code, _, error = cli.main('digits.py:runlocal', 'train', workdir)
+    self.assertEqual(code, 0, error[-3000:])
     found = {}
     for devices, batches in ((1, ('64', '7', '1')), (2, ('7',)), (4, ('7',))):
       path = os.path.join(root, f'{devices}.npz')
-      code, _, error = cases.python('-c', DEVICES, path, *batches, devices=devices)
+      code, _, error = cases.python('-c', DEVICES, workdir, path, *batches, devices=devices)
       self.assertEqual(code, 0, error[-3000:])
       with np.load(path) as file:
         found.update({(devices, name): file[name] for name in file.files})

@@ -1,0 +1,47 @@
+"""The notebook and the experiments at a small size."""
+
+import json
+import os
+
+import cases
+from absl.testing import absltest
+
+NOTEBOOK = os.path.join(cases.ROOT, 'experiments', 'notebooks', 'ddim_gmm_colab.ipynb')
+
+
+class NotebookTest(absltest.TestCase):
+
+  def test_runs(self):
+    with open(NOTEBOOK, encoding='utf-8') as file:
+      cells = [cell for cell in json.load(file)['cells'] if cell['cell_type'] == 'code']
+    shown = []
+    self.addCleanup(os.chdir, os.getcwd())
+    os.chdir(self.create_tempdir().full_path)
+    scope = {'display': shown.append, 'HTML': str}
+    for cell in cells:
+      tags = cell['metadata'].get('tags', [])
+      source = ''.join(cell['source'])
+      self.assertEqual(cell['outputs'], [])  # no machine's results are kept in the file
+      if 'variant' in tags:
+        source = "VARIANT = 'runlocal'"
+      source = source.replace('from IPython.display import HTML, display\n', '')  # not a dependency
+      if 'install' not in tags:
+        exec(compile(source, NOTEBOOK, 'exec'), scope)  # pylint: disable=exec-used
+    self.assertLen(shown, 2)
+    self.assertIn('its control', shown[1])
+    self.assertEqual(int(scope['result'].nfe), 10)
+
+
+class ExperimentsTest(absltest.TestCase):
+
+  def test_sampler_overhead(self):
+    workdir = self.create_tempdir().full_path
+    code, out, error = cases.python('-m', 'experiments.sampler_overhead', f'--workdir={workdir}', '--steps=2', '--batch=1',
+                                    '--channels=8', '--repeats=1')
+    self.assertEqual(code, 0, error[-2000:])
+    self.assertRegex(out, r'ddim_gmm +[\d.]+ s +[\d.]+ x bare +[\d.]+ x ddim')
+    self.assertTrue(os.path.exists(os.path.join(workdir, 'sampler_overhead.json')))
+
+
+if __name__ == '__main__':
+  absltest.main()
