@@ -21,12 +21,17 @@ from gmm_diffusion.samplers.base import Kernel, Plan, State
 
 
 class Row(NamedTuple):
-  """weight of eps in mu, tau, scale in use, and the key of the step's own offsets (or ())."""
+  """weight of eps in mu, tau, scale in use, and the step's own Mixture, or the key to draw it, or ()."""
 
   weight: Array
   tau: Array
   scale: Array
-  key: Any
+  own: Any
+
+
+# Offsets of all steps are kept up to this many numbers (1 GiB of float32). Above it every step draws
+# its own again, which keeps memory at O(D K) but costs time in the loop.
+KEEP_AT_MOST = 2**28
 
 
 class Options(NamedTuple):
@@ -83,7 +88,7 @@ def _mixture(key, options, dim, dtype):
 
 
 def _report(options: Options, grid: StepGrid, tau: np.ndarray, dim: int):
-  """Per-step scales in use, the moment report, and the mixture where all steps share it."""
+  """The moment report and the mixtures: one, all, or () where there are too many to keep."""
   if not 1 <= options.components <= dim:
     raise UserError(f'components must be in 1..{dim} (the number of elements of a sample), got {options.components}')
   steps = len(tau)
@@ -93,10 +98,12 @@ def _report(options: Options, grid: StepGrid, tau: np.ndarray, dim: int):
   keys = _step_keys(options, steps)
   dtype = jnp.result_type(float)
   draw = jax.jit(_mixture, static_argnums=(1, 2, 3))
-  rows, mixture = [], None
+  keep = options.shared or steps * options.components * dim <= KEEP_AT_MOST
+  rows, mixtures = [], []
   for n in range(steps):
-    if mixture is None or not options.shared:
+    if n == 0 or not options.shared:
       mixture = draw(keys[n], options, dim, dtype)
+      mixtures += [mixture] * keep
       summary = mm.summarise(mixture, options.form, options.covariance)
     largest = float(tau[n] * summary.largest) if np.isfinite(summary.largest) else np.inf
     # single-precision offsets know their bound to about 1e-6
@@ -114,7 +121,7 @@ def _report(options: Options, grid: StepGrid, tau: np.ndarray, dim: int):
         'covariance_residual': norm / dim**0.5,
         'added_variance': trace / dim,
     })
-  return rows, mixture, keys
+  return rows, mixtures
 
 
 def _gmm(tau_of: Callable[[StepGrid, float], np.ndarray], eta: float, options: Options) -> Kernel:
@@ -123,19 +130,29 @@ def _gmm(tau_of: Callable[[StepGrid, float], np.ndarray], eta: float, options: O
 
   def plan(grid, shape):
     tau = tau_of(grid, eta)
-    rows, mixture, keys = _report(options, grid, tau, int(np.prod(shape)))
+    rows, mixtures = _report(options, grid, tau, int(np.prod(shape)))
     scale = np.array([row['scale'] for row in rows])
-    row = Row(marginals.noise_weight(grid, tau), tau, scale, () if options.shared else jax.random.key_data(keys))
-    return Plan(row, mixture if options.shared else ()), rows
+    shared, own = (), ()
+    if options.shared:
+      shared = mixtures[0]
+    elif mixtures:
+      own = jax.tree.map(lambda *leaves: jnp.stack(leaves), *mixtures)
+    else:
+      own = jax.random.key_data(_step_keys(options, len(tau)))
+    return Plan(Row(marginals.noise_weight(grid, tau), tau, scale, own), shared), rows
 
   def step(state, row, extra, shared, denoise, noise):
     mean = marginals.reverse_mean(denoise(state.x, row.now), row.a_s, extra.weight)
     flat = mean.reshape(len(mean), -1)
-    if not options.shared:
-      shared = _mixture(jax.random.wrap_key_data(extra.key), options, flat.shape[1], flat.dtype)
-    k = noise_lib.categorical(noise.uniform, shared.priors)
+    if options.shared:
+      mixture = shared
+    elif isinstance(extra.own, mm.Mixture):
+      mixture = extra.own
+    else:
+      mixture = _mixture(jax.random.wrap_key_data(extra.own), options, flat.shape[1], flat.dtype)
+    k = noise_lib.categorical(noise.uniform, mixture.priors)
     z = None if eta == 0 else noise.normal.reshape(flat.shape)
-    kick = mm.sample(shared, options.form, options.covariance, extra.tau, extra.scale, k, z)
+    kick = mm.sample(mixture, options.form, options.covariance, extra.tau, extra.scale, k, z)
     return State(mean + kick.reshape(mean.shape).astype(mean.dtype)), {'component': k}
 
   return Kernel(plan, State, step)

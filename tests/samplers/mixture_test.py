@@ -1,5 +1,7 @@
 """Mixture kernels: marginals of the chain, reductions, infeasible scales, bad options."""
 
+from unittest import mock
+
 import cases
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from gmm_diffusion import samplers
 from gmm_diffusion.aliases import UserError
 from gmm_diffusion.denoisers import exact
 from gmm_diffusion.maths import grids, marginals, schedules
+from gmm_diffusion.samplers import mixture
 
 D, N = 6, 200000
 X0 = np.linspace(-1, 1, D)
@@ -98,8 +101,8 @@ class ReductionTest(cases.X64TestCase):
       mean = float(grid.a_s[0]) * X0 + weight * (0 - float(grid.a_t[0]) * X0) / float(grid.b_t[0])
       return float(np.sum(np.mean((np.asarray(x) - mean) ** 2, 0)))  # about mu: a mean residual counts
 
-    mixture, control = total('ddim_gmm'), total('ddim_noise')
-    self.assertAlmostEqual(mixture / control, 1, delta=6 * np.sqrt(2 * 2 / D / 1e5))
+    mixed, control = total('ddim_gmm'), total('ddim_noise')
+    self.assertAlmostEqual(mixed / control, 1, delta=6 * np.sqrt(2 * 2 / D / 1e5))
 
   def test_samples_of_a_mixture_come_from_its_components(self):
     grid = grids.from_times(schedules.linear(), [600], 500)
@@ -117,6 +120,17 @@ class ReductionTest(cases.X64TestCase):
       result = cases.sample(kernel, cases.known_x0(np.zeros(D)), grid, (D,), np.arange(50), start=jnp.zeros((50, D)), keep='all')
       return np.unique(np.round(np.abs(np.diff(np.concatenate([result.path[:1], result.path]), axis=0)[1:, :, 0]), 6))
     self.assertFalse(np.array_equal(kicks(True), kicks(False)))
+
+
+  def test_redrawing_offsets_in_the_loop_changes_nothing(self):
+    grid = grids.make(schedules.linear(), 3, 'uniform')
+    kernel = samplers.make('ddim_gmm', dict(eta=0.5, components=4, scale=0.5, shared=False))
+    draw = lambda: np.asarray(cases.sample(kernel, exact.gaussian(0.3, 0.2), grid, (D,), np.arange(5)).x)
+    kept = draw()
+    with mock.patch.object(mixture, 'KEEP_AT_MOST', 0):
+      plan, _ = kernel.plan(grid, (D,))
+      self.assertEqual(plan.rows.own.dtype, np.uint32)
+      np.testing.assert_allclose(draw(), kept, atol=1e-12)
 
 
 class InfeasibleTest(cases.X64TestCase):
