@@ -57,7 +57,7 @@ def main():
   data = sources.load(spec.data)
   weights = build.weights(spec, data, args.workdir)
   features = features_lib.load(spec.evaluate.features, data, spec.evaluate.cache or args.workdir)
-  reference, _ = features.extract(data.train)
+  reference, _ = features.extract(data.train[:spec.evaluate.reference])
 
   def frechet(sampler, eta, n, scale, seed):
     this = dataclasses.replace(spec, seed=seed)

@@ -109,12 +109,14 @@ class Sample:
 class Evaluate:
   """Which samplers to compare, on how many samples each, and how.
 
+  reference: at most so many training items are the reference set (the first ones).
   features: a name in metrics.features.FEATURES. bootstrap: number of resamples behind an interval.
   neighbours: k of precision and recall. cache: folder for trained feature networks ('' = workdir).
   """
 
   samplers: tuple[str, ...] = ('ddim', 'ddim_gmm', 'ddim_noise')
   count: int = 1000
+  reference: int = 10000
   features: str = 'classifier'
   bootstrap: int = 100
   neighbours: int = 3
@@ -141,7 +143,7 @@ class Spec:
     _choose('net.dtype', self.net.dtype, ('float32', 'bfloat16'))
     _choose('train.loss', self.train.loss, ('simple', 'elbo'))
     for key in ('train.steps', 'train.batch', 'train.log_every', 'train.checkpoint_every', 'sample.count',
-                'sample.batch', 'evaluate.count', 'evaluate.neighbours', 'net.channels', 'net.blocks', 'schedule.T'):
+                'sample.batch', 'evaluate.count', 'evaluate.reference', 'evaluate.neighbours', 'net.channels', 'net.blocks', 'schedule.T'):
       if self.get(key) < 1:
         raise UserError(f'{key} must be at least 1, got {self.get(key)}')
     for key in ('train.ema', 'train.label_dropout', 'net.dropout'):

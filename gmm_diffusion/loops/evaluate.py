@@ -56,14 +56,15 @@ def evaluate(spec: specs.Spec, data: sources.Data, workdir: str, command: str) -
   todo = samplers_with_controls(spec, data)
   weights = build.weights(spec, data, workdir)
   features = features_lib.load(spec.evaluate.features, data, spec.evaluate.cache or workdir)
-  reference, _ = features.extract(data.train)
-  reference_hash = features_lib.fingerprint(data.train)
+  known, held_out = data.train[:spec.evaluate.reference], data.test[:spec.evaluate.count]
+  reference, _ = features.extract(known)
+  reference_hash = features_lib.fingerprint(known)
   weights_hash = build.tree_hash(weights)
   shared = records.common(spec, command)
   rows, new = [], []
-  held_out, held_out_logits = features.extract(data.test)
-  real = metrics.compare(held_out, reference, held_out_logits, spec.evaluate.neighbours, spec.evaluate.bootstrap)
-  rows.append(page.Row(f'held-out data (N = {len(data.test)})', 'data', '', 0, real, images.png(_strip(data.test, data)), ''))
+  found, logits = features.extract(held_out)
+  real = metrics.compare(found, reference, logits, spec.evaluate.neighbours, spec.evaluate.bootstrap)
+  rows.append(page.Row(f'held-out data (N = {len(held_out)})', 'data', '', 0, real, images.png(_strip(held_out, data)), ''))
   for sampler, control in todo:
     out = sample_loop.write(spec, data, weights, sampler, spec.evaluate.count, workdir, command)
     found, logits = features.extract(out.x)
@@ -77,7 +78,8 @@ def evaluate(spec: specs.Spec, data: sources.Data, workdir: str, command: str) -
           'kind': 'metric', 'sampler': sampler.name, 'metric': metric, 'value': value.value,
           'interval': [value.low, value.high], 'n': spec.evaluate.count, 'seed': spec.seed, 'nfe': out.nfe,
           'control': control, 'settings': dataclasses.asdict(sampler), 'features': features.name,
-          'weights': weights_hash, 'reference': reference_hash, 'seconds': out.seconds, **shared})
+          'weights': weights_hash, 'reference': reference_hash, 'n_reference': len(known),
+          'seconds': out.seconds, **shared})
   if not parallel.is_main():
     return
   records.add(workdir, new)
@@ -98,6 +100,7 @@ def _facts(spec, data, features, weights, shared, seconds) -> dict[str, Any]:
   s = spec.sampler
   return {
       'data': ', '.join(f'{name} {value}' for name, value in sources.summary(data).items()),
+      'reference': f'{min(len(data.train), spec.evaluate.reference)} training items',
       'samples': f'{spec.evaluate.count} per sampler, seed {spec.seed}, the same noise for every sampler',
       'mixture': f'K = {s.components}, scale {s.scale:g}, infeasible: {s.infeasible}',
       'features': features, 'weights': weights, 'seconds': round(seconds, 1),
