@@ -10,11 +10,11 @@ def get_config(arg=''):
   config.data.update(name='tfds', dataset='mnist', path='~/tensorflow_datasets')
   config.net.update(channels=64, multipliers=(1, 2, 2), blocks=2, attention=(7,), head_channels=64)
   config.train.update(steps=20000, batch=128, learning_rate=3e-4, warmup=500, checkpoint_every=2000)
-  config.sampler.update(name='ddim_gmm', steps=10, scale=6.0)
+  config.sampler.update(name='ddim_gmm', steps=10, scale=1.0)
   config.sample.update(count=100, batch=250)
   config.evaluate.update(samplers=common.SOURCE_VARIANTS, count=10000)
   if 'runlocal' in variants:
     config.net.update(channels=32, blocks=1)
     config.train.update(steps=2000, batch=64, learning_rate=1e-3, warmup=100, checkpoint_every=500)
-    config.evaluate.count = 2000
+    config.evaluate.count = 1000
   return config

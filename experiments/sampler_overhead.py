@@ -54,7 +54,7 @@ def main():
   def sampler(name, options):
     kernel = samplers.make(name, options)
     plan, _ = kernel.plan(grid, SHAPE)
-    plan = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32) if v.dtype == np.float64 else jnp.asarray(v), plan)
+    plan = jax.device_put(plan)
 
     @jax.jit
     def fn(params, x, plan):

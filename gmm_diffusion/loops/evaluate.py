@@ -70,7 +70,7 @@ def evaluate(spec: specs.Spec, data: sources.Data, workdir: str, command: str) -
     found, logits = features.extract(out.x)
     values = metrics.compare(found, reference, logits, spec.evaluate.neighbours, spec.evaluate.bootstrap)
     print(f'{sampler.name:26s} ' + '  '.join(f'{name} {value}' for name, value in values.items()))
-    report = sample_loop.format_report(out.report) if out.report else ''
+    report = sample_loop.format_report(out.report)
     kind = 'control' if any(sampler.name == other for _, other in todo) else 'sampler'
     rows.append(page.Row(sampler.name, kind, control, out.nfe, values, images.png(_strip(out.x, data)), report))
     for metric, value in values.items():

@@ -80,8 +80,6 @@ def generate(spec: specs.Spec, data: sources.Data, weights: Any, sampler: specs.
     x, nfe = sample_batch(kernel, bind(arrays), grid, plan, spec.seed, batch[0], batch[1], shape)
     return x, jnp.full(len(x), nfe)
 
-  # float64 coefficients become float32 here: pmap would truncate them with a warning
-  plan = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == np.float64 else x, plan)
   with tqdm(total=count, desc=f'sampling {sampler.name}', unit='image', dynamic_ncols=True) as bar:
     batch = min(spec.sample.batch, -(-count // jax.local_device_count()))
     x, nfe = parallel.map_batches(fn, batch, bar.update)((weights, plan), (ids, labels))
@@ -93,19 +91,19 @@ def generate(spec: specs.Spec, data: sources.Data, weights: Any, sampler: specs.
 
 
 def format_report(report: Report) -> str:
-  """The moment report as a text table."""
+  """The moment report as a text table; a Gaussian kernel has none."""
   if not report:
-    return 'Gaussian kernel: the moments match for every eta.'
+    return ''
   lines = ['step      t  largest scale   scale used              tau        b_s  mean resid.   cov. resid.  added var.']
   for row in report:
     largest = 'any' if row['largest_scale'] is None else f"{row['largest_scale']:.4g}"
     lines.append(f"{row['step']:4d} {row['t']:6.4g}  {largest:>13s} {row['scale']:12.4g} {row['infeasible']:>8s} "
                  f"{row['tau']:12.4g} {row['b_s']:10.4g} {row['mean_residual']:12.3g} {row['covariance_residual']:13.3g} "
                  f"{row['added_variance']:11.3g}")
-  clipped = sum(bool(row['infeasible']) for row in report)
-  if clipped:
-    word = report[0]['infeasible'] or 'clipped'
-    lines.append(f'{clipped} of {len(report)} steps are {word}: '
+  words = [row['infeasible'] for row in report if row['infeasible']]
+  if words:
+    word = words[0]
+    lines.append(f'{len(words)} of {len(report)} steps are {word}: '
                  + ('their second moment does not match; the kernel adds a kick of about `scale`.' if word == 'clipped'
                     else 'their scale was reduced to the largest feasible one.'))
   return '\n'.join(lines)
@@ -148,6 +146,7 @@ def sample(spec: specs.Spec, data: sources.Data, workdir: str, command: str) -> 
   """--mode=sample: the sampler of the config."""
   prepare(spec, spec.sampler, data)  # bad settings before anything slow
   out = write(spec, data, build.weights(spec, data, workdir), spec.sampler, spec.sample.count, workdir, command)
-  print(format_report(out.report))
+  if out.report:
+    print(format_report(out.report))
   print(f'{len(out.x)} samples, {out.nfe} network evaluations each, {out.seconds:.1f} s: '
         f"{os.path.join(workdir, 'samples', spec.sampler.name)}.npz, .png")

@@ -171,7 +171,7 @@ plan, report = kernel.plan(grid, shape)
 keys = noise.sample_keys(0, jnp.arange(2))
 zero = lambda x, time, cond: marginals.from_x0(x, jnp.zeros_like(x), time)
 fn = jax.jit(lambda plan, x: run(kernel, zero, grid, plan, x, lambda n: noise.at_step(keys, n, shape)).x)
-x = fn(jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), plan), noise.initial(keys, shape))
+x = fn(plan, noise.initial(keys, shape))
 assert bool(jnp.all(jnp.isfinite(x)))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
 '''
