@@ -150,6 +150,9 @@ def _gmm(tau_of: Callable[[StepGrid, float], np.ndarray], eta: float, options: O
       mixture = extra.own
     else:
       mixture = _mixture(jax.random.wrap_key_data(extra.own), options, flat.shape[1], flat.dtype)
+    if mixture.offsets.shape[1] != flat.shape[1]:
+      raise UserError(f'the plan was made for samples of {mixture.offsets.shape[1]} elements, got shape {mean.shape[1:]}; '
+                      'call kernel.plan with the shape of one sample')
     k = noise_lib.categorical(noise.uniform, mixture.priors)
     z = None if eta == 0 else noise.normal.reshape(flat.shape)
     kick = mm.sample(mixture, options.form, options.covariance, extra.tau, extra.scale, k, z)

@@ -1,6 +1,7 @@
 """Bad input: one line that names the value and the valid ones, non-zero exit, nothing half-written."""
 
 import os
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -8,6 +9,7 @@ from absl.testing import absltest, parameterized
 from configs import digits
 from gmm_diffusion import main
 from gmm_diffusion.aliases import UserError
+from gmm_diffusion.data import sources
 from loops import cli
 
 
@@ -153,6 +155,11 @@ class TrainingTest(absltest.TestCase):
       main.run('train', workdir, settings(**{'net.channels': 16}), 'test')
     with self.assertRaisesRegex(UserError, 'was trained with prediction = eps, the config says v'):
       main.run('sample', workdir, settings(**{'denoiser.prediction': 'v'}), 'test')
+    data = sources.digits(None)
+    wide = data._replace(train=np.pad(data.train, ((0, 0), (2, 2), (2, 2), (0, 0))))
+    with mock.patch.object(sources, 'load', lambda spec: wide):
+      with self.assertRaisesRegex(UserError, r'was trained with shape = \[8, 8, 1\], the config says \[12, 12, 1\]'):
+        main.run('sample', workdir, settings(), 'test')
 
 
 if __name__ == '__main__':

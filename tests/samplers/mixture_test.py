@@ -12,8 +12,9 @@ from scipy import stats
 from gmm_diffusion import samplers
 from gmm_diffusion.aliases import UserError
 from gmm_diffusion.denoisers import exact
-from gmm_diffusion.maths import grids, marginals, schedules
+from gmm_diffusion.maths import grids, marginals, noise, schedules
 from gmm_diffusion.samplers import mixture
+from gmm_diffusion.samplers.run import run
 
 D, N = 6, 200000
 X0 = np.linspace(-1, 1, D)
@@ -174,6 +175,13 @@ class OptionsTest(parameterized.TestCase):
   def test_bad_options(self, options, message):
     with self.assertRaisesRegex(UserError, message):
       samplers.make('ddim_gmm', options)
+
+  def test_plan_of_another_shape(self):
+    kernel = samplers.make('ddim_gmm', dict(components=2))
+    plan, _ = kernel.plan(InfeasibleTest.GRID, (2, 3))
+    with self.assertRaisesRegex(UserError, r'made for samples of 6 elements, got shape \(2, 2\)'):
+      run(kernel, exact.gaussian(0.0, 1.0), InfeasibleTest.GRID, plan, jnp.zeros((1, 2, 2)),
+          lambda n: noise.at_step(noise.sample_keys(0, np.arange(1)), n, (2, 2)))
 
   def test_more_components_than_dimensions(self):
     with self.assertRaisesRegex(UserError, r'components must be in 1..4 \(the number of elements of a sample\), got 8'):

@@ -1,0 +1,66 @@
+"""Checkpoints: weights apart from the state of training, in the dtype asked for, whole or absent."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest
+
+from gmm_diffusion.aliases import UserError
+from gmm_diffusion.checkpoints.store import Store
+
+WEIGHTS = {'a': np.float32([[1.5, -2.0]]), 'n': {'b': np.float32([0.1])}}
+STATE = {'step': np.int32(7), 'moments': np.float32([3.0])}
+shapes = lambda tree: jax.eval_shape(lambda: jax.tree.map(jnp.asarray, tree))
+
+
+class StoreTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.workdir = self.create_tempdir().full_path
+    store = Store(self.workdir, create=True)
+    for step in (1, 2, 3):
+      store.save(step, jax.tree.map(lambda x: x * step, WEIGHTS), STATE, {'net': {'width': 3}})
+    store.close()
+
+  def test_round_trip(self):
+    store = Store(self.workdir)
+    self.assertEqual(store.latest(), 3)
+    self.assertEqual(store.about(), {'net': {'width': 3}, 'format': 'gmm_diffusion/1'})
+    jax.tree.map(np.testing.assert_array_equal, store.weights(shapes(WEIGHTS), jnp.float32), jax.tree.map(lambda x: 3 * x, WEIGHTS))
+    jax.tree.map(np.testing.assert_array_equal, store.training(shapes(STATE)), STATE)
+
+  def test_weights_load_without_the_training_state(self):
+    folder = os.path.join(self.workdir, 'checkpoints', '3', 'train')
+    for root, _, names in os.walk(folder):
+      for name in names:
+        os.remove(os.path.join(root, name))
+    found = Store(self.workdir).weights(shapes(WEIGHTS), jnp.bfloat16)
+    self.assertEqual(found['a'].dtype, jnp.bfloat16)
+    np.testing.assert_array_equal(np.float32(found['a']), [[4.5, -6.0]])
+
+  def test_old_steps_go(self):
+    self.assertEqual(sorted(os.listdir(os.path.join(self.workdir, 'checkpoints'))), ['2', '3'])
+
+  def test_an_unfinished_step_does_not_count(self):
+    os.makedirs(os.path.join(self.workdir, 'checkpoints', '9.orbax-checkpoint-tmp'))
+    self.assertEqual(Store(self.workdir).latest(), 3)
+
+  def test_other_shapes_are_refused(self):
+    with self.assertRaisesRegex(UserError, "cannot read 'weights' of checkpoint"):
+      Store(self.workdir).weights(shapes({'a': np.zeros((5, 5), np.float32), 'n': {'b': np.zeros(1, np.float32)}}), jnp.float32)
+    with self.assertRaisesRegex(UserError, "cannot read 'weights' of checkpoint"):
+      Store(self.workdir).weights(shapes({'other': np.zeros(1, np.float32)}), jnp.float32)
+
+  def test_none(self):
+    empty = self.create_tempdir().full_path
+    self.assertIsNone(Store(empty).latest())
+    with self.assertRaisesRegex(UserError, 'no checkpoint in .*; train one first with --mode=train or --mode=all'):
+      Store(empty).about()
+    self.assertEqual(os.listdir(empty), [])
+
+
+if __name__ == '__main__':
+  absltest.main()

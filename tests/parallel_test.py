@@ -1,0 +1,71 @@
+"""Splitting over devices: order, padding, one trace, progress; two hosts on one machine."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import cases
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from gmm_diffusion import parallel
+
+
+class MapBatchesTest(parameterized.TestCase):
+
+  @parameterized.parameters((1, 4), (4, 4), (10, 4), (12, 4), (3, 1))
+  def test_any_length_in_order_with_one_trace(self, total, per_device):
+    traces, done = [], []
+
+    def fn(shared, batch):
+      traces.append(1)
+      return {'y': shared * batch['x'][:, None] + jnp.arange(2.0)[None]}
+
+    x = np.arange(total, dtype=np.float32)
+    found = parallel.map_batches(fn, per_device, done.append)(np.float32(3), {'x': x})
+    np.testing.assert_array_equal(found['y'], 3 * x[:, None] + np.arange(2))
+    self.assertLen(traces, 1)
+    self.assertEqual(sum(done), total)
+
+  def test_replicas(self):
+    tree = {'a': np.ones((2, 3), np.float32)}
+    np.testing.assert_array_equal(parallel.unreplicate(parallel.replicate(tree))['a'], tree['a'])
+
+
+HOSTS = '''
+import os, sys
+import numpy as np
+from gmm_diffusion import parallel
+parallel.start()
+import jax
+assert jax.process_count() == 2, jax.process_count()
+out = parallel.map_batches(lambda shared, x: shared * x, 3)(np.float32(2), np.arange(17, dtype=np.float32))
+np.testing.assert_array_equal(out, 2 * np.arange(17))
+assert parallel.host_slice(8) == slice(4 * jax.process_index(), 4 * jax.process_index() + 4)
+mean = parallel.over_devices(lambda shared, x: parallel.mean(x.sum() * shared))(
+    parallel.replicate(np.float32(1)), parallel.split(np.full(2, jax.process_index() + 1, np.float32)))
+assert float(mean.addressable_data(0)[0]) == 3.0, mean
+print('fine on', parallel.describe(), parallel.is_main())
+'''
+
+
+class HostsTest(absltest.TestCase):
+
+  def test_two_hosts_share_a_batch(self):
+    with socket.socket() as free:
+      free.bind(('localhost', 0))
+      address = f'localhost:{free.getsockname()[1]}'
+    processes = [
+        subprocess.Popen([sys.executable, '-c', HOSTS], cwd=cases.ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(
+            os.environ, JAX_PLATFORMS='cpu', JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES='2', JAX_PROCESS_ID=str(i)))
+        for i in range(2)]
+    for i, process in enumerate(processes):
+      out, error = process.communicate(timeout=200)
+      self.assertEqual(process.returncode, 0, error[-2000:])
+      self.assertIn('on 2 hosts ' + str(i == 0), out)
+
+
+if __name__ == '__main__':
+  absltest.main()
