@@ -95,6 +95,11 @@ class Sampler:
   shared: bool = True
   offsets_seed: int = 0
 
+  def options(self) -> dict[str, Any]:
+    """What concerns the kernel and not the grid."""
+    grid = ('name', 'steps', 'grid', 'end')
+    return {key: value for key, value in dataclasses.asdict(self).items() if key not in grid}
+
 
 @dataclasses.dataclass(frozen=True)
 class Sample:

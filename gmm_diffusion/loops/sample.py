@@ -45,8 +45,7 @@ def prepare(spec: specs.Spec, sampler: specs.Sampler, data: sources.Data) -> Pla
   bind = build.denoiser(spec, data)
   labels_of(np.arange(1), data.classes, spec.sample.label)
   grid = grids.make(build.schedule(spec.schedule), sampler.steps, sampler.grid, sampler.end)
-  options = dataclasses.asdict(sampler)
-  kernel = samplers.make(options.pop('name'), options)
+  kernel = samplers.make(sampler.name, sampler.options())
   plan, report = kernel.plan(grid, data.shape)
   return Plans(bind, kernel, grid, plan, report)
 

@@ -41,7 +41,7 @@ def elbo_weights(spec: specs.Sampler, process: schedules.Schedule, times: Time, 
   data with no variance, and takes the weight of the next.
   """
   grid = grids.from_times(process, times.t[::-1])
-  name, options = resolve(spec.name, dataclasses.asdict(spec))
+  name, options = resolve(spec.name, spec.options())
   eta = options.pop('eta', 1.0)  # ddpm has none, and is the case eta = 1
   precision = mixture.precisions(name, eta, options, grid, dim)
   precision[-1] = precision[-2]

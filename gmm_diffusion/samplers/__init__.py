@@ -37,18 +37,25 @@ NAMES = tuple(SAMPLERS) + tuple(f'{base}_{variant}' for base in _BASES for varia
 def resolve(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
   """(name of a sampler or of a source variant, options) -> (name in SAMPLERS, options it takes).
 
-  Options that the sampler has no use for are left out; a variant's own settings win.
+  Options that only other samplers take are left out, so that one set of options serves for a
+  comparison; a variant's own settings win.
   """
   if name not in NAMES:
     raise UserError(f'unknown sampler {name!r}; valid: {", ".join(NAMES)}')
   if name not in SAMPLERS:
     name, variant = next((base, name[len(base) + 1:]) for base in _BASES if name.startswith(base + '_'))
     options = {**options, **VARIANTS[variant]}
-  parameters = inspect.signature(SAMPLERS[name]).parameters
-  taken = set(parameters)
-  if 'options' in parameters:
-    taken |= set(mixture.Options._fields)
-  return name, {key: value for key, value in options.items() if key in taken}
+  known = set().union(*map(_parameters, SAMPLERS))
+  for key in options:
+    if key not in known:
+      raise UserError(f'unknown sampler option {key!r}; valid: {", ".join(sorted(known))}')
+  return name, {key: value for key, value in options.items() if key in _parameters(name)}
+
+
+def _parameters(name: str) -> set[str]:
+  """The options of a sampler."""
+  names = set(inspect.signature(SAMPLERS[name]).parameters)
+  return names - {'options'} | set(mixture.Options._fields) if 'options' in names else names
 
 
 def make(name: str, options: dict[str, Any]) -> Kernel:

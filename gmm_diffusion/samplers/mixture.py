@@ -60,8 +60,9 @@ class Options(NamedTuple):
   offsets_seed: int = 0
 
 
-def check(options: Options) -> None:
-  """Raises UserError unless the options make sense together."""
+def check(options: Options) -> Options:
+  """The options with sequences as tuples; raises UserError unless they make sense together."""
+  options = Options(*(tuple(value) if isinstance(value, (list, np.ndarray)) else value for value in options))
   valid = {'offsets': mm.OFFSETS, 'form': tuple(mm.COVARIANCES), 'infeasible': mm.INFEASIBLE}
   for name, values in valid.items():
     if getattr(options, name) not in values:
@@ -76,6 +77,7 @@ def check(options: Options) -> None:
   if not np.all(np.isfinite(options.scale)) or np.any(np.asarray(options.scale) < 0):
     raise UserError(f'scale must be >= 0, got {options.scale}')
   mm.check_priors(options.priors, options.components)
+  return options
 
 
 def _step_keys(options, steps):
@@ -126,7 +128,7 @@ def _report(options: Options, grid: StepGrid, tau: np.ndarray, dim: int):
 
 def _gmm(tau_of: Callable[[StepGrid, float], np.ndarray], eta: float, options: Options) -> Kernel:
   gaussian.check_eta(eta)
-  check(options)
+  options = check(options)
 
   def plan(grid, shape):
     tau = tau_of(grid, eta)
@@ -173,7 +175,7 @@ def rfim_gmm(eta: float = 0.0, **options: Any) -> Kernel:
 
 def _control(tau_of, eta, options):
   gaussian.check_eta(eta)
-  check(options)
+  options = check(options)
 
   def std(grid, tau, dim):
     added = np.array([row['added_variance'] for row in _report(options, grid, tau, dim)[0]])
@@ -198,8 +200,7 @@ def precisions(name: str, eta: float, options: dict[str, Any], grid: StepGrid, d
   if name not in ('ddim_gmm', 'rfim_gmm'):
     with np.errstate(divide='ignore'):
       return 1 / tau**2
-  options = Options(**options)
-  check(options)
+  options = check(Options(**options))
   keys = _step_keys(options, len(tau))
   draw = jax.jit(_mixture, static_argnums=(1, 2, 3))
   mixture, out = None, []

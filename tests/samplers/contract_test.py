@@ -89,6 +89,8 @@ class ContractTest(cases.X64TestCase):
   def test_unknown_names(self):
     with self.assertRaisesRegex(UserError, "unknown sampler 'ddmi'; valid: ddpm, ddim"):
       samplers.make('ddmi', {})
+    with self.assertRaisesRegex(UserError, "unknown sampler option 'compnents'; valid: components, covariance, eta"):
+      samplers.make('ddim_gmm', dict(compnents=3))
     kernel, grid = setup('ddim')
     with self.assertRaisesRegex(UserError, "unknown keep 'some'; valid: last, all"):
       cases.sample(kernel, GAUSSIAN, grid, SHAPE, np.arange(2), keep='some')

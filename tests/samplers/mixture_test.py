@@ -176,6 +176,10 @@ class OptionsTest(parameterized.TestCase):
     with self.assertRaisesRegex(UserError, message):
       samplers.make('ddim_gmm', options)
 
+  def test_lists_serve_as_tuples(self):
+    kernel = samplers.make('ddim_gmm', dict(components=2, priors=[0.3, 0.7], scale=[0.1, 0.2, 0.3, 0.4]))
+    self.assertLen(kernel.plan(InfeasibleTest.GRID, (4,))[1], 4)
+
   def test_plan_of_another_shape(self):
     kernel = samplers.make('ddim_gmm', dict(components=2))
     plan, _ = kernel.plan(InfeasibleTest.GRID, (2, 3))
