@@ -12,7 +12,7 @@ from gmm_diffusion.data import sources
 from gmm_diffusion.loops import build
 from gmm_diffusion.loops import sample as sample_loop
 from gmm_diffusion.metrics import features as features_lib
-from gmm_diffusion.reports import files, images, page, records
+from gmm_diffusion.reports import images, page, records
 
 NOTES = (
     'Intervals are 95 %, from a bootstrap over the generated samples; the reference set is fixed.',

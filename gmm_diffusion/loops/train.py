@@ -4,7 +4,6 @@ What happens in step n depends on (seed, n) and the position in the batch only: 
 killed and resumed equals an uninterrupted one, and the number of devices changes rounding alone.
 """
 
-import dataclasses
 import json
 import os
 from typing import Any, NamedTuple
