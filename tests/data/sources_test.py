@@ -4,7 +4,6 @@ import importlib.util
 import os
 import unittest
 
-import cases
 import numpy as np
 from absl.testing import absltest, parameterized
 from hypothesis import given, settings, strategies as st
@@ -13,7 +12,7 @@ from gmm_diffusion import specs
 from gmm_diffusion.aliases import UserError
 from gmm_diffusion.data import sources
 
-MNIST = os.environ.get('GMM_DIFFUSION_TFDS', os.path.join(cases.ROOT, '..', 'shared', 'data', 'tfds'))
+MNIST = os.environ.get('GMM_DIFFUSION_TFDS', '')  # a folder with a prepared MNIST
 HAS_TFDS = importlib.util.find_spec('tensorflow_datasets') is not None
 
 
