@@ -86,6 +86,14 @@ class ContractTest(cases.X64TestCase):
     self.assertIsNone(result.path)
     self.assertIsNone(result.info)
 
+  def test_the_settings_of_a_variant_win(self):
+    for base in ('ddim_gmm', 'ddim_noise', 'rfim_gmm', 'rfim_noise'):
+      name, options = samplers.resolve(base + '_ortho_vub', dict(OPTIONS, offsets='rand', covariance='exact', form='A', shared=True, variance='small'))
+      self.assertEqual(name, base)
+      self.assertEqual(options, dict(OPTIONS, offsets='ortho', covariance='vub', form='B', shared=False))
+    self.assertEqual(samplers.control_of('ddim_gmm_rand'), 'ddim_noise_rand')
+    self.assertIsNone(samplers.control_of('ddim_noise_rand'))
+
   def test_unknown_names(self):
     with self.assertRaisesRegex(UserError, "unknown sampler 'ddmi'; valid: ddpm, ddim"):
       samplers.make('ddmi', {})
