@@ -89,6 +89,14 @@ class StructureTest(parameterized.TestCase):
       self.assertTrue(os.path.exists(os.path.join(cases.ROOT, test)), test)
 
 
+  def test_readme_denoiser_example_runs(self):
+    with open(os.path.join(cases.ROOT, 'README.md'), encoding='utf-8') as file:
+      example = re.search(r'```python\n(.*?)```', file.read(), re.DOTALL).group(1)
+    scope = {'my_model': lambda x, t: 0.1 * x}
+    exec(example, scope)  # pylint: disable=exec-used
+    self.assertEqual(scope['images'].shape, (16, 32, 32, 3))
+
+
 class SpecsTest(parameterized.TestCase):
 
   @parameterized.parameters(
