@@ -10,7 +10,7 @@ def get_config(arg=''):
   config.data.name = 'toy'
   config.denoiser.name = 'mixture'
   # A plane has room for at most two components.
-  config.sampler.update(name='ddim_gmm', steps=10, components=2, scale=0.05)
+  config.sampler.update(name='ddim_gmm', steps=10, grid='log_snr', components=2, scale=0.05)
   config.sample.update(count=2000, batch=2000)
   config.evaluate.update(samplers=common.SOURCE_VARIANTS, count=2000, features='identity')
   if 'runlocal' in variants:
