@@ -4,7 +4,7 @@ from configs import common
 
 
 def get_config(arg=''):
-  """Variants: runlocal (about 20 minutes on two CPU cores)."""
+  """Variants: runlocal (a size for two CPU cores, well under an hour)."""
   variants = common.arguments(arg, ('runlocal',))
   config = common.defaults()
   config.data.update(name='tfds', dataset='mnist', path='~/tensorflow_datasets')

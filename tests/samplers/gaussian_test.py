@@ -50,7 +50,7 @@ class GoldenTest(cases.X64TestCase):
 
 class ConvergenceTest(cases.X64TestCase):
 
-  def fitted_order(self, name, schedule, grid_name, end, start=None):
+  def fitted_order(self, name, schedule, grid_name, end):
     mean, variance = PROBLEM['m'], PROBLEM['v']
     steps = np.array([40, 80, 160, 320, 640])
     errors = []
