@@ -1,6 +1,5 @@
 """python -m gmm_diffusion.main --config=configs/digits.py --mode=all --workdir=DIR"""
 
-import os
 import sys
 
 from absl import app, flags, logging
@@ -67,5 +66,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   app.run(main, flags_parser=parse)

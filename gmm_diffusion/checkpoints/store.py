@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
 from gmm_diffusion.aliases import UserError
@@ -67,10 +66,6 @@ class Store:
     """The training state, exactly as saved."""
     keep = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_device())
     return self._restore(self.latest(), 'train', ocp.args.StandardRestore(jax.tree.map(keep, template)))
-
-  def raw(self, item: str) -> Any:
-    """An item of the latest step as nested dicts of host arrays, without a template."""
-    return jax.tree.map(np.asarray, self._restore(self.latest(), item, ocp.args.StandardRestore()))
 
   def _restore(self, step, item, args):
     try:

@@ -10,6 +10,7 @@ import time
 import cases
 import chex
 import numpy as np
+import orbax.checkpoint as ocp
 from absl.testing import absltest
 from PIL import Image
 
@@ -108,7 +109,7 @@ class ResumeTest(absltest.TestCase):
     for name in ('straight', 'broken'):
       store = Store(os.path.join(root, name))
       self.assertEqual(store.latest(), 200)
-      states.append(store.raw('train'))
+      states.append(ocp.StandardCheckpointer().restore(os.path.join(store.path, '200', 'train')))
     chex.assert_trees_all_equal(*states)
     curves = [json.load(open(os.path.join(root, name, 'training.json'))) for name in ('straight', 'broken')]
     self.assertEqual(curves[0], curves[1])
@@ -122,6 +123,7 @@ class ResumeTest(absltest.TestCase):
 DEVICES = '''
 import dataclasses, sys
 import numpy as np
+import orbax.checkpoint as ocp
 from configs import digits
 from gmm_diffusion import specs
 from gmm_diffusion.data import sources
