@@ -1,4 +1,4 @@
-"""What the configs share: every key with its default, and the variants after the colon."""
+"""What the configs share: every key with its default, the variants after the colon, and the released models."""
 
 import dataclasses
 
@@ -8,6 +8,15 @@ from gmm_diffusion import specs
 
 # The source's five variants; evaluation adds the isotropic control of each.
 SOURCE_VARIANTS = ('ddim', 'ddim_gmm_rand', 'ddim_gmm_ortho', 'ddim_gmm_ortho_vub', 'ddim_gmm_ortho_shared', 'ddim_gmm_ortho_vub_shared')
+
+# The source's protocol [GMM section 4], each a variant such as imagenet256.py:ldm,steps20,eta0.5,scale10.
+PRESETS = {**{f'steps{n}': {'steps': n} for n in (10, 20, 50, 100)},
+           **{f'eta{eta:g}': {'eta': eta} for eta in (0.0, 0.2, 0.5, 1.0)},
+           **{f'scale{scale:g}': {'scale': scale} for scale in (0.01, 0.1, 1.0, 10.0)}}
+
+ADM = 'https://openaipublic.blob.core.windows.net/diffusion/jul-2021/'
+HUB = 'https://huggingface.co/'
+LDM = 'https://ommer-lab.com/files/latent-diffusion/'
 
 
 def defaults() -> ConfigDict:
@@ -21,3 +30,82 @@ def arguments(arg: str, valid: tuple[str, ...]) -> set[str]:
   if not found <= set(valid):
     raise ValueError(f'unknown config argument {", ".join(sorted(found - set(valid)))!r}; valid: {", ".join(valid)}')
   return found
+
+
+def pretrained(arg: str, size: int, models: tuple[str, ...]) -> tuple[ConfigDict, str, bool]:
+  """(config of a released model of size x size images, which of `models`, whether to run locally); the first is the default."""
+  found = arguments(arg, (*models, 'runlocal', *PRESETS))
+  chosen = [model for model in models if model in found] or [models[0]]
+  if len(chosen) > 1:
+    raise ValueError(f'config arguments {" and ".join(chosen)!r} exclude each other; valid: one of {", ".join(models)}')
+  config = defaults()
+  config.data.update(name='none', size=size)
+  config.sampler.update(name='ddim_gmm', steps=10, components=8, scale=1.0, grid='leading')
+  config.sample.update(count=16, batch=8)
+  config.evaluate.samplers = SOURCE_VARIANTS
+  for name in sorted(found & set(PRESETS)):
+    config.sampler.update(PRESETS[name])
+  return config, chosen[0], 'runlocal' in found
+
+
+def adm(config: ConfigDict, file: str, **options) -> None:
+  """An ADM U-Net [ADM table 4]; released as `file`."""
+  config.net.update(channels=256, multipliers=(1.0, 1.0, 2.0, 2.0, 4.0, 4.0), blocks=2, attention=(32, 16, 8), head_channels=64,
+                    learn_sigma=True, labels='plain')
+  config.net.update(options)
+  config.net.weights.update(format='guided_diffusion', url=ADM + file)
+
+
+def adm_classifier(config: ConfigDict, file: str, **options) -> None:
+  """The classifier that guides it, with the gradient scale of [GMM section 4]: 1 or 10."""
+  config.classifier.update(scale=10.0, **options)
+  config.classifier.weights.update(format='guided_diffusion', url=ADM + file)
+
+
+def ddpm(config: ConfigDict, repository: str, **options) -> None:
+  """A DDPM U-Net in diffusers form; the defaults are those of the 256 x 256 models."""
+  config.net.update(channels=128, multipliers=(1.0, 1.0, 2.0, 2.0, 4.0, 4.0), blocks=2, attention=(16,), head_channels=0, heads=1,
+                    labels='none', scale_shift=False, resblock_updown=False, pad_end=True, eps=1e-6, freq_shift=1, sin_first=True)
+  config.net.update(options)
+  config.net.weights.update(format='diffusers', url=f'{HUB}google/{repository}/resolve/main/diffusion_pytorch_model.bin')
+
+
+def ldm(config: ConfigDict, **options) -> None:
+  """A latent diffusion model in the source's setting; the defaults are the face and bedroom models over the VQ-f4 stage."""
+  config.schedule.update(name='sqrt_linear', beta_min=0.0015, beta_max=0.0195)
+  config.net.update(channels=224, multipliers=(1.0, 2.0, 3.0, 4.0), blocks=2, attention=(32, 16, 8), head_channels=32, labels='none',
+                    scale_shift=False, resblock_updown=False)
+  config.net.update(options)
+  config.autoencoder.name = 'vq'
+  config.denoiser.clip = False
+  config.sampler.end = 'first'
+
+
+def ldm_weights(config: ConfigDict, file: str) -> None:
+  """One CompVis file for network and first stage."""
+  for section in (config.net, config.autoencoder):
+    section.weights.update(format='compvis', url=LDM + file)
+
+
+def kl_f8(config: ConfigDict) -> None:
+  """The KL-f8 first stage [LDM table 8]."""
+  config.autoencoder.update(name='kl', latent_channels=4, multipliers=(1.0, 2.0, 4.0, 4.0))
+
+
+def shrink(config: ConfigDict) -> ConfigDict:
+  """A model of the same kind with random weights that a laptop samples in seconds; its images are noise."""
+  config.data.size = 32
+  side = 32 // 2 ** (len(config.autoencoder.multipliers) - 1) if config.autoencoder.name else 32
+  config.net.update(channels=32, blocks=1, attention=(side // 2,), head_channels=16)
+  if config.net.name == 'dit':
+    config.net.update(blocks=2, heads=2)
+  else:
+    config.net.multipliers = (1.0, 2.0)
+  if config.net.context_dim:
+    config.net.context_dim = 32
+  config.autoencoder.update(channels=32, blocks=1, codes=64)
+  config.classifier.update(channels=32, blocks=1, multipliers=(1.0, 2.0), attention=(16,), head_channels=16)
+  for section in (config.net, config.autoencoder, config.classifier):
+    section.weights.format = 'random'
+  config.sample.update(count=4, batch=4)
+  return config

@@ -8,7 +8,7 @@ def get_config(arg=''):
   variants = common.arguments(arg, ('runlocal',))
   config = common.defaults()
   config.data.name = 'digits'
-  config.net.update(channels=32, multipliers=(1, 2), blocks=1, attention=(4,), head_channels=32)
+  config.net.update(channels=32, multipliers=(1.0, 2.0), blocks=1, attention=(4,), head_channels=32)
   config.train.update(steps=1500, batch=64, learning_rate=2e-3, ema=0.995, checkpoint_every=500)
   config.sampler.update(name='ddim_gmm', steps=10, scale=0.3)
   config.sample.update(count=100, batch=250)

@@ -8,12 +8,13 @@ from ml_collections import config_flags
 from gmm_diffusion import parallel, specs
 from gmm_diffusion.aliases import UserError
 from gmm_diffusion.data import sources
-from gmm_diffusion.loops import evaluate, sample, train
+from gmm_diffusion.loops import evaluate, pretrained, sample, train
 from gmm_diffusion.reports import files
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file('config', None, 'Settings, such as configs/digits.py or configs/digits.py:runlocal.', lock_config=True)
-flags.DEFINE_enum('mode', None, ['train', 'sample', 'evaluate', 'all'], 'What to do; all is train, then evaluate.')
+flags.DEFINE_enum('mode', None, ['train', 'fetch', 'convert', 'sample', 'evaluate', 'all'],
+                  'What to do; all is train, then evaluate. fetch and convert get released weights.')
 flags.DEFINE_string('workdir', None, 'Folder for checkpoints, samples and results.')
 flags.mark_flags_as_required(['config', 'mode', 'workdir'])
 
@@ -30,6 +31,10 @@ def run(mode: str, workdir: str, config, command: str) -> None:
     evaluate.samplers_with_controls(spec, data)
   if mode in ('train', 'all') and needs_training:
     train.train(spec, data, workdir)
+  if mode == 'fetch':
+    pretrained.fetch(spec, data, workdir)
+  if mode == 'convert':
+    pretrained.convert(spec, data, workdir)
   if mode == 'sample':
     sample.sample(spec, data, workdir, command)
   if mode in ('evaluate', 'all'):

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from gmm_diffusion.aliases import UserError
+
 AXIS = 'devices'
 
 
@@ -81,6 +83,8 @@ def map_batches(fn: Callable[[Any, Any], Any], per_device: int,
 
   Returns:
     (shared, batch) -> outputs as host arrays, in order. Hosts share the work; all get all outputs.
+    Where a device runs out of memory, per_device is halved from there on (a host of several cannot
+    do that alone and raises UserError).
   """
   mapped = over_devices(fn)
 
@@ -91,15 +95,34 @@ def map_batches(fn: Callable[[Any, Any], Any], per_device: int,
     # repeat the last item, so that all calls and all hosts have the same shape
     index = np.minimum(np.arange(rounds * size * jax.process_count()), total - 1)
     mine = index[host_slice(len(index))]
-    shared, parts = replicate(shared), []
-    for n in range(rounds):
-      chunk = mine[n * size:(n + 1) * size]
-      out = mapped(shared, split(jax.tree.map(lambda x: np.asarray(x)[chunk], batch)))
-      parts.append(jax.tree.map(lambda x: np.asarray(x).reshape((-1,) + x.shape[2:]), out))
-      advance(min(len(chunk), max(0, total - n * size)))
+    shared, parts, start = replicate(shared), [], 0
+    while start < len(mine):
+      chunk = np.pad(mine[start:start + size], (0, max(0, start + size - len(mine))), mode='edge')
+      try:
+        out = mapped(shared, split(jax.tree.map(lambda x: np.asarray(x)[chunk], batch)))
+        out = jax.tree.map(lambda x: np.asarray(x).reshape((-1,) + x.shape[2:]), out)
+      except jax.errors.JaxRuntimeError as error:
+        size = _halved(size, error)
+        continue
+      parts.append(jax.tree.map(lambda x: x[:len(mine) - start], out))
+      advance(min(size, max(0, total - start)))
+      start += size
     out = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
     if jax.process_count() > 1:
       out = multihost_utils.process_allgather(out, tiled=True)
     return jax.tree.map(lambda x: x[:total], out)
 
   return call
+
+
+def _halved(size: int, error: Exception) -> int:
+  """Half of a batch size over the local devices after an error for want of memory; raises any other."""
+  if 'RESOURCE_EXHAUSTED' not in str(error):
+    raise error
+  devices = jax.local_device_count()
+  per_device = size // devices
+  if per_device == 1 or jax.process_count() > 1:
+    raise UserError(f'the device has too little memory for {per_device} at a time; lower sample.batch or autoencoder.batch, '
+                    'or compute in net.dtype bfloat16') from error
+  print(f'too little memory for {per_device} at a time on a device: going on with {per_device // 2}', flush=True)
+  return per_device // 2 * devices

@@ -13,11 +13,33 @@ from gmm_diffusion.aliases import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """name: 'digits', 'toy' or 'tfds'; for tfds, `dataset` (such as 'mnist') is read from `path`."""
+  """name: 'digits', 'toy', 'tfds' or 'none'.
+
+  tfds reads `dataset` (such as 'mnist') from `path`. none has no items: `size` and `classes` say what a
+  pretrained model makes, RGB images of size x size; dataset 'imagenet' gives its classes their names.
+  """
 
   name: str = 'digits'
   dataset: str = ''
   path: str = ''
+  size: int = 0
+  classes: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """Where released weights come from; format '' is a network trained here, 'random' draws them.
+
+  format: a name in checkpoints.importers.FORMATS. path: file, or folder of a diffusers model ('': below
+  the workdir, under the name in the url). url, size (bytes), sha256: of the download, as far as known; the
+  hash may be a prefix.
+  """
+
+  format: str = ''
+  path: str = ''
+  url: str = ''
+  size: int = 0
+  sha256: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,17 +54,66 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class Net:
-  """name in nets.NETS, and its size. dtype is that of the computation."""
+  """name in nets.NETS, its options (see there; each network takes those it has) and its weights.
+
+  labels: 'null' has one more label for "no class", which classifier-free guidance needs; 'plain' has the
+  classes only; 'none' takes no labels. dtype is that of the computation.
+  """
 
   name: str = 'unet'
   channels: int = 64
-  multipliers: tuple[int, ...] = (1, 2)
+  multipliers: tuple[float, ...] = (1.0, 2.0)
   blocks: int = 2
   attention: tuple[int, ...] = (4,)
   head_channels: int = 32
+  heads: int = 1
+  labels: str = 'null'
+  context_dim: int = 0
+  scale_shift: bool = True
+  resblock_updown: bool = True
+  pad_end: bool = False
+  legacy_attention: bool = True
+  eps: float = 1e-5
+  freq_shift: int = 0
+  sin_first: bool = False
+  patch: int = 2
   dropout: float = 0.0
   learn_sigma: bool = False
   dtype: str = 'float32'
+  weights: Weights = Weights()
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoencoder:
+  """The first stage of latent diffusion (nets.autoencoder); name '' is none, else 'vq' or 'kl'.
+
+  scale: the network sees latents times this; a file that holds its own value overrides it. batch:
+  latents decoded at a time on each device.
+  """
+
+  name: str = ''
+  latent_channels: int = 3
+  codes: int = 8192
+  channels: int = 128
+  multipliers: tuple[float, ...] = (1.0, 2.0, 4.0)
+  blocks: int = 2
+  attention: tuple[int, ...] = ()
+  scale: float = 1.0
+  batch: int = 8
+  weights: Weights = Weights()
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+  """ADM's classifier of noisy images (nets.unet.Classifier); scale multiplies its gradient, 0 is none."""
+
+  scale: float = 0.0
+  channels: int = 128
+  multipliers: tuple[float, ...] = (1.0, 1.0, 2.0, 2.0, 4.0, 4.0)
+  blocks: int = 2
+  attention: tuple[int, ...] = (32, 16, 8)
+  head_channels: int = 64
+  weights: Weights = Weights()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +122,16 @@ class Denoiser:
 
   prediction: what the network outputs, a name in maths.marginals.PREDICTIONS.
   clip: clip x_0 to [-1, 1]. guidance: classifier-free scale; 1 is the plain conditional model.
+  guidance_interval: (low, high) in b_t / a_t, where to guide; () is everywhere. guidance_channels: how
+  many leading channels are guided (3 of 4 in DiT's code); 0 is all.
   """
 
   name: str = 'network'
   prediction: str = 'eps'
   clip: bool = True
   guidance: float = 1.0
+  guidance_interval: tuple[float, ...] = ()
+  guidance_channels: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,11 +178,14 @@ class Sampler:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """count samples, `batch` at a time on each device; label -1 takes the classes in turn."""
+  """count samples, `batch` at a time on each device (halved where the memory does not suffice).
+
+  label: numbers or names of classes, separated by commas, taken in turn; '' takes all classes.
+  """
 
   count: int = 64
   batch: int = 64
-  label: int = -1
+  label: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +214,8 @@ class Spec:
   data: Data = Data()
   schedule: Schedule = Schedule()
   net: Net = Net()
+  autoencoder: Autoencoder = Autoencoder()
+  classifier: Classifier = Classifier()
   denoiser: Denoiser = Denoiser()
   train: Train = Train()
   sampler: Sampler = Sampler()
@@ -143,21 +223,28 @@ class Spec:
   evaluate: Evaluate = Evaluate()
 
   def __post_init__(self):
-    _choose('data.name', self.data.name, ('digits', 'toy', 'tfds'))
+    _choose('data.name', self.data.name, ('digits', 'toy', 'tfds', 'none'))
     _choose('denoiser.name', self.denoiser.name, ('network', 'mixture', 'empirical'))
     _choose('net.dtype', self.net.dtype, ('float32', 'bfloat16'))
+    _choose('net.labels', self.net.labels, ('null', 'plain', 'none'))
+    _choose('autoencoder.name', self.autoencoder.name, ('', 'vq', 'kl'))
     _choose('train.loss', self.train.loss, ('simple', 'elbo'))
     for key in ('train.steps', 'train.batch', 'train.log_every', 'train.checkpoint_every', 'sample.count',
-                'sample.batch', 'evaluate.count', 'evaluate.reference', 'evaluate.neighbours', 'net.channels', 'net.blocks', 'schedule.T'):
+                'sample.batch', 'evaluate.count', 'evaluate.reference', 'evaluate.neighbours', 'net.channels', 'net.blocks', 'schedule.T',
+                'net.patch', 'net.heads', 'autoencoder.batch', 'autoencoder.channels', 'classifier.channels'):
       if self.get(key) < 1:
         raise UserError(f'{key} must be at least 1, got {self.get(key)}')
     for key in ('train.ema', 'train.label_dropout', 'net.dropout'):
       if not 0 <= self.get(key) < 1:
         raise UserError(f'{key} must be in [0, 1), got {self.get(key)}')
-    for key in ('seed', 'sampler.offsets_seed', 'train.warmup', 'denoiser.guidance'):
+    for key in ('seed', 'sampler.offsets_seed', 'train.warmup', 'denoiser.guidance', 'classifier.scale',
+                'denoiser.guidance_channels'):
       if self.get(key) < 0:
         raise UserError(f'{key} must be >= 0, got {self.get(key)}')
-    for key in ('train.learning_rate', 'train.clip_norm'):
+    interval = self.denoiser.guidance_interval
+    if interval and not (len(interval) == 2 and 0 <= interval[0] <= interval[1]):
+      raise UserError(f'denoiser.guidance_interval must be () or (low, high) with 0 <= low <= high, got {interval}')
+    for key in ('train.learning_rate', 'train.clip_norm', 'autoencoder.scale'):
       if not self.get(key) > 0:
         raise UserError(f'{key} must be > 0, got {self.get(key)}')
     if self.evaluate.bootstrap < 2:

@@ -4,13 +4,16 @@ import os
 import socket
 import subprocess
 import sys
+from unittest import mock
 
 import cases
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from gmm_diffusion import parallel
+from gmm_diffusion.aliases import UserError
 
 
 class MapBatchesTest(parameterized.TestCase):
@@ -29,6 +32,39 @@ class MapBatchesTest(parameterized.TestCase):
     self.assertLen(traces, 1)
     self.assertEqual(sum(done), total)
 
+  def test_batches_are_halved_when_memory_runs_out(self):
+    sizes, done = [], []
+
+    def mapped(shared, batch):
+      size = batch['x'].shape[1]
+      sizes.append(size)
+      if size > 3:
+        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99 bytes.')
+      return {'y': shared[0] * batch['x']}
+
+    x = np.arange(10, dtype=np.float32)
+    with mock.patch.object(parallel, 'over_devices', lambda fn: mapped):
+      found = parallel.map_batches(None, 8, done.append)(np.float32(3), {'x': x})
+    np.testing.assert_array_equal(found['y'], 3 * x)
+    self.assertEqual(sizes, [8, 4, 2, 2, 2, 2, 2, 2, 2, 2])
+    self.assertEqual(sum(done), 10)
+
+  def test_memory_for_not_even_one(self):
+    def mapped(shared, batch):
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
+
+    with mock.patch.object(parallel, 'over_devices', lambda fn: mapped):
+      with self.assertRaisesRegex(UserError, 'the device has too little memory for 1 at a time; lower sample.batch'):
+        parallel.map_batches(None, 2)(np.float32(3), {'x': np.zeros(2)})
+
+  def test_other_errors_pass(self):
+    def mapped(shared, batch):
+      raise jax.errors.JaxRuntimeError('INTERNAL: something else')
+
+    with mock.patch.object(parallel, 'over_devices', lambda fn: mapped):
+      with self.assertRaisesRegex(jax.errors.JaxRuntimeError, 'something else'):
+        parallel.map_batches(None, 2)(np.float32(3), {'x': np.zeros(2)})
+
   def test_replicas(self):
     tree = {'a': np.ones((2, 3), np.float32)}
     np.testing.assert_array_equal(parallel.unreplicate(parallel.replicate(tree))['a'], tree['a'])
@@ -38,6 +74,7 @@ HOSTS = '''
 import os, sys
 import numpy as np
 from gmm_diffusion import parallel
+from gmm_diffusion.aliases import UserError
 parallel.start()
 import jax
 assert jax.process_count() == 2, jax.process_count()

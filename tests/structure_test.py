@@ -11,6 +11,8 @@ from absl.testing import absltest, parameterized
 
 from gmm_diffusion import specs
 from gmm_diffusion.aliases import UserError
+from gmm_diffusion.data import sources
+from gmm_diffusion.loops import build
 
 PACKAGE = os.path.join(cases.ROOT, 'gmm_diffusion')
 LAYERS = [{'aliases', 'specs'}, {'maths'}, {'samplers', 'denoisers', 'nets'},
@@ -61,7 +63,7 @@ class StructureTest(parameterized.TestCase):
 
   def test_every_config_key_is_read(self):
     source = '\n'.join(open(path, encoding='utf-8').read() for path in FILES if not path.endswith('specs.py'))
-    options = ('sampler', 'schedule', 'net')  # handed on by name, and checked by the signatures that take them
+    options = ('sampler', 'schedule', 'net', 'autoencoder', 'classifier')  # handed on by name, and checked by the signatures that take them
     for section in specs.dataclasses.fields(specs.Spec):
       if specs.dataclasses.is_dataclass(section.type):
         for field in specs.dataclasses.fields(section.type):
@@ -73,10 +75,23 @@ class StructureTest(parameterized.TestCase):
                               if os.path.basename(path) not in ('__init__.py', 'common.py')])
   def test_configs(self, name):
     module = importlib.import_module('configs.' + name)
-    for arg in ('', 'runlocal'):
-      self.assertIsInstance(specs.from_config(module.get_config(arg)), specs.Spec)
-    with self.assertRaisesRegex(ValueError, "unknown config argument 'other'; valid: runlocal"):
+    with self.assertRaisesRegex(ValueError, "unknown config argument 'other'; valid: .*runlocal") as caught:
       module.get_config('other')
+    variants = str(caught.exception).split('valid: ')[1].split(', ')
+    for arg in ('', 'runlocal', *variants, *(f'runlocal,{variant}' for variant in variants)):
+      spec = specs.from_config(module.get_config(arg))
+      if spec.data.name == 'none':
+        data = sources.load(spec.data)
+        build.denoiser(spec, data)  # checks everything but the weights
+        build.sample_shape(spec, data)
+
+  def test_variants_that_exclude_each_other(self):
+    with self.assertRaisesRegex(ValueError, 'adm and dit exclude each other'):
+      importlib.import_module('configs.imagenet256').get_config('dit,adm')
+
+  def test_presets(self):
+    sampler = importlib.import_module('configs.imagenet256').get_config('ldm,steps50,eta0.2,scale0.01').sampler
+    self.assertEqual((sampler.steps, sampler.eta, sampler.scale, sampler.components), (50, 0.2, 0.01, 8))
 
   def test_readme_equations_name_things_that_exist(self):
     with open(os.path.join(cases.ROOT, 'README.md'), encoding='utf-8') as file:
@@ -105,7 +120,7 @@ class SpecsTest(parameterized.TestCase):
       ({'sampler': {'steps': 3.5}}, "config key 'sampler.steps' must be of type int, got 3.5"),
       ({'sampler': {'steps': True}}, "config key 'sampler.steps' must be of type int, got True"),
       ({'net': {'multipliers': 3}}, "config key 'net.multipliers' must be a tuple, got 3"),
-      ({'net': {'multipliers': (1, 'a')}}, "config key 'net.multipliers' must be of type int, got 'a'"),
+      ({'net': {'multipliers': (1, 'a')}}, "config key 'net.multipliers' must be of type float, got 'a'"),
       ({'net': 3}, "config key 'net' is a section, got 3"),
   )
   def test_bad(self, config, message):

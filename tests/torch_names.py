@@ -1,4 +1,4 @@
-"""Golden networks: weights regenerated from tensor names, and laid out for Flax.
+"""Golden networks: weights regenerated from tensor names, brought in by the importers.
 
 The goldens hold inputs and outputs only. The weights of a tensor are a function of its name and
 shape: standard normals seeded with the CRC-32 of the name, scaled by the rules below.
@@ -8,7 +8,12 @@ import json
 import os
 import zlib
 
+import jax
 import numpy as np
+from flax import traverse_util
+
+from gmm_diffusion.checkpoints import importers
+from gmm_diffusion.checkpoints.importers import recipe as recipes
 
 TESTDATA = os.path.join(os.path.dirname(__file__), 'testdata')
 
@@ -27,37 +32,31 @@ def tensor(name, shape):
   return 1 + np.float32(0.1) * z if name.endswith('weight') else np.float32(0.1) * z
 
 
-def flax_params(manifest, dtype):
-  """Nested parameters from torch names: 'input_blocks.1.0.in_layers.2.weight' and so on."""
-  tree = {}
-  for name, shape, kind in manifest:
-    if kind != 'param':
-      continue
-    value = tensor(name, shape)
-    module, leaf = _place(name.split('.'), len(shape))
-    if leaf == 'kernel':
-      value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.reshape(shape[:2]).T
-    node = tree
-    for part in module:
-      node = node.setdefault(part, {})
-    node[leaf] = value.astype(dtype)
-  return {'params': tree}
+def tensors(arrays, manifest, prefix=''):
+  """{prefix + name: float32 array} of a golden network, as its released file would have them."""
+  out = {prefix + name: tensor(name, shape) for name, shape, kind in manifest if kind == 'param'}
+  out.update({prefix + name: arrays['fixed:' + name] for name, _, kind in manifest if kind == 'fixed'})
+  return out
 
 
-def _place(parts, rank):
-  """Torch name -> (path of Flax modules, leaf)."""
-  *module, leaf = parts
-  path, norm = [], rank == 1 and leaf == 'weight'
-  inner = ('in_layers', 'emb_layers', 'out_layers', 'skip_connection', 'norm', 'qkv', 'proj_out', 'op', 'conv')
-  start = next((i for i, part in enumerate(module) if part in inner), len(module))
-  if start < len(module) and module[start] in ('op', 'conv'):
-    start = len(module)
-  path = ['_'.join(module[:start])] if start else []
-  if start < len(module):
-    path.append('_'.join(module[start:]))
-  if path[-1].split('_')[-2:] in (['layers', '0'],) or path[-1] in ('norm', 'out_0'):
-    path.append('norm')
-    return path, 'scale' if norm else 'bias'
-  if module == ['label_emb']:
-    return path, 'embedding'
-  return path, 'bias' if leaf == 'bias' else 'kernel'
+class InMemory:
+  """Tensors of a dict as a source."""
+
+  def __init__(self, values):
+    self.values = values
+    self.shapes = {name: value.shape for name, value in values.items()}
+
+  def read(self, name):
+    return self.values[name]
+
+
+def load(form, part, module, inputs, values, side=0):
+  """The network's variables, through the importer of the format; inputs as for module.init."""
+  template = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+  source = InMemory(values)
+  recipe, owned = importers.recipe_of(form, part, module, template, source.shapes, side)
+  recipes.check(recipe, source.shapes, owned, 'golden')
+  out = recipes.read(recipe, source, 'golden', 'reading')
+  shapes = lambda tree: {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree).items()}
+  assert shapes(out) == shapes(template)
+  return out

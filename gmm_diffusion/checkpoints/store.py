@@ -1,7 +1,8 @@
 """Checkpoints with orbax: weights to sample from, kept apart from the state of training.
 
 A step is written under a temporary name and renamed when complete, so a killed run leaves either
-the whole step or nothing. Sampling reads `weights` only, in the dtype asked for.
+the whole step or nothing. Sampling reads the networks that it uses and nothing else, in the
+dtype asked for.
 """
 
 import os
@@ -9,11 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from gmm_diffusion.aliases import UserError
 
-FORMAT = 'gmm_diffusion/1'
+FORMAT = 'gmm_diffusion/2'
+PARTS = ('net', 'autoencoder', 'classifier')
 
 
 class Store:
@@ -24,17 +27,18 @@ class Store:
     self._manager = None
     if create or os.path.isdir(self.path):
       options = ocp.CheckpointManagerOptions(max_to_keep=2, create=create, enable_async_checkpointing=True)
-      self._manager = ocp.CheckpointManager(self.path, options=options, item_names=('weights', 'train', 'about'))
+      self._manager = ocp.CheckpointManager(self.path, options=options, item_names=(*PARTS, 'train', 'about'))
 
   def latest(self) -> int | None:
     """The last complete step, or None."""
     return self._manager.latest_step() if self._manager else None
 
-  def save(self, step: int, weights: Any, train: Any, about: dict[str, Any]) -> None:
-    """Writes a step in the background."""
-    self._manager.save(step, args=ocp.args.Composite(
-        weights=ocp.args.StandardSave(weights), train=ocp.args.StandardSave(train),
-        about=ocp.args.JsonSave(dict(about, format=FORMAT))))
+  def save(self, step: int, weights: dict[str, Any], train: Any, about: dict[str, Any]) -> None:
+    """Writes a step in the background: weights by the names in PARTS; train is None where nothing is trained."""
+    items = {**{name: ocp.args.StandardSave(part) for name, part in weights.items()}, 'about': ocp.args.JsonSave(dict(about, format=FORMAT))}
+    if train is not None:
+      items['train'] = ocp.args.StandardSave(train)
+    self._manager.save(step, args=ocp.args.Composite(**items))
 
   def close(self) -> None:
     """Waits until everything is on disk."""
@@ -56,11 +60,12 @@ class Store:
       raise UserError(f'checkpoint {self.path} has format {about.get("format")!r}; valid: {FORMAT!r}')
     return about
 
-  def weights(self, template: Any, dtype: Any) -> Any:
-    """Weights with the template's shapes, floating point leaves in `dtype`."""
-    cast = lambda x: jax.ShapeDtypeStruct(
-        x.shape, dtype if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype, sharding=_device())
-    return self._restore(self.latest(), 'weights', ocp.args.StandardRestore(jax.tree.map(cast, template)))
+  def weights(self, template: dict[str, Any], dtype: Any) -> dict[str, Any]:
+    """The parts in the template with its shapes, as host arrays, floating point leaves in `dtype`."""
+    # a host array as template, though without memory of its own, keeps a second copy off the device
+    cast = lambda x: np.broadcast_to(np.zeros((), dtype if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype), x.shape)
+    return {name: self._restore(self.latest(), name, ocp.args.StandardRestore(jax.tree.map(cast, part)))
+            for name, part in template.items()}
 
   def training(self, template: Any) -> Any:
     """The training state, exactly as saved."""

@@ -1,6 +1,9 @@
 """Data sets in memory: embedded digits, tensorflow-datasets without TensorFlow, a toy mixture."""
 
+import difflib
+import functools
 import os
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +18,9 @@ class Data(NamedTuple):
   Attributes:
     train, test: uint8 images [N, H, W, C], or float32 vectors [N, D].
     train_labels, test_labels: int32 [N].
-    classes: number of classes.
+    classes: number of classes; 0 has no labels.
     mixture: (means [J, D], variances [J]) where the distribution is known, else None.
+    names: of the classes, where they have any.
   """
 
   train: np.ndarray
@@ -25,6 +29,7 @@ class Data(NamedTuple):
   test_labels: np.ndarray
   classes: int
   mixture: tuple[np.ndarray, np.ndarray] | None = None
+  names: tuple[str, ...] = ()
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -85,9 +90,50 @@ def toy(spec: specs.Data) -> Data:
               (means.astype(np.float32), variances.astype(np.float32)))
 
 
+def none(spec: specs.Data) -> Data:
+  """No items: the shape and classes of what a pretrained model makes."""
+  if spec.size < 1:
+    raise UserError(f"data.size must be at least 1 where data.name is 'none', got {spec.size}")
+  images, labels = np.zeros((0, spec.size, spec.size, 3), np.uint8), np.zeros(0, np.int32)
+  names = imagenet_classes() if spec.dataset == 'imagenet' else ()
+  return Data(images, labels, images, labels, spec.classes, names=names[:spec.classes])
+
+
+@functools.cache
+def imagenet_classes() -> tuple[str, ...]:
+  """The names of the 1000 classes, in the order that models number them."""
+  with open(os.path.join(os.path.dirname(__file__), 'imagenet_classes.txt'), encoding='utf-8') as file:
+    return tuple(file.read().splitlines())
+
+
 def load(spec: specs.Data) -> Data:
   """The data set that a spec names."""
-  return {'digits': digits, 'tfds': tfds, 'toy': toy}[spec.name](spec)
+  return {'digits': digits, 'tfds': tfds, 'toy': toy, 'none': none}[spec.name](spec)
+
+
+def class_numbers(data: Data, label: str) -> np.ndarray:
+  """The classes that `label` names: numbers or names separated by commas; '' is all of them. int32, none without labels.
+
+  Raises:
+    UserError: on a class that does not exist, with the nearest names.
+  """
+  if not label:
+    return np.arange(data.classes, dtype=np.int32)
+  if not data.classes:
+    raise UserError(f'sample.label {label!r} needs a conditional model; this one takes no labels, leave it empty')
+  lower = [name.lower() for name in data.names]
+
+  def number(word):
+    if word.lower() in lower:
+      return lower.index(word.lower())
+    if re.fullmatch(r'\d+', word) and int(word) < data.classes:
+      return int(word)
+    near = [data.names[i] for i, name in enumerate(lower) if word.lower() in name]
+    near = near or [data.names[lower.index(name)] for name in difflib.get_close_matches(word.lower(), lower)]
+    raise UserError(f'no class {word!r}; valid: 0..{data.classes - 1}'
+                    + (f', or a name such as {", ".join(map(repr, near[:5] or data.names[:3]))}' if data.names else ''))
+
+  return np.array([number(word.strip()) for word in label.split(',')], np.int32)
 
 
 def to_model(x: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Callable
 import jax
 import jax.numpy as jnp
 
-from gmm_diffusion.aliases import Array, Denoiser, Time
+from gmm_diffusion.aliases import Array, Denoiser, Prediction, Time
 from gmm_diffusion.maths import marginals
 
 
@@ -25,18 +25,45 @@ def clip_x0(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoise
   return denoise
 
 
-def classifier_free(denoiser: Denoiser, scale: float, null_label: int) -> Denoiser:
-  """Equation (1) for integer labels cond [B]; both branches are one call of twice the batch."""
+def classifier_free(denoiser: Denoiser, scale: float, null_label: int, channels: int = 0,
+                    interval: tuple[float, float] | None = None) -> Denoiser:
+  """Equation (1) for integer labels cond [B]; both branches are one call of twice the batch.
 
-  def denoise(x, time, cond):
+  Args:
+    denoiser: takes labels; `null_label` is "no class".
+    scale: g; 1 is the conditional prediction.
+    null_label: the label of the unconditional prediction.
+    channels: guides only so many leading channels, the others stay conditional (DiT's code: 3 of 4); 0 is all.
+    interval: guides only where low <= b_t / a_t <= high [Kynkaanniemi et al. 2404.07724]; outside,
+      one conditional call of the batch is all that is computed.
+  """
+
+  def guide(x, time, cond):
     labels = jnp.concatenate([cond, jnp.full_like(cond, null_label)])
     both = denoiser(jnp.concatenate([x, x]), time, labels)
-    eps_c, eps_u = jnp.split(both.eps, 2)
-    x0_c, x0_u = jnp.split(both.x0, 2)
-    # x_0 is linear in eps at fixed x, so it mixes with the same weights
-    return marginals.Prediction(x0_u + scale * (x0_c - x0_u), eps_u + scale * (eps_c - eps_u))
+    g = jnp.where(jnp.arange(x.shape[-1]) < (channels or x.shape[-1]), scale, 1.0).astype(x.dtype)
+    g = g.reshape((1,) * (x.ndim - 1) + (-1,))
+
+    def mix(y):  # x_0 is linear in eps at fixed x, so it mixes with the same weights
+      conditional, unconditional = jnp.split(y, 2)
+      return unconditional + g * (conditional - unconditional)
+
+    return Prediction(mix(both.x0), mix(both.eps))
+
+  if interval is None:
+    return guide
+  low, high = interval
+
+  def denoise(x, time, cond):
+    inside = (low * time.a <= time.b) & (time.b <= high * time.a)
+    return jax.lax.cond(inside, guide, denoiser, x, time, cond)
 
   return denoise
+
+
+def log_prob_of(logits: Array, labels: Array) -> Array:
+  """log p(label) [B] of logits [B, classes]."""
+  return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)[:, 0]
 
 
 def classifier(denoiser: Denoiser, log_prob: Callable[[Array, Time, Array], Array], scale: float) -> Denoiser:

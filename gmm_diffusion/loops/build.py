@@ -1,4 +1,8 @@
-"""From a Spec to the objects of a run: schedule, network, denoiser, weights."""
+"""From a Spec to the objects of a run: schedule, networks, denoiser, weights.
+
+The weights of a run are a dict of variables: 'net', and where there are any 'autoencoder' (with the
+'latent_scale' beside its parameters) and 'classifier'. Exact denoisers have the data in their place.
+"""
 
 import dataclasses
 import hashlib
@@ -17,6 +21,12 @@ from gmm_diffusion.denoisers import exact, guidance
 from gmm_diffusion.denoisers.network import network
 from gmm_diffusion.maths import schedules
 from gmm_diffusion.nets import NETS
+from gmm_diffusion.nets.autoencoder import Autoencoder
+from gmm_diffusion.nets.unet import Classifier
+
+RANDOM = 'random'
+# what does not change the meaning of stored weights
+_FREE = ('dtype', 'dropout', 'weights', 'batch', 'scale')
 
 
 def schedule(spec: specs.Schedule) -> schedules.Schedule:
@@ -28,21 +38,59 @@ def schedule(spec: specs.Schedule) -> schedules.Schedule:
   return make(**{key: value for key, value in dataclasses.asdict(spec).items() if key in taken})
 
 
+def _module(make, section, **more):
+  """A linen module with the options that it has among those of a section of the spec."""
+  known = {field.name for field in dataclasses.fields(make)} - {'name'}
+  options = {field.name: getattr(section, field.name) for field in dataclasses.fields(section) if field.name in known}
+  return make(**{**options, **more})
+
+
+def autoencoder(spec: specs.Spec) -> Autoencoder | None:
+  """The first stage, if the spec has one."""
+  if not spec.autoencoder.name:
+    return None
+  codes = spec.autoencoder.codes if spec.autoencoder.name == 'vq' else 0
+  return _module(Autoencoder, spec.autoencoder, codes=codes, dtype=jnp.dtype(spec.net.dtype))
+
+
+def sample_shape(spec: specs.Spec, data: sources.Data) -> tuple[int, ...]:
+  """What is sampled: data, or their latents."""
+  if not spec.autoencoder.name:
+    return data.shape
+  factor = 2 ** (len(spec.autoencoder.multipliers) - 1)
+  if not data.is_image or data.shape[0] % factor or data.shape[1] % factor:
+    raise UserError(f'the autoencoder halves images {len(spec.autoencoder.multipliers) - 1} times, which data of shape '
+                    f'{" x ".join(map(str, data.shape))} does not allow')
+  return data.shape[0] // factor, data.shape[1] // factor, spec.autoencoder.latent_channels
+
+
+def label_count(spec: specs.Spec, data: sources.Data) -> int:
+  """How many labels the network knows, one of them for "no class" where net.labels is 'null'."""
+  return {'null': data.classes + 1, 'plain': data.classes, 'none': 0}[spec.net.labels]
+
+
 def net(spec: specs.Spec, data: sources.Data) -> Any:
-  """The network of a spec; one label more than there are classes stands for "no class"."""
+  """The network of a spec."""
   if not data.is_image:
     raise UserError(f'data {spec.data.name!r} has no network to train; use --config.denoiser.name=mixture or empirical')
   if spec.net.name not in NETS:
     raise UserError(f'unknown net {spec.net.name!r}; valid: {", ".join(NETS)}')
-  options = dataclasses.asdict(spec.net)
-  del options['name'], options['learn_sigma']
-  H, W, C = data.shape
+  H, W, C = sample_shape(spec, data)
   factor = 2 ** (len(spec.net.multipliers) - 1)
-  if H % factor or W % factor:
+  if spec.net.name == 'unet' and (H % factor or W % factor):
     raise UserError(f'images of {H} x {W} cannot be halved {len(spec.net.multipliers) - 1} times; '
                     f'use fewer net.multipliers, got {spec.net.multipliers}')
-  options['dtype'] = jnp.dtype(options['dtype'])
-  return NETS[spec.net.name](out_channels=C * (1 + spec.net.learn_sigma), classes=data.classes + 1, **options)
+  return _module(NETS[spec.net.name], spec.net, out_channels=C * (1 + spec.net.learn_sigma), classes=label_count(spec, data),
+                 dtype=jnp.dtype(spec.net.dtype))
+
+
+def classifier(spec: specs.Spec, data: sources.Data) -> Classifier | None:
+  """The classifier that guides, if the spec has one."""
+  if not spec.classifier.scale:
+    return None
+  if spec.autoencoder.name or not data.classes:
+    raise UserError('classifier guidance needs a model of images with classes; set classifier.scale to 0')
+  return _module(Classifier, spec.classifier, out_channels=data.classes, dtype=jnp.dtype(spec.net.dtype))
 
 
 def init(module: Any, shape: tuple[int, ...], seed: int) -> Any:
@@ -51,10 +99,48 @@ def init(module: Any, shape: tuple[int, ...], seed: int) -> Any:
   return module.init(jax.random.key(seed), x, t, labels)
 
 
+def parts(spec: specs.Spec, data: sources.Data) -> dict[str, tuple[Any, Any, specs.Weights]]:
+  """{'net' | 'autoencoder' | 'classifier': (module, abstract variables, where its weights come from)}."""
+  x, t = jnp.zeros((1,) + data.shape), jnp.zeros((1,))
+  module = net(spec, data)
+  out = {'net': (module, jax.eval_shape(lambda: init(module, sample_shape(spec, data), 0)), spec.net.weights)}
+  for name, other, inputs in (('autoencoder', autoencoder(spec), (x,)), ('classifier', classifier(spec, data), (x, t))):
+    if other is not None:
+      out[name] = other, jax.eval_shape(other.init, jax.random.key(0), *inputs), getattr(spec, name).weights
+  return out
+
+
+def template(spec: specs.Spec, data: sources.Data) -> dict[str, Any]:
+  """The abstract weights of a run."""
+  out = {name: dict(variables) for name, (_, variables, _) in parts(spec, data).items()}
+  if spec.autoencoder.name:
+    out['autoencoder']['latent_scale'] = jax.ShapeDtypeStruct((), jnp.float32)
+  return out
+
+
+def random_weights(abstract: Any, seed: int) -> Any:
+  """Every parameter drawn, also those that training starts from zero: kernels N(0, 1 / fan-in), others near 0 or 1."""
+  random = np.random.Generator(np.random.SFC64(seed))
+
+  def draw(path, leaf):
+    z = random.standard_normal(leaf.shape, np.float32)
+    if len(leaf.shape) >= 2:
+      return z / np.float32(np.sqrt(np.prod(leaf.shape[:-1])))
+    return np.float32(0.1) * z + (path[-1].key in ('scale', 'latent_scale'))
+
+  return jax.tree_util.tree_map_with_path(draw, abstract)
+
+
 def about(spec: specs.Spec, data: sources.Data) -> dict[str, Any]:
   """What weights belong to; stored beside them and compared when they are read."""
-  return {'net': dataclasses.asdict(spec.net), 'schedule': dataclasses.asdict(spec.schedule),
-          'prediction': spec.denoiser.prediction, 'shape': list(data.shape), 'classes': data.classes}
+  size = lambda section: {key: value for key, value in dataclasses.asdict(section).items() if key not in _FREE}
+  out = {'net': size(spec.net), 'schedule': dataclasses.asdict(spec.schedule), 'prediction': spec.denoiser.prediction,
+         'shape': list(data.shape), 'classes': data.classes}
+  if spec.autoencoder.name:
+    out['autoencoder'] = size(spec.autoencoder)
+  if spec.classifier.scale:
+    out['classifier'] = size(spec.classifier)
+  return out
 
 
 def weights(spec: specs.Spec, data: sources.Data, workdir: str) -> Any:
@@ -62,8 +148,22 @@ def weights(spec: specs.Spec, data: sources.Data, workdir: str) -> Any:
   if spec.denoiser.name == 'mixture':
     return data.mixture
   if spec.denoiser.name == 'empirical':
+    if not len(data.train):
+      raise UserError(f"denoiser 'empirical' needs data, but data {spec.data.name!r} has no items; valid here: network")
     return sources.to_model(data.train)
+  if spec.net.weights.format == RANDOM:
+    print('the weights are random: images will be noise', flush=True)
+    drawn = random_weights(template(spec, data), spec.seed)
+    return jax.tree.map(lambda x: x.astype(spec.net.dtype), drawn)
   store = Store(workdir)
+  check_about(store, spec, data)
+  out = store.weights(template(spec, data), jnp.dtype(spec.net.dtype))
+  store.close()
+  return out
+
+
+def check_about(store: Store, spec: specs.Spec, data: sources.Data) -> None:
+  """Raises UserError unless a checkpoint is there and belongs to the spec."""
   found, wanted = store.about(), about(spec, data)
   for key, value in wanted.items():
     stored = found.get(key)
@@ -72,13 +172,8 @@ def weights(spec: specs.Spec, data: sources.Data, workdir: str) -> Any:
       if isinstance(value, dict) and isinstance(stored, dict):
         name = next(k for k in value if _plain(stored.get(k)) != _plain(value[k]))
         key, stored, differs = f'{key}.{name}', stored.get(name), value[name]
-      raise UserError(f'the checkpoint in {store.path} was trained with {key} = {stored}, the config says {differs}; '
+      raise UserError(f'the checkpoint in {store.path} was made with {key} = {stored}, the config says {differs}; '
                       'use its config, or another --workdir')
-  module = net(spec, data)
-  template = jax.eval_shape(lambda: init(module, data.shape, 0))
-  out = store.weights(template, jnp.dtype(spec.net.dtype))
-  store.close()
-  return out
 
 
 def _plain(value):
@@ -87,31 +182,58 @@ def _plain(value):
 
 def denoiser(spec: specs.Spec, data: sources.Data) -> Callable[[Any], Denoiser]:
   """weights -> Denoiser, guided and clipped as the spec says."""
-  if spec.denoiser.guidance != 1 and spec.denoiser.name != 'network':
-    raise UserError(f'guidance {spec.denoiser.guidance:g} needs a conditional network; valid for '
-                    f'denoiser {spec.denoiser.name!r}: 1')
+  if spec.denoiser.guidance != 1:
+    if spec.denoiser.name != 'network':
+      raise UserError(f'guidance {spec.denoiser.guidance:g} needs a conditional network; valid for '
+                      f'denoiser {spec.denoiser.name!r}: 1')
+    if spec.net.labels != 'null' or not data.classes:
+      raise UserError(f'guidance {spec.denoiser.guidance:g} needs a conditional network that knows "no class"; with net.labels '
+                      f'{spec.net.labels!r} and {data.classes} classes the only valid value is 1')
   if spec.denoiser.name == 'mixture' and data.mixture is None:
     raise UserError(f'data {spec.data.name!r} has no known mixture; valid denoisers here: network, empirical')
   if spec.denoiser.name == 'network':
-    module, process = net(spec, data), schedule(spec.schedule)
+    module, judge, process = net(spec, data), classifier(spec, data), schedule(spec.schedule)
+  clip = guidance.clip_x0 if spec.denoiser.clip and data.is_image else lambda out: out
 
   def bind(arrays):
     if spec.denoiser.name == 'mixture':
-      out = exact.mixture(*arrays)
-    elif spec.denoiser.name == 'empirical':
-      out = exact.empirical(arrays)
-    else:
-      out = network(lambda x, t, labels: module.apply(arrays, x, t, labels), process, spec.denoiser.prediction)
-      if spec.denoiser.guidance != 1:
-        out = guidance.classifier_free(out, spec.denoiser.guidance, data.classes)
-    return guidance.clip_x0(out) if spec.denoiser.clip and data.is_image else out
+      return clip(exact.mixture(*arrays))
+    if spec.denoiser.name == 'empirical':
+      return clip(exact.empirical(arrays))
+    out = network(lambda x, t, labels: module.apply(arrays['net'], x, t, labels), process, spec.denoiser.prediction)
+    if spec.denoiser.guidance != 1:
+      out = guidance.classifier_free(out, spec.denoiser.guidance, data.classes, spec.denoiser.guidance_channels,
+                                     spec.denoiser.guidance_interval or None)
+    out = clip(out)
+    if judge is None:
+      return out
+
+    def log_prob(x, time, labels):
+      inputs, t = process.network_input(x, time)
+      logits = judge.apply(arrays['classifier'], inputs, jnp.broadcast_to(jnp.asarray(t, x.dtype), (len(x),)))
+      return guidance.log_prob_of(logits, labels)
+
+    # the source clips x_0 before it adds the gradient and not again
+    return guidance.classifier(out, log_prob, spec.classifier.scale)
 
   return bind
+
+
+def decoder(spec: specs.Spec) -> Callable[[Any, Any], Any] | None:
+  """(weights of the autoencoder, latents) -> images in [-1, 1], if there is one."""
+  module = autoencoder(spec)
+  if module is None:
+    return None
+
+  def decode(arrays, z):
+    return module.apply({'params': arrays['params']}, z / arrays['latent_scale'].astype(z.dtype), method='decode')
+
+  return decode
 
 
 def tree_hash(tree: Any) -> str:
   """Twelve hexadecimal digits of the SHA-256 of all leaves, in order."""
   digest = hashlib.sha256()
   for leaf in jax.tree.leaves(tree):
-    digest.update(np.ascontiguousarray(leaf))
+    digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
   return digest.hexdigest()[:12]

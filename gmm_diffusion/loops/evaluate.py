@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gmm_diffusion import metrics, parallel, samplers, specs
+from gmm_diffusion.aliases import UserError
 from gmm_diffusion.data import sources
 from gmm_diffusion.loops import build
 from gmm_diffusion.loops import sample as sample_loop
@@ -53,6 +54,8 @@ def samplers_with_controls(spec: specs.Spec, data: sources.Data) -> list[tuple[s
 def evaluate(spec: specs.Spec, data: sources.Data, workdir: str, command: str) -> None:
   """--mode=evaluate: metrics of every sampler in spec.evaluate.samplers, results.json and report.html."""
   start = time.perf_counter()
+  if not len(data.train):
+    raise UserError(f'data {spec.data.name!r} has no images to compare with; set data.name to a data set, valid: digits, tfds')
   todo = samplers_with_controls(spec, data)
   weights = build.weights(spec, data, workdir)
   features = features_lib.load(spec.evaluate.features, data, spec.evaluate.cache or workdir)

@@ -1,6 +1,7 @@
 """Sampling: ids -> samples, by any sampler on any denoiser, over all devices with one trace."""
 
 import dataclasses
+import hashlib
 import os
 import time
 from typing import Any, Callable, NamedTuple
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from gmm_diffusion import parallel, samplers, specs
 from gmm_diffusion.aliases import Denoiser, StepGrid, UserError
 from gmm_diffusion.data import sources
-from gmm_diffusion.loops import build
+from gmm_diffusion.loops import build, pretrained
 from gmm_diffusion.maths import grids, noise
 from gmm_diffusion.reports import files, images, records
 from gmm_diffusion.samplers.base import Kernel, Plan, Report
@@ -43,18 +44,17 @@ class Plans(NamedTuple):
 def prepare(spec: specs.Spec, sampler: specs.Sampler, data: sources.Data) -> Plans:
   """Everything but the weights; raises UserError on any bad setting, before anything slow starts."""
   bind = build.denoiser(spec, data)
-  labels_of(np.arange(1), data.classes, spec.sample.label)
+  labels_of(np.arange(1), data, spec.sample.label)
   grid = grids.make(build.schedule(spec.schedule), sampler.steps, sampler.grid, sampler.end)
   kernel = samplers.make(sampler.name, sampler.options())
-  plan, report = kernel.plan(grid, data.shape)
+  plan, report = kernel.plan(grid, build.sample_shape(spec, data))
   return Plans(bind, kernel, grid, plan, report)
 
 
-def labels_of(ids: np.ndarray, classes: int, label: int) -> np.ndarray:
-  """The class of each sample id: the classes in turn, or one for all."""
-  if not -1 <= label < classes:
-    raise UserError(f'sample.label must be -1 (all classes in turn) or in 0..{classes - 1}, got {label}')
-  return (ids % classes if label < 0 else np.full(len(ids), label)).astype(np.int32)
+def labels_of(ids: np.ndarray, data: sources.Data, label: str) -> np.ndarray:
+  """The class of each sample id, int32: those that `label` names in turn; 0 where the model takes no labels."""
+  numbers = sources.class_numbers(data, label)
+  return numbers[ids % len(numbers)] if len(numbers) else np.zeros(len(ids), np.int32)
 
 
 def sample_batch(kernel: Kernel, denoiser: Denoiser, grid: StepGrid, plan: Plan, seed: Any, ids: Any, cond: Any,
@@ -67,26 +67,39 @@ def sample_batch(kernel: Kernel, denoiser: Denoiser, grid: StepGrid, plan: Plan,
 
 
 def generate(spec: specs.Spec, data: sources.Data, weights: Any, sampler: specs.Sampler, count: int) -> Samples:
-  """Samples with ids 0..count-1 of spec.seed."""
+  """Samples with ids 0..count-1 of spec.seed; latents are decoded in batches of their own after all are drawn."""
   start = time.perf_counter()
-  shape = data.shape
   bind, kernel, grid, plan, report = prepare(spec, sampler, data)
+  shape, decode = build.sample_shape(spec, data), build.decoder(spec)
   ids = np.arange(count, dtype=np.uint32)
-  labels = labels_of(ids, data.classes, spec.sample.label)
+  labels = labels_of(ids, data, spec.sample.label)
 
-  def fn(shared, batch):
+  def finish(x):  # on the device: a quarter of the bytes to move and keep
+    finite = jnp.isfinite(x).reshape(len(x), -1).all(1)
+    return (jnp.round(jnp.clip((x + 1) * 127.5, 0, 255)).astype(jnp.uint8) if data.is_image else x), finite
+
+  def draw(shared, batch):
     arrays, plan = shared
     x, nfe = sample_batch(kernel, bind(arrays), grid, plan, spec.seed, batch[0], batch[1], shape)
-    return x, jnp.full(len(x), nfe)
+    return (x if decode else finish(x)), jnp.full(len(x), nfe)
 
-  with tqdm(total=count, desc=f'sampling {sampler.name}', unit='image', dynamic_ncols=True) as bar:
-    batch = min(spec.sample.batch, -(-count // jax.local_device_count()))
-    x, nfe = parallel.map_batches(fn, batch, bar.update)((weights, plan), (ids, labels))
-  if not np.all(np.isfinite(x)):
-    bad = np.flatnonzero(~np.isfinite(x.reshape(count, -1)).all(1))
+  drawn = {name: part for name, part in weights.items() if name != 'autoencoder'} if decode else weights
+  x, nfe = _map(draw, spec.sample.batch, f'sampling {sampler.name}', (drawn, plan), (ids, labels))
+  if decode:
+    x = _map(lambda arrays, z: finish(decode(arrays, z)), spec.autoencoder.batch, 'decoding', weights['autoencoder'], x)
+  x, finite = x
+  if not finite.all():
+    bad = np.flatnonzero(~finite)
     raise UserError(f'{len(bad)} of {count} samples of {sampler.name!r} are not finite, the first is id {bad[0]}; '
                     'check the weights, or compute in net.dtype float32')
-  return Samples(sources.to_image(x) if data.is_image else x, labels, int(nfe[0]), report, time.perf_counter() - start)
+  return Samples(x, labels, int(nfe[0]), report, time.perf_counter() - start)
+
+
+def _map(fn, batch, title, shared, items):
+  """parallel.map_batches with a progress bar; no batch is larger than the work."""
+  count = len(jax.tree.leaves(items)[0])
+  with tqdm(total=count, desc=title, unit='image', dynamic_ncols=True) as bar:
+    return parallel.map_batches(fn, min(batch, -(-count // jax.local_device_count())), bar.update)(shared, items)
 
 
 def format_report(report: Report) -> str:
@@ -108,11 +121,11 @@ def format_report(report: Report) -> str:
   return '\n'.join(lines)
 
 
-def fingerprint(spec: specs.Spec, data: sources.Data, weights: Any, sampler: specs.Sampler, count: int) -> str:
+def fingerprint(spec: specs.Spec, data: sources.Data, weights_hash: str, sampler: specs.Sampler, count: int) -> str:
   """Changes when anything changes that the samples depend on."""
-  parts = (dataclasses.asdict(sampler), dataclasses.asdict(spec.schedule), dataclasses.asdict(spec.denoiser),
-           dataclasses.asdict(spec.net), spec.sample.label, spec.seed, count, data.shape)
-  return build.tree_hash((np.frombuffer(repr(parts).encode(), np.uint8), weights))
+  parts = (sampler, spec.schedule, spec.denoiser, spec.net, spec.autoencoder, spec.classifier, spec.sample.label, spec.seed, count,
+           data.shape, weights_hash)
+  return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
 def write(spec: specs.Spec, data: sources.Data, weights: Any, sampler: specs.Sampler, count: int,
@@ -121,20 +134,22 @@ def write(spec: specs.Spec, data: sources.Data, weights: Any, sampler: specs.Sam
   folder = os.path.join(workdir, 'samples')
   os.makedirs(folder, exist_ok=True)
   path = os.path.join(folder, sampler.name)
-  mark = fingerprint(spec, data, weights, sampler, count)
+  weights_hash = build.tree_hash(weights)
+  mark = fingerprint(spec, data, weights_hash, sampler, count)
   record = files.read_json(path + '.json', {})
   if record.get('fingerprint') == mark and os.path.exists(path + '.npz'):
     try:
       with np.load(path + '.npz') as stored:
-        return Samples(stored['arr_0'], stored['arr_1'], record['nfe'], record['report'], record['seconds'])
+        return Samples(stored['arr_0'], labels_of(np.arange(count), data, spec.sample.label), record['nfe'], record['report'], record['seconds'])
     except (OSError, ValueError, KeyError):
       pass  # damaged: draw the samples again
   out = generate(spec, data, weights, sampler, count)
   if parallel.is_main():
-    files.write(path + '.npz', lambda name: np.savez(name, out.x, out.labels))
+    arrays = (out.x, out.labels) if data.classes else (out.x,)
+    files.write(path + '.npz', lambda name: np.savez(name, *arrays))
     images.save(path + '.png', images.picture(out.x, data.train))
     record = {'kind': 'samples', 'sampler': sampler.name, 'n': count, 'seed': spec.seed, 'nfe': out.nfe,
-              'settings': dataclasses.asdict(sampler), 'fingerprint': mark, 'weights': build.tree_hash(weights),
+              'settings': dataclasses.asdict(sampler), 'fingerprint': mark, 'weights': weights_hash,
               'seconds': out.seconds, 'report': out.report, **records.common(spec, command)}
     files.write_json(path + '.json', record)
     records.add(workdir, [record])
@@ -144,6 +159,7 @@ def write(spec: specs.Spec, data: sources.Data, weights: Any, sampler: specs.Sam
 def sample(spec: specs.Spec, data: sources.Data, workdir: str, command: str) -> None:
   """--mode=sample: the sampler of the config."""
   prepare(spec, spec.sampler, data)  # bad settings before anything slow
+  pretrained.ensure(spec, data, workdir)
   out = write(spec, data, build.weights(spec, data, workdir), spec.sampler, spec.sample.count, workdir, command)
   if out.report:
     print(format_report(out.report))

@@ -71,7 +71,8 @@ def make_update(spec: specs.Spec, data: sources.Data, optimiser: optax.GradientT
     eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(keys[:, 1])
     drop = jax.vmap(lambda key: jax.random.bernoulli(key, spec.train.label_dropout))(keys[:, 2])
     time, weight = jax.tree.map(lambda x: jnp.asarray(x)[index], table)
-    labels = jnp.where(drop, data.classes, labels)
+    if spec.net.labels == 'null':
+      labels = jnp.where(drop, data.classes, labels)
     inputs, t = process.network_input(marginals.diffuse(x0, eps, time), time)
     output = module.apply(params, inputs, t, labels, train=True, rngs={'dropout': keys[0, 3]})
     error = output[..., :x0.shape[-1]] - marginals.target(spec.denoiser.prediction, x0, eps, time)
@@ -101,6 +102,9 @@ def train(spec: specs.Spec, data: sources.Data, workdir: str) -> None:
     UserError: on a bad setting, a checkpoint of another network, or a loss that is not finite
       (the last good checkpoint stays).
   """
+  if not len(data.train) or spec.autoencoder.name or spec.net.weights.format:
+    raise UserError('this config is for a pretrained model: it has no data to train on, or trains in latents, which is not supported; '
+                    'valid modes: fetch, convert, sample')
   if parallel.shares(spec.train.batch):
     raise UserError(f'train.batch {spec.train.batch} is {parallel.shares(spec.train.batch)}')
   module, optimiser = build.net(spec, data), _optimiser(spec.train)
@@ -154,7 +158,7 @@ def train(spec: specs.Spec, data: sources.Data, workdir: str) -> None:
         losses = []
       if save:
         local = parallel.unreplicate(state)
-        store.save(done, local.ema, local._asdict(), build.about(spec, data))
+        store.save(done, {'net': local.ema}, local._asdict(), build.about(spec, data))
         files.write_json(curve_path, curve)
   store.close()
   plots.training_curve(os.path.join(workdir, 'training.png'), curve)

@@ -1,5 +1,6 @@
-"""Networks by name: (out_channels, classes, options) -> a linen module called as net(x, t, labels, train=...)."""
+"""Denoising networks by name: (out_channels, classes, options) -> a linen module called as net(x, t, cond, train=...)."""
 
+from gmm_diffusion.nets.dit import DiT
 from gmm_diffusion.nets.unet import UNet
 
-NETS = {'unet': UNet}
+NETS = {'unet': UNet, 'dit': DiT}

@@ -10,7 +10,7 @@ from absl.testing import absltest
 from gmm_diffusion.aliases import UserError
 from gmm_diffusion.checkpoints.store import Store
 
-WEIGHTS = {'a': np.float32([[1.5, -2.0]]), 'n': {'b': np.float32([0.1])}}
+WEIGHTS = {'net': {'a': np.float32([[1.5, -2.0]]), 'n.0': {'b': np.float32([0.1])}}, 'autoencoder': {'scale': np.float32(0.5)}}
 STATE = {'step': np.int32(7), 'moments': np.float32([3.0])}
 shapes = lambda tree: jax.eval_shape(lambda: jax.tree.map(jnp.asarray, tree))
 
@@ -28,7 +28,7 @@ class StoreTest(absltest.TestCase):
   def test_round_trip(self):
     store = Store(self.workdir)
     self.assertEqual(store.latest(), 3)
-    self.assertEqual(store.about(), {'net': {'width': 3}, 'format': 'gmm_diffusion/1'})
+    self.assertEqual(store.about(), {'net': {'width': 3}, 'format': 'gmm_diffusion/2'})
     jax.tree.map(np.testing.assert_array_equal, store.weights(shapes(WEIGHTS), jnp.float32), jax.tree.map(lambda x: 3 * x, WEIGHTS))
     jax.tree.map(np.testing.assert_array_equal, store.training(shapes(STATE)), STATE)
 
@@ -38,8 +38,13 @@ class StoreTest(absltest.TestCase):
       for name in names:
         os.remove(os.path.join(root, name))
     found = Store(self.workdir).weights(shapes(WEIGHTS), jnp.bfloat16)
-    self.assertEqual(found['a'].dtype, jnp.bfloat16)
-    np.testing.assert_array_equal(np.float32(found['a']), [[4.5, -6.0]])
+    self.assertEqual(found['net']['a'].dtype, jnp.bfloat16)
+    self.assertIsInstance(found['net']['a'], np.ndarray)  # not yet on any device
+    np.testing.assert_array_equal(np.float32(found['net']['a']), [[4.5, -6.0]])
+
+  def test_one_part_loads_without_the_others(self):
+    store = Store(self.workdir)
+    self.assertEqual(store.weights(shapes({'autoencoder': WEIGHTS['autoencoder']}), jnp.float32), {'autoencoder': {'scale': 1.5}})
 
   def test_old_steps_go(self):
     self.assertEqual(sorted(os.listdir(os.path.join(self.workdir, 'checkpoints'))), ['2', '3'])
@@ -49,10 +54,11 @@ class StoreTest(absltest.TestCase):
     self.assertEqual(Store(self.workdir).latest(), 3)
 
   def test_other_shapes_are_refused(self):
-    with self.assertRaisesRegex(UserError, "cannot read 'weights' of checkpoint"):
-      Store(self.workdir).weights(shapes({'a': np.zeros((5, 5), np.float32), 'n': {'b': np.zeros(1, np.float32)}}), jnp.float32)
-    with self.assertRaisesRegex(UserError, "cannot read 'weights' of checkpoint"):
-      Store(self.workdir).weights(shapes({'other': np.zeros(1, np.float32)}), jnp.float32)
+    for part in ({**WEIGHTS['net'], 'a': np.zeros((5, 5), np.float32)}, {'other': np.zeros(1, np.float32)}):
+      with self.assertRaisesRegex(UserError, "cannot read 'net' of checkpoint"):
+        Store(self.workdir).weights(shapes({'net': part}), jnp.float32)
+    with self.assertRaisesRegex(UserError, "cannot read 'classifier' of checkpoint"):
+      Store(self.workdir).weights(shapes({'classifier': {'a': np.zeros(1, np.float32)}}), jnp.float32)
 
   def test_none(self):
     empty = self.create_tempdir().full_path

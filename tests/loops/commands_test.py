@@ -67,7 +67,7 @@ class AllTest(absltest.TestCase):
     # another network than the checkpoint's is refused
     code, out, error = cli.main('digits.py:runlocal', 'sample', workdir, '--config.net.channels=24')
     self.assertEqual(code, 1)
-    self.assertRegex(error.strip().splitlines()[-1], r'^error: the checkpoint in .* was trained with net.channels = 16, the config says 24')
+    self.assertRegex(error.strip().splitlines()[-1], r'^error: the checkpoint in .* was made with net.channels = 16, the config says 24')
 
   def test_toy_needs_no_training(self):
     workdir = os.path.join(self.create_tempdir().full_path, 'run')

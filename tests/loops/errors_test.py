@@ -39,7 +39,7 @@ class CommandTest(parameterized.TestCase):
     self.assertRefused(result, r"^error: unknown config key 'sampler.stepz'; valid: sampler.name, sampler.steps")
 
   def test_unknown_mode(self):
-    self.assertRefused(cli.main('digits.py', 'smaple', '/tmp/unused'), r'^error: .*smaple.*train\|sample\|evaluate\|all')
+    self.assertRefused(cli.main('digits.py', 'smaple', '/tmp/unused'), r'^error: .*smaple.*train\|fetch\|convert\|sample\|evaluate\|all')
 
   def test_unknown_variant(self):
     self.assertRefused(cli.main('digits.py:runlocl', 'sample', '/tmp/unused'), "^error: unknown config argument 'runlocl'; valid: runlocal\n$")
@@ -67,11 +67,11 @@ class SettingsTest(parameterized.TestCase):
       ({'schedule.name': 'sigmoid'}, "unknown schedule 'sigmoid'; valid: linear"),
       ({'denoiser.name': 'mixture'}, "data 'digits' has no known mixture; valid denoisers here: network, empirical"),
       ({'denoiser.name': 'empirical', 'denoiser.guidance': 2.0}, 'guidance 2 needs a conditional network'),
-      ({'denoiser.name': 'empirical', 'sample.label': 10}, r'sample.label must be -1 \(all classes in turn\) or in 0..9, got 10'),
+      ({'denoiser.name': 'empirical', 'sample.label': '10'}, "no class '10'; valid: 0..9"),
       ({'net.head_channels': 64}, 'attention on 8 channels needs a head width that divides them; got head_channels 64'),
       ({'net.name': 'vit'}, "unknown net 'vit'; valid: unet"),
       ({'net.multipliers': (1, 1, 1, 1, 1)}, 'images of 8 x 8 cannot be halved 4 times'),
-      ({'data.name': 'imagenet'}, "unknown data.name 'imagenet'; valid: digits, toy, tfds"),
+      ({'data.name': 'imagenet'}, "unknown data.name 'imagenet'; valid: digits, toy, tfds, none"),
       ({'net.dtype': 'float16'}, "unknown net.dtype 'float16'; valid: float32, bfloat16"),
       ({'train.batch': 0}, 'train.batch must be at least 1, got 0'),
       ({'train.ema': 1.0}, r'train.ema must be in \[0, 1\), got 1.0'),
@@ -116,8 +116,8 @@ class TrainingTest(absltest.TestCase):
     with open(about, encoding='utf-8') as file:
       text = file.read()
     with open(about, 'w', encoding='utf-8') as file:
-      file.write(text.replace('gmm_diffusion/1', 'other/7'))
-    with self.assertRaisesRegex(UserError, "has format 'other/7'; valid: 'gmm_diffusion/1'"):
+      file.write(text.replace('gmm_diffusion/2', 'other/7'))
+    with self.assertRaisesRegex(UserError, "has format 'other/7'; valid: 'gmm_diffusion/2'"):
       main.run('sample', workdir, settings(), 'test')
     with open(about, 'w', encoding='utf-8') as file:
       file.write('{')
@@ -126,11 +126,11 @@ class TrainingTest(absltest.TestCase):
     with open(about, 'w', encoding='utf-8') as file:
       file.write(text)
 
-    for folder, _, names in os.walk(os.path.join(step, 'weights')):
+    for folder, _, names in os.walk(os.path.join(step, 'net')):
       for name in names:
         with open(os.path.join(folder, name), 'r+b') as file:
           file.truncate(os.path.getsize(file.name) // 2)
-    with self.assertRaisesRegex(UserError, "cannot read 'weights' of checkpoint .*it is damaged or belongs to other software") as caught:
+    with self.assertRaisesRegex(UserError, "cannot read 'net' of checkpoint .*it is damaged or belongs to other software") as caught:
       main.run('sample', workdir, settings(), 'test')
     self.assertNotIn('\n', str(caught.exception))
     self.assertFalse(os.path.exists(os.path.join(workdir, 'results.json')))
@@ -153,12 +153,12 @@ class TrainingTest(absltest.TestCase):
     main.run('train', workdir, settings(), 'test')
     with self.assertRaisesRegex(UserError, 'holds the checkpoint of another network'):
       main.run('train', workdir, settings(**{'net.channels': 16}), 'test')
-    with self.assertRaisesRegex(UserError, 'was trained with prediction = eps, the config says v'):
+    with self.assertRaisesRegex(UserError, 'was made with prediction = eps, the config says v'):
       main.run('sample', workdir, settings(**{'denoiser.prediction': 'v'}), 'test')
     data = sources.digits(None)
     wide = data._replace(train=np.pad(data.train, ((0, 0), (2, 2), (2, 2), (0, 0))))
     with mock.patch.object(sources, 'load', lambda spec: wide):
-      with self.assertRaisesRegex(UserError, r'was trained with shape = \[8, 8, 1\], the config says \[12, 12, 1\]'):
+      with self.assertRaisesRegex(UserError, r'was made with shape = \[8, 8, 1\], the config says \[12, 12, 1\]'):
         main.run('sample', workdir, settings(), 'test')
 
 

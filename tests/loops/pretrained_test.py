@@ -1,0 +1,320 @@
+"""Released weights, from a file in the released layout to images: fetch, convert, sample, and everything that can be wrong."""
+
+import functools
+import http.server
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from experiments import released_layout
+from gmm_diffusion import main, specs
+from gmm_diffusion.aliases import UserError
+from gmm_diffusion.checkpoints import importers, tensor_files
+from gmm_diffusion.checkpoints.importers import recipe as recipes
+from gmm_diffusion.checkpoints.store import Store
+from gmm_diffusion.data import sources
+from gmm_diffusion.loops import build, pretrained
+from gmm_diffusion.loops import sample as sample_loop
+from gmm_diffusion.maths import schedules
+
+
+def config_of(name, variant, **changes):
+  """A released model's config at its small size, as if that were the released size."""
+  module = importlib.import_module('configs.' + name)
+  config, full = module.get_config(f'runlocal,{variant}'), module.get_config(variant)
+  for section in ('net', 'autoencoder', 'classifier'):
+    config[section].weights.update(format=full[section].weights.format, size=0, sha256='')
+  config.sampler.steps = 2
+  config.sample.update(count=2, batch=2)
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+def spec_of(config):
+  spec = specs.from_config(config)
+  return spec, sources.load(spec.data)
+
+
+def tensors_of(spec, data):
+  """{path's part: {name: array}} that the released files of a run hold, drawn at random."""
+  out = {}
+  for name, (module, template, weights) in build.parts(spec, data).items():
+    recipe, _ = importers.recipe_of(weights.format, name, module, template, [], build.sample_shape(spec, data)[0])
+    values = dict(recipe.constants)
+    for i, (path, part) in enumerate(sorted(recipe.parts.items())):
+      for source, shape in zip(part.names, part.shapes):  # the copies that are merged must be equal, q, k and v need not be
+        random = np.random.RandomState([i, 0 if 'embedder' in source else part.names.index(source)])
+        values[source] = np.float32(random.standard_normal(shape) / np.sqrt(max(1, np.prod(shape[1:])))) + (path[-1] == 'scale')
+    out[name] = values
+  return out
+
+
+def write(spec, data, workdir, change=lambda values: values):
+  """Writes the released files to where they are looked for; returns their paths."""
+  by_path = {}
+  for name, values in tensors_of(spec, data).items():
+    weights = getattr(spec, name).weights
+    if weights.format == 'compvis' and name == 'autoencoder':  # alone in a file they have no prefix
+      values = {'first_stage_model.' + key: value for key, value in values.items()}
+    by_path.setdefault(pretrained.place(weights, workdir), [weights.format, {}])[1].update(values)
+  for path, (form, values) in by_path.items():
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    save = released_layout.write_safetensors if path.endswith('.safetensors') else functools.partial(
+        released_layout.write_torch, nest='state_dict' if form == 'compvis' else '')
+    save(path, released_layout.made(change(values)))
+  return sorted(by_path)
+
+
+MODELS = (('imagenet256', 'adm'), ('imagenet256', 'adm_guided'), ('imagenet256', 'ldm'), ('imagenet256', 'dit'), ('imagenet64', 'adm'),
+          ('celebahq256', 'ldm_diffusers'), ('cifar10', 'ddpm'))
+
+
+class ConvertTest(parameterized.TestCase):
+
+  @parameterized.parameters(*MODELS)
+  def test_file_to_weights(self, name, variant):
+    workdir = self.create_tempdir().full_path
+    config = config_of(name, variant)
+    spec, data = spec_of(config)
+    write(spec, data, workdir)
+    main.run('convert', workdir, config, 'test')
+    found = build.weights(spec, data, workdir)
+    for part, (module, template, weights) in build.parts(spec, data).items():
+      # every number of the file arrives, none twice
+      with tensor_files.open_tensors(pretrained.place(weights, workdir)) as source:
+        given = {key: source.read(key) for key in source.shapes}
+      variables = found[part]['params'] if part == 'autoencoder' else found[part]
+      total = sum(float(np.abs(leaf).astype(np.float64).sum()) for leaf in jax.tree.leaves(variables))
+      recipe, _ = importers.recipe_of(weights.format, part, module, template, given, build.sample_shape(spec, data)[0])
+      names = {entry.names if 'embedder' not in entry.names[0] else entry.names[:1] for entry in recipe.parts.values()}
+      expected = sum(float(np.abs(given[key]).astype(np.float64).sum()) for entry in names for key in entry)
+      self.assertAlmostEqual(total / expected, 1, 9)
+
+  @parameterized.parameters(('imagenet256', 'adm'), ('imagenet256', 'ldm'))
+  def test_round_trip_and_a_second_time(self, name, variant):
+    workdir = self.create_tempdir().full_path
+    config = config_of(name, variant)
+    spec, data = spec_of(config)
+    path, = write(spec, data, workdir)
+    direct = {}
+    for part, (module, template, weights) in build.parts(spec, data).items():
+      with tensor_files.open_tensors(path) as source:
+        recipe, _ = importers.recipe_of(weights.format, part, module, template, source.shapes, build.sample_shape(spec, data)[0])
+        direct[part] = recipes.read(recipe, source, path, part)
+      if part == 'autoencoder':
+        direct[part]['latent_scale'] = np.float32(spec.autoencoder.scale)
+    expected = sample_loop.generate(spec, data, direct, spec.sampler, 2).x
+
+    main.run('sample', workdir, config, 'test')  # converts what is there
+    with np.load(os.path.join(workdir, 'samples', 'ddim_gmm.npz')) as file:
+      np.testing.assert_array_equal(file['arr_0'], expected)
+    self.assertEqual(expected.shape, (2, 32, 32, 3))
+    before = os.stat(os.path.join(workdir, 'checkpoints', '0')).st_mtime_ns
+    main.run('convert', workdir, config, 'test')
+    self.assertEqual(os.stat(os.path.join(workdir, 'checkpoints', '0')).st_mtime_ns, before)
+    os.remove(path)  # nothing of it is needed any more
+    main.run('sample', workdir, config_of(name, variant, **{'sampler.name': 'ddim'}), 'test')
+
+  def test_moving_average_scale_and_leftovers(self):
+    workdir = self.create_tempdir().full_path
+    config = config_of('celebahq256', 'ldm')
+    spec, data = spec_of(config)
+
+    def change(values):
+      unet = {key: value for key, value in values.items() if key.startswith('model.')}
+      average = {'model_ema.' + key.removeprefix('model.').replace('.', ''): value + 1 for key, value in unet.items()}
+      more = {'model_ema.decay': np.float32(0.9999), 'model_ema.num_updates': np.int64(7), 'scale_factor': np.float32(0.25),
+              'betas': np.ones(3, np.float32), 'first_stage_model.loss.weight': np.ones(2, np.float32)}
+      return {**values, **average, **more}
+
+    write(spec, data, workdir, change)
+    main.run('convert', workdir, config, 'test')
+    found = build.weights(spec, data, workdir)
+    self.assertEqual(found['autoencoder']['latent_scale'], 0.25)
+    given = tensors_of(spec, data)['net']['model.diffusion_model.input_blocks.0.0.bias'] + 1
+    np.testing.assert_array_equal(found['net']['params']['input_blocks.0.0']['bias'], given)
+
+  def test_old_names_and_a_folder(self):
+    workdir, folder = self.create_tempdir().full_path, self.create_tempdir().full_path
+    config = config_of('cifar10', 'ddpm')
+    spec, data = spec_of(config)
+    old = {'.to_q.': '.query.', '.to_k.': '.key.', '.to_v.': '.value.', '.to_out.0.': '.proj_attn.'}
+
+    def rename(name):
+      for new, before in old.items():
+        name = name.replace(new, before)
+      return name
+
+    values = {rename(name): value for name, value in tensors_of(spec, data)['net'].items()}
+    released_layout.write_safetensors(os.path.join(folder, pretrained.WEIGHT_FILES[0]), released_layout.made(values))
+    config.net.weights.path = folder
+    main.run('convert', workdir, config, 'test')
+    spec = specs.from_config(config)
+    found = build.weights(spec, data, workdir)['net']['params']['middle_block.1']['proj_out']['kernel']
+    np.testing.assert_array_equal(found, values['mid_block.attentions.0.proj_attn.weight'].T)
+
+  def test_killed_conversion(self):
+    workdir = self.create_tempdir().full_path
+    spec, data = spec_of(config_of('imagenet256', 'adm'))
+    write(spec, data, workdir)
+    script = ('import sys; sys.path.insert(0, "tests"); from loops import pretrained_test as p; '
+              f'p.main.run("convert", {workdir!r}, p.config_of("imagenet256", "adm"), "test")')
+    environment = dict(os.environ, JAX_PLATFORMS='cpu')
+    process = subprocess.Popen([sys.executable, '-c', script], cwd=cases.ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = os.path.join(workdir, 'checkpoints')
+    deadline = time.time() + 120
+    while time.time() < deadline and process.poll() is None and not (os.path.isdir(folder) and os.listdir(folder)):
+      time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    self.assertTrue(os.path.isdir(folder))
+    self.assertIsNone(Store(workdir).latest())  # nothing that looks complete
+    main.run('convert', workdir, config_of('imagenet256', 'adm'), 'test')
+    self.assertEqual(Store(workdir).latest(), 0)
+
+  def test_fetch_convert_sample(self):
+    served, workdir = self.create_tempdir().full_path, self.create_tempdir().full_path
+    config = config_of('imagenet256', 'adm', **{'sample.label': 'golden retriever, 3'})
+    spec, data = spec_of(config)
+    path, = write(spec, data, served)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=os.path.dirname(path))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+      threading.Thread(target=server.serve_forever, daemon=True).start()
+      config.net.weights.url = f'http://127.0.0.1:{server.server_address[1]}/{os.path.basename(path)}'
+      config.net.weights.size = os.path.getsize(path)
+      with self.assertRaisesRegex(UserError, 'no weights at .*256x256_diffusion.pt; use --mode=fetch, or download http'):
+        main.run('sample', workdir, config, 'test')
+      main.run('fetch', workdir, config, 'test')
+      server.shutdown()
+    main.run('fetch', workdir, config, 'test')  # is there
+    main.run('sample', workdir, config, 'test')
+    with np.load(os.path.join(workdir, 'samples', 'ddim_gmm.npz')) as file:
+      np.testing.assert_array_equal(file['arr_1'], [207, 3])
+
+
+class BadInputTest(parameterized.TestCase):
+
+  def refused(self, pattern, config, workdir=None):
+    workdir = workdir or self.create_tempdir().full_path
+    with self.assertRaisesRegex(UserError, pattern) as caught:
+      main.run('sample', workdir, config, 'test')
+    self.assertNotIn('\n', str(caught.exception))
+    self.assertFalse(os.path.exists(os.path.join(workdir, 'checkpoints')))
+    self.assertFalse(os.path.exists(os.path.join(workdir, 'samples')))
+
+  def damaged(self, pattern, change, name='imagenet256', variant='adm'):
+    workdir = self.create_tempdir().full_path
+    config = config_of(name, variant)
+    write(*spec_of(config), workdir, change)
+    self.refused(pattern, config, workdir)
+
+  def test_half_the_tensors(self):
+    half = lambda values: dict(list(values.items())[::2])
+    self.damaged(r'256x256_diffusion.pt does not fit the network of the config; tensors \d+ missing: .*, \.\.\.; check the config', half)
+
+  def test_surplus_and_wrong_shape(self):
+    def change(values):
+      return {**values, 'time_embed.0.bias': np.zeros(3, np.float32), 'extra.weight': np.zeros(3, np.float32)}
+
+    self.damaged(r'1 not expected: extra.weight; 1 of another shape: time_embed.0.bias is 3 instead of 128', change)
+
+  def test_another_architecture(self):
+    workdir = self.create_tempdir().full_path
+    write(*spec_of(config_of('imagenet256', 'adm')), workdir)
+    self.refused('does not fit the network of the config', config_of('imagenet256', 'adm', **{'net.channels': 64}), workdir)
+
+  def test_overflow_of_half_precision(self):
+    def change(values):
+      with np.errstate(over='ignore'):
+        return {name: (value * 1e6 if name == 'time_embed.2.weight' else value).astype(np.float16) for name, value in values.items()}
+
+    self.damaged(r"tensor 'time_embed.2.weight' of .* \(float16\) has values that are not finite", change)
+
+  def test_another_table_of_positions(self):
+    self.damaged("tensor 'pos_embed' of .* has other values than the fixed table", lambda v: {k: x + (k == 'pos_embed') for k, x in v.items()},
+                 variant='dit')
+
+  def test_truncated_file(self):
+    workdir = self.create_tempdir().full_path
+    config = config_of('imagenet256', 'adm')
+    path, = write(*spec_of(config), workdir)
+    os.truncate(path, os.path.getsize(path) // 2)
+    self.refused('256x256_diffusion.pt.*truncated', config, workdir)
+
+  def test_code_in_the_file(self):
+    workdir = self.create_tempdir().full_path
+    config = config_of('imagenet256', 'adm')
+    path = pretrained.place(specs.from_config(config).net.weights, workdir)
+    os.makedirs(os.path.dirname(path))
+    marker = os.path.join(workdir, 'ran')
+    with open(path, 'wb') as file:
+      file.write(b"\x80\x02cposix\nsystem\n(X" + len(f'touch {marker}').to_bytes(4, 'little') + f'touch {marker}'.encode() + b'tR.')
+    with self.assertRaises(UserError):
+      main.run('convert', workdir, config, 'test')
+    self.assertFalse(os.path.exists(marker))
+
+  @parameterized.parameters(
+      ({'sample.label': 'golden retreiver'}, "no class 'golden retreiver'; valid: 0..999, or a name such as 'golden retriever'"),
+      ({'sample.label': '1000'}, "no class '1000'; valid: 0..999"),
+      ({'denoiser.guidance': 2.0}, r'guidance 2 needs a conditional network that knows "no class"; with net.labels \'plain\' and 1000 classes'),
+      ({'net.weights.format': 'onnx'}, "unknown net.weights.format 'onnx'; valid: guided_diffusion, compvis, diffusers, dit"),
+      ({'net.weights.url': ''}, 'has neither path nor url'),
+      ({'net.weights.path': '/nowhere/x.pt'}, 'no weights at /nowhere/x.pt; use --mode=fetch, or download https'),
+  )
+  def test_settings(self, changes, message):
+    self.refused(message, config_of('imagenet256', 'adm', **changes))
+
+  @parameterized.parameters(
+      ('celebahq256', 'ldm', {'sample.label': '3'}, "sample.label '3' needs a conditional model"),
+      ('celebahq256', 'ldm', {'denoiser.guidance': 2.0}, "with net.labels 'none' and 0 classes the only valid value is 1"),
+      ('celebahq256', 'ldm', {'classifier.scale': 2.0}, 'classifier guidance needs a model of images with classes'),
+      ('imagenet256', 'ldm', {'data.size': 30}, 'the autoencoder halves images 2 times, which data of shape 30 x 30 x 3 does not allow'),
+      ('imagenet256', 'dit', {'denoiser.guidance_interval': (3.0, 1.0)}, 'guidance_interval must be'),
+  )
+  def test_settings_of_others(self, name, variant, changes, message):
+    self.refused(message, config_of(name, variant, **changes))
+
+  @parameterized.parameters('train', 'evaluate', 'all')
+  def test_modes_that_need_data(self, mode):
+    with self.assertRaisesRegex(UserError, 'has no images to compare with|this config is for a pretrained model'):
+      main.run(mode, self.create_tempdir().full_path, config_of('imagenet256', 'adm'), 'test')
+
+  @parameterized.parameters('fetch', 'convert')
+  def test_nothing_to_fetch(self, mode):
+    config = importlib.import_module('configs.digits').get_config('runlocal')
+    with self.assertRaisesRegex(UserError, f'nothing to {mode}: net.weights.format is'):
+      main.run(mode, self.create_tempdir().full_path, config, 'test')
+
+
+class PrecisionTest(parameterized.TestCase):
+
+  @parameterized.parameters(('imagenet256', 'adm'), ('imagenet256', 'ldm'), ('imagenet256', 'dit'), ('cifar10', 'ddpm'))
+  def test_bfloat16(self, name, variant):
+    found = {}
+    for dtype in ('float32', 'bfloat16'):
+      config = config_of(name, variant, **{'net.dtype': dtype, 'denoiser.clip': False})
+      spec, data = spec_of(config)
+      weights = build.random_weights(build.template(spec, data), 0)
+      weights = jax.tree.map(lambda x: jnp.asarray(x, dtype), weights)
+      shape = build.sample_shape(spec, data)
+      x = jax.random.normal(jax.random.key(0), (2,) + shape)
+      labels = jnp.array([1, 2]) % max(1, data.classes)
+      denoiser = jax.jit(lambda x, time: build.denoiser(spec, data)(weights)(x, time, labels).x0)
+      process = build.schedule(spec.schedule)
+      found[dtype] = [denoiser(x, jax.tree.map(jnp.float32, process.at(t))) for t in (999.0, 500.0, 10.0)]
+    for full, half in zip(found['float32'], found['bfloat16']):
+      self.assertLess(float(jnp.linalg.norm(full - half) / jnp.linalg.norm(full)), 0.02)
+
+
+if __name__ == '__main__':
+  absltest.main()
