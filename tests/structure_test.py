@@ -86,7 +86,7 @@ class StructureTest(parameterized.TestCase):
         build.sample_shape(spec, data)
 
   def test_variants_that_exclude_each_other(self):
-    with self.assertRaisesRegex(ValueError, 'adm and dit exclude each other'):
+    with self.assertRaisesRegex(ValueError, "'adm and dit' exclude each other"):
       importlib.import_module('configs.imagenet256').get_config('dit,adm')
 
   def test_presets(self):

@@ -5,6 +5,7 @@ the whole step or nothing. Sampling reads the networks that it uses and nothing 
 dtype asked for.
 """
 
+import functools
 import os
 from typing import Any
 
@@ -64,8 +65,15 @@ class Store:
     """The parts in the template with its shapes, as host arrays, floating point leaves in `dtype`."""
     # a host array as template, though without memory of its own, keeps a second copy off the device
     cast = lambda x: np.broadcast_to(np.zeros((), dtype if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype), x.shape)
-    return {name: self._restore(self.latest(), name, ocp.args.StandardRestore(jax.tree.map(cast, part)))
-            for name, part in template.items()}
+    out = {name: self._restore(self.latest(), name, ocp.args.StandardRestore(jax.tree.map(cast, part)))
+           for name, part in template.items()}
+    for name, part in template.items():  # orbax does not compare the shapes of host arrays
+      for path, leaf in jax.tree_util.tree_leaves_with_path(part):
+        found = functools.reduce(lambda node, key: node[key.key], path, out[name])
+        if found.shape != leaf.shape:
+          raise UserError(f'cannot read {name!r} of checkpoint {self.path}: {jax.tree_util.keystr(path)} has shape {found.shape}, '
+                          f'the config says {leaf.shape}; use its config, or another --workdir')
+    return out
 
   def training(self, template: Any) -> Any:
     """The training state, exactly as saved."""

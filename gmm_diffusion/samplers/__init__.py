@@ -4,7 +4,8 @@ import inspect
 from typing import Any
 
 from gmm_diffusion.aliases import UserError
-from gmm_diffusion.samplers import gaussian, mixture
+from gmm_diffusion.maths.schedules import Schedule
+from gmm_diffusion.samplers import bdia, deis, dpmpp, gaussian, heun, mixture, time_shift, unipc
 from gmm_diffusion.samplers.base import Kernel
 
 SAMPLERS = {
@@ -16,6 +17,13 @@ SAMPLERS = {
     'rfim': gaussian.rfim,
     'rfim_gmm': mixture.rfim_gmm,
     'rfim_noise': mixture.rfim_noise,
+    'dpmpp': dpmpp.dpmpp,
+    'dpmpp_sde': dpmpp.dpmpp_sde,
+    'deis': deis.deis,
+    'unipc': unipc.unipc,
+    'heun': heun.heun,
+    'bdia': bdia.bdia,
+    'time_shift': time_shift.time_shift,
 }
 
 # The source's five variants [GMM section 4]: what each fixes of the mixture. "shared" is its "*".
@@ -52,16 +60,23 @@ def resolve(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
   return name, {key: value for key, value in options.items() if key in _parameters(name)}
 
 
+def _takes_schedule(name: str) -> bool:
+  return 'schedule' in inspect.signature(SAMPLERS[name]).parameters
+
+
 def _parameters(name: str) -> set[str]:
-  """The options of a sampler."""
-  names = set(inspect.signature(SAMPLERS[name]).parameters)
+  """The options of a sampler. The schedule is none: it comes with the grid."""
+  names = set(inspect.signature(SAMPLERS[name]).parameters) - {'schedule'}
   return names - {'options'} | set(mixture.Options._fields) if 'options' in names else names
 
 
-def make(name: str, options: dict[str, Any]) -> Kernel:
-  """The kernel of a sampler or source variant; raises UserError on bad names or values."""
+def make(name: str, options: dict[str, Any], schedule: Schedule | None = None) -> Kernel:
+  """The kernel of a sampler or source variant; raises UserError on bad names or values.
+
+  schedule is that of the grid; only 'deis', 'time_shift', and 'heun' with churn need it.
+  """
   name, options = resolve(name, options)
-  return SAMPLERS[name](**options)
+  return SAMPLERS[name](**options, **({'schedule': schedule} if _takes_schedule(name) else {}))
 
 
 def control_of(name: str) -> str | None:

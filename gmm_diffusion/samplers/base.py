@@ -8,7 +8,7 @@ samples. A multistep method keeps its history in the state.
 
 from typing import Any, Callable, NamedTuple
 
-from gmm_diffusion.aliases import Array, Prediction, StepGrid, Time
+from gmm_diffusion.aliases import Array, Prediction, StepGrid, UserError
 from gmm_diffusion.maths.noise import StepNoise
 
 
@@ -36,16 +36,23 @@ class Kernel(NamedTuple):
     plan: (grid, sample shape) -> (Plan, Report).
     init: x_T [B, ...] -> state; every state has a field `x`.
     step: (state, grid row, plan row, plan.shared, denoise, noise) -> (state, info), where
-      denoise(x, time) -> Prediction counts as one network evaluation, and info is a pytree
-      with leading axis B.
+      denoise(x, time) -> Prediction counts as one network evaluation, denoise(x, time, when=flag)
+      as one only where the scalar flag holds (elsewhere it returns zeros and asks no network), and
+      info is a pytree with leading axis B.
   """
 
   plan: Callable[[StepGrid, tuple[int, ...]], tuple[Plan, Report]]
   init: Callable[[Array], Any]
-  step: Callable[[Any, StepGrid, Any, Any, Callable[[Array, Time], Prediction], StepNoise], tuple[Any, Any]]
+  step: Callable[[Any, StepGrid, Any, Any, Callable[..., Prediction], StepNoise], tuple[Any, Any]]
 
 
 class State(NamedTuple):
   """The state of a one-step kernel: samples x [B, ...]."""
 
   x: Array
+
+
+def require(schedule: Any, name: str) -> None:
+  """Raises UserError without a schedule: what happens between the times of a grid only the schedule knows."""
+  if schedule is None:
+    raise UserError(f'sampler {name} needs the noise schedule of its grid: samplers.make(name, options, schedule)')

@@ -5,7 +5,7 @@ from typing import Any, Callable, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gmm_diffusion.aliases import Array, Denoiser, StepGrid, UserError
+from gmm_diffusion.aliases import Array, Denoiser, Prediction, StepGrid, UserError
 from gmm_diffusion.maths.noise import StepNoise
 from gmm_diffusion.samplers.base import Kernel, Plan
 
@@ -13,13 +13,15 @@ from gmm_diffusion.samplers.base import Kernel, Plan
 class Result(NamedTuple):
   """Samples x [B, ...]; with keep='all' the states after each step [N, B, ...] and the kernels' infos.
 
-  nfe is the number of denoiser calls per sample, counted while tracing.
+  nfe is the number of denoiser calls per sample: counted while tracing, or for a kernel that skips
+  some (see base.Kernel) while running. state is the kernel's last state.
   """
 
   x: Array
   path: Array | None
   info: Any
-  nfe: int
+  nfe: int | Array
+  state: Any
 
 
 def run(kernel: Kernel, denoiser: Denoiser, grid: StepGrid, plan: Plan, x: Array,
@@ -43,19 +45,21 @@ def run(kernel: Kernel, denoiser: Denoiser, grid: StepGrid, plan: Plan, x: Array
     raise UserError(f'unknown keep {keep!r}; valid: last, all')
   calls = []
 
-  def denoise(x, time):
-    calls.append(time)
-    return denoiser(x, time, cond)
+  def denoise(x, time, when=True):
+    calls.append(when)
+    if when is True:
+      return denoiser(x, time, cond)
+    return jax.lax.cond(when, lambda: denoiser(x, time, cond), lambda: Prediction(jnp.zeros_like(x), jnp.zeros_like(x)))
 
   def body(state, inputs):
     calls.clear()  # a body may be traced more than once
     n, row, extra = inputs
     state, info = kernel.step(state, row, extra, plan.shared, denoise, noise(n))
-    return state, (state.x, info) if keep == 'all' else None
+    skipped = [jnp.logical_not(when) for when in calls if when is not True]
+    return state, ((state.x, info) if keep == 'all' else (None, None), skipped)
 
   cast = lambda leaf: jnp.asarray(leaf, x.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
   steps = len(grid.t)
   rows = jax.tree.map(cast, (grid, plan.rows))
-  state, kept = jax.lax.scan(body, kernel.init(x), (jnp.arange(steps), *rows))
-  path, info = kept if keep == 'all' else (None, None)
-  return Result(state.x, path, info, steps * len(calls))
+  state, ((path, info), skipped) = jax.lax.scan(body, kernel.init(x), (jnp.arange(steps), *rows))
+  return Result(state.x, path, info, steps * len(calls) - sum(jnp.sum(flags) for flags in skipped), state)
