@@ -5,7 +5,6 @@ import os
 import platform
 import sys
 
-
 from gmm_diffusion.reports import files, records
 
 
@@ -18,10 +17,11 @@ def parser(description: str, workdir: str) -> argparse.ArgumentParser:
 
 def save(workdir: str, name: str, value: dict) -> None:
   """Writes name.json with the command, the versions and the machine."""
+  main = sys.modules['__main__']
   files.make_workdir(workdir)
   path = os.path.join(workdir, name + '.json')
   files.write_json(path, {
-      'command': 'python -m experiments.' + name + ' ' + ' '.join(sys.argv[1:]), 'versions': records.versions(),
+      'command': f'python -m {main.__spec__.name} ' + ' '.join(sys.argv[1:]), 'versions': records.versions(),
       'machine': f'{platform.machine()}, {os.cpu_count()} cores', **value})
   print(f'written: {path}')
 

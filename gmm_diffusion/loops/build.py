@@ -7,6 +7,7 @@ The weights of a run are a dict of variables: 'net', and where there are any 'au
 import dataclasses
 import hashlib
 import inspect
+import time
 from typing import Any, Callable
 
 import jax
@@ -157,8 +158,11 @@ def weights(spec: specs.Spec, data: sources.Data, workdir: str) -> Any:
     return jax.tree.map(lambda x: x.astype(spec.net.dtype), drawn)
   store = Store(workdir)
   check_about(store, spec, data)
+  start = time.perf_counter()
   out = store.weights(template(spec, data), jnp.dtype(spec.net.dtype))
   store.close()
+  count = sum(leaf.size for leaf in jax.tree.leaves(out))
+  print(f'read {count:,} parameters as {spec.net.dtype} in {time.perf_counter() - start:.1f} s', flush=True)
   return out
 
 

@@ -75,5 +75,25 @@ class TfdsTest(absltest.TestCase):
     self.assertEqual(np.bincount(data.train_labels).tolist(), [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949])
 
 
+class ClassesTest(parameterized.TestCase):
+
+  def test_imagenet(self):
+    data = sources.load(specs.Data(name='none', size=256, classes=1000, dataset='imagenet'))
+    self.assertEqual((data.shape, data.is_image, len(data.names)), ((256, 256, 3), True, 1000))
+    np.testing.assert_array_equal(sources.class_numbers(data, 'Tench,207, golden retriever ,toilet tissue'), [0, 207, 207, 999])
+    np.testing.assert_array_equal(sources.class_numbers(data, ''), np.arange(1000))
+
+  @parameterized.parameters(('shark', "'great white shark'"), ('-1', 'valid: 0..999'), ('1e2', 'valid: 0..999'), ('3,', "no class ''"))
+  def test_bad(self, label, message):
+    data = sources.load(specs.Data(name='none', size=256, classes=1000, dataset='imagenet'))
+    with self.assertRaisesRegex(UserError, message):
+      sources.class_numbers(data, label)
+
+  def test_no_labels(self):
+    self.assertEmpty(sources.class_numbers(sources.load(specs.Data(name='none', size=8)), ''))
+    with self.assertRaisesRegex(UserError, 'data.size must be at least 1'):
+      sources.load(specs.Data(name='none'))
+
+
 if __name__ == '__main__':
   absltest.main()

@@ -71,6 +71,25 @@ class GuidanceTest(cases.X64TestCase):
     np.testing.assert_allclose(found.x0[:, 0], 10 + scale * (np.array([0, 1, 4]) - 10), atol=1e-12)
     np.testing.assert_allclose(0.6 * found.x0 + 0.8 * found.eps, x, atol=1e-12)
 
+  def test_only_some_channels_are_guided(self):
+    denoiser = lambda x, time, labels: marginals.from_x0(x, x * 0 + labels[:, None].astype(x.dtype), time)
+    found = guidance.classifier_free(denoiser, 3.0, 10, channels=2)(jnp.ones((2, 3)), TIME, jnp.array([0, 4]))
+    np.testing.assert_allclose(found.x0, [[-20, -20, 0], [-8, -8, 4]], atol=1e-12)
+
+  @parameterized.parameters(((0.0, 0.74), False), ((0.74, 0.76), True), ((0.76, 9.0), False), ((0.75, 0.75), True))
+  def test_interval(self, interval, inside):
+    time = Time(np.float64(0), np.float64(0.5), np.float64(0.375))  # b / a = 0.75
+    sizes = []
+
+    def denoiser(x, time, labels):
+      sizes.append(len(x))
+      return marginals.from_x0(x, x * 0 + labels[:, None].astype(x.dtype), time)
+
+    guided = guidance.classifier_free(denoiser, 3.0, 10, interval=interval)
+    found = jax.jit(lambda x, labels: guided(x, time, labels))(jnp.ones((1, 2)), jnp.array([4]))
+    np.testing.assert_allclose(found.x0, [[-8, -8]] if inside else [[4, 4]], atol=1e-12)
+    self.assertEqual(sorted(sizes), [1, 2])  # outside, the batch is not doubled
+
   def test_classifier_guidance_with_the_exact_classifier_is_the_conditional_denoiser(self):
     # two Gaussian classes: score(x | y) = score(x) + grad log p(y | x)
     means = jnp.array([[-1.0], [1.5]])

@@ -1,8 +1,10 @@
 """Released weights, from a file in the released layout to images: fetch, convert, sample, and everything that can be wrong."""
 
+import contextlib
 import functools
 import http.server
 import importlib
+import io
 import os
 import signal
 import subprocess
@@ -25,6 +27,7 @@ from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.data import sources
 from gmm_diffusion.loops import build, pretrained
 from gmm_diffusion.loops import sample as sample_loop
+from gmm_diffusion.maths import schedules
 from gmm_diffusion.maths import schedules
 
 
@@ -200,6 +203,40 @@ class ConvertTest(parameterized.TestCase):
     main.run('sample', workdir, config, 'test')
     with np.load(os.path.join(workdir, 'samples', 'ddim_gmm.npz')) as file:
       np.testing.assert_array_equal(file['arr_1'], [207, 3])
+
+
+class GuidanceTest(parameterized.TestCase):
+
+  def test_gradient_of_the_noisy_classifier(self):
+    found = {}
+    x, labels = 0.5 * jax.random.normal(jax.random.key(0), (2, 32, 32, 3)), jnp.array([3, 5])
+    time = jax.tree.map(jnp.float32, schedules.linear().at(300.0))
+    config = config_of('imagenet256', 'adm_guided')
+    spec, data = spec_of(config)
+    weights = build.random_weights(build.template(spec, data), 0)
+    for scale in (0.0, 1.0, 3.0):
+      config.classifier.scale = scale
+      spec, data = spec_of(config)
+      found[scale] = jax.jit(lambda x: build.denoiser(spec, data)(weights)(x, time, labels))(x)
+    judge = build.classifier(spec, data)
+    log_prob = lambda x: jax.nn.log_softmax(judge.apply(weights['classifier'], x, jnp.full(2, 300.0)))[jnp.arange(2), labels].sum()
+    gradient = jax.jit(jax.grad(log_prob))(x)
+    self.assertGreater(float(jnp.abs(gradient).max()), 1e-3)
+    np.testing.assert_allclose(found[0.0].eps - found[1.0].eps, time.b * gradient, atol=1e-5)
+    np.testing.assert_allclose(found[0.0].eps - found[3.0].eps, 3 * time.b * gradient, atol=1e-5)
+    self.assertLessEqual(float(jnp.abs(found[0.0].x0).max()), 1)  # clipped before the gradient, not after
+
+  @parameterized.parameters(('imagenet256', 'runlocal,adm_guided'), ('imagenet256', 'runlocal,dit'), ('lsun_church256', 'runlocal,ldm'))
+  def test_random_weights_say_so(self, name, variant):
+    workdir = self.create_tempdir().full_path
+    config = importlib.import_module('configs.' + name).get_config(variant)
+    config.sampler.steps = 2
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+      main.run('sample', workdir, config, 'test')
+    self.assertIn('the weights are random: images will be noise', printed.getvalue())
+    with np.load(os.path.join(workdir, 'samples', 'ddim_gmm.npz')) as file:
+      self.assertEqual((file['arr_0'].shape, file['arr_0'].dtype), ((4, 32, 32, 3), np.uint8))
+      self.assertEqual('arr_1' in file, name.startswith('imagenet'))  # a model without labels has none
 
 
 class BadInputTest(parameterized.TestCase):
