@@ -169,6 +169,14 @@ class Sampler:
   priors: tuple[float, ...] = ()
   shared: bool = True
   offsets_seed: int = 0
+  order: int = 2
+  solver: str = 'published'
+  lower_final: str = 'source'
+  bh: str = 'bh2'
+  gamma: float = 1.0
+  churn: float = 0.0
+  shift_window: int = 20
+  shift_cutoff: int = 300
 
   def options(self) -> dict[str, Any]:
     """What concerns the kernel and not the grid."""

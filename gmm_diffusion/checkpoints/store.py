@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint import type_handlers
 
 from gmm_diffusion.aliases import UserError
 
@@ -23,12 +24,18 @@ PARTS = ('net', 'autoencoder', 'classifier')
 class Store:
   """The checkpoints of a workdir. `about` is a small JSON description of the network."""
 
-  def __init__(self, workdir: str, create: bool = False):
+  def __init__(self, workdir: str, create: bool = False, copy: bool = True):
+    """copy: save works on copies, so that the arrays may change at once; without, they must stay until close()."""
     self.path = os.path.abspath(os.path.join(workdir, 'checkpoints'))
     self._manager = None
     if create or os.path.isdir(self.path):
       options = ocp.CheckpointManagerOptions(max_to_keep=2, create=create, enable_async_checkpointing=True)
-      self._manager = ocp.CheckpointManager(self.path, options=options, item_names=(*PARTS, 'train', 'about'))
+      numpy = type_handlers.NumpyHandler(deepcopy_host_arrays=copy)
+      registry = type_handlers.create_type_handler_registry((np.ndarray, numpy))
+      # weights hardly compress, and doing so would hold all of them a second time
+      handler = lambda: ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
+      self._manager = ocp.CheckpointManager(self.path, options=options, item_names=(*PARTS, 'train', 'about'),
+                                            item_handlers={name: handler() for name in PARTS})
 
   def latest(self) -> int | None:
     """The last complete step, or None."""
@@ -36,7 +43,7 @@ class Store:
 
   def save(self, step: int, weights: dict[str, Any], train: Any, about: dict[str, Any]) -> None:
     """Writes a step in the background: weights by the names in PARTS; train is None where nothing is trained."""
-    items = {**{name: ocp.args.StandardSave(part) for name, part in weights.items()}, 'about': ocp.args.JsonSave(dict(about, format=FORMAT))}
+    items = {**{name: ocp.args.PyTreeSave(jax.tree.map(np.asarray, part)) for name, part in weights.items()}, 'about': ocp.args.JsonSave(dict(about, format=FORMAT))}
     if train is not None:
       items['train'] = ocp.args.StandardSave(train)
     self._manager.save(step, args=ocp.args.Composite(**items))
@@ -65,8 +72,11 @@ class Store:
     """The parts in the template with its shapes, as host arrays, floating point leaves in `dtype`."""
     # a host array as template, though without memory of its own, keeps a second copy off the device
     cast = lambda x: np.broadcast_to(np.zeros((), dtype if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype), x.shape)
-    out = {name: self._restore(self.latest(), name, ocp.args.StandardRestore(jax.tree.map(cast, part)))
-           for name, part in template.items()}
+    out = {}
+    for name, part in template.items():
+      part = jax.tree.map(cast, part)
+      args = ocp.args.PyTreeRestore(part, restore_args=ocp.checkpoint_utils.construct_restore_args(part))
+      out[name] = self._restore(self.latest(), name, args)
     for name, part in template.items():  # orbax does not compare the shapes of host arrays
       for path, leaf in jax.tree_util.tree_leaves_with_path(part):
         found = functools.reduce(lambda node, key: node[key.key], path, out[name])

@@ -107,7 +107,7 @@ def _latent_scale(source, spec):
 
 def _save(converted: dict[str, Any], about: dict[str, Any], workdir: str) -> None:
   try:
-    store = Store(workdir, create=True)
+    store = Store(workdir, create=True, copy=False)
     store.save(0, converted, None, about)
     store.close()
   except OSError as error:

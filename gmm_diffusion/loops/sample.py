@@ -45,8 +45,9 @@ def prepare(spec: specs.Spec, sampler: specs.Sampler, data: sources.Data) -> Pla
   """Everything but the weights; raises UserError on any bad setting, before anything slow starts."""
   bind = build.denoiser(spec, data)
   labels_of(np.arange(1), data, spec.sample.label)
-  grid = grids.make(build.schedule(spec.schedule), sampler.steps, sampler.grid, sampler.end)
-  kernel = samplers.make(sampler.name, sampler.options())
+  schedule = build.schedule(spec.schedule)
+  grid = grids.make(schedule, sampler.steps, sampler.grid, sampler.end)
+  kernel = samplers.make(sampler.name, sampler.options(), schedule)
   plan, report = kernel.plan(grid, build.sample_shape(spec, data))
   return Plans(bind, kernel, grid, plan, report)
 
