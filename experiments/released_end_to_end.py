@@ -12,6 +12,7 @@ import importlib
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -81,6 +82,7 @@ def main():
   data = sources.load(spec.data)
   run = os.path.join(args.workdir, f'{args.config}_{args.variant}')
   size = write(spec, data, run)
+  shutil.rmtree(os.path.join(run, 'checkpoints'), ignore_errors=True)  # of an earlier run
   base = ['-m', 'gmm_diffusion.main', f'--config=configs/{args.config}.py:{args.variant}', f'--workdir={run}']
   sample = base + ['--mode=sample', f'--config.sampler.steps={args.steps}', f'--config.sample.count={args.count}',
                    f'--config.sample.batch={args.count}', '--config.autoencoder.batch=1']

@@ -152,7 +152,7 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-  """name in samplers.NAMES; each sampler takes the options it has (see samplers.mixture.Options)."""
+  """name in samplers.NAMES; each sampler takes the options it has (its own arguments, and samplers.mixture.Options)."""
 
   name: str = 'ddim'
   steps: int = 10

@@ -42,6 +42,21 @@ class ExperimentsTest(absltest.TestCase):
     self.assertRegex(out, r'ddim_gmm +[\d.]+ s +[\d.]+ x bare +[\d.]+ x ddim')
     self.assertTrue(os.path.exists(os.path.join(workdir, 'sampler_overhead.json')))
 
+  def test_released_speed(self):
+    workdir = self.create_tempdir().full_path
+    code, out, error = cases.python('-m', 'experiments.released_speed', f'--workdir={workdir}', '--variant=runlocal', '--steps=2', '--batch=2',
+                                    '--repeats=1', '--dtype=float32')
+    self.assertEqual(code, 0, error[-2000:])
+    self.assertRegex(out, r'ddim_gmm +[\d.]+ images/s +[\d.]+ x bare network')
+    self.assertTrue(os.path.exists(os.path.join(workdir, 'released_speed.json')))
+
+  def test_released_end_to_end(self):
+    workdir = self.create_tempdir().full_path
+    code, out, error = cases.python('-m', 'experiments.released_end_to_end', f'--workdir={workdir}', '--config=cifar10', '--variant=ddpm')
+    self.assertEqual(code, 0, error[-2000:])
+    self.assertRegex(out, r"convert +\{'seconds': [\d.]+, 'peak_gb': [\d.]+\}")
+    self.assertTrue(os.path.exists(os.path.join(workdir, 'cifar10_ddpm', 'samples', 'ddim.png')))
+
 
 if __name__ == '__main__':
   absltest.main()

@@ -17,6 +17,7 @@ def grid(images: np.ndarray, columns: int, least: int = 32) -> Image.Image:
   factor = max(1, -(-least // images.shape[1]))
   images = images.repeat(factor, 1).repeat(factor, 2)
   n, height, width, channels = images.shape
+  columns = min(columns, n)
   rows = -(-n // columns)
   sheet = np.full((rows * (height + 2), columns * (width + 2), channels), 128, np.uint8)
   for i, image in enumerate(images):
