@@ -43,7 +43,10 @@ def pretrained(arg: str, size: int, models: tuple[str, ...]) -> tuple[ConfigDict
   config.sampler.update(name='ddim_gmm', steps=10, components=8, scale=1.0, grid='leading')
   config.sample.update(count=16, batch=8)
   config.evaluate.samplers = SOURCE_VARIANTS
-  for name in sorted(found & set(PRESETS)):
+  presets = sorted(found & set(PRESETS))
+  if len({key for name in presets for key in PRESETS[name]}) < len(presets):
+    raise ValueError(f'config arguments {", ".join(presets)} set the same key twice; valid: one each of steps, eta and scale')
+  for name in presets:
     config.sampler.update(PRESETS[name])
   return config, chosen[0], 'runlocal' in found
 
@@ -56,9 +59,9 @@ def adm(config: ConfigDict, file: str, **options) -> None:
   config.net.weights.update(format='guided_diffusion', url=ADM + file)
 
 
-def adm_classifier(config: ConfigDict, file: str, **options) -> None:
-  """The classifier that guides it, with the gradient scale of [GMM section 4]: 1 or 10."""
-  config.classifier.update(scale=10.0, **options)
+def adm_classifier(config: ConfigDict, file: str, scale: float, **options) -> None:
+  """The classifier that guides it; scale of its gradient as its authors use it."""
+  config.classifier.update(scale=scale, **options)
   config.classifier.weights.update(format='guided_diffusion', url=ADM + file)
 
 

@@ -20,7 +20,7 @@ def get_config(arg=''):
   if model == 'uncond':
     config.data.classes = 0
   if model.endswith('_guided'):
-    common.adm_classifier(config, '256x256_classifier.pt')
+    common.adm_classifier(config, '256x256_classifier.pt', 10.0 if model == 'uncond_guided' else 1.0)
   if model == 'ldm':
     common.ldm(config, channels=192, multipliers=(1.0, 2.0, 3.0, 5.0), head_channels=0, heads=1, labels='null', context_dim=512)
     common.ldm_weights(config, 'nitro/cin/model.ckpt')

@@ -10,5 +10,5 @@ def get_config(arg=''):
   config.schedule.name = 'cosine'
   common.adm(config, '64x64_diffusion.pt', channels=192, multipliers=(1.0, 2.0, 3.0, 4.0), blocks=3, legacy_attention=False)
   if model == 'adm_guided':
-    common.adm_classifier(config, '64x64_classifier.pt', multipliers=(1.0, 2.0, 3.0, 4.0), blocks=4)
+    common.adm_classifier(config, '64x64_classifier.pt', 1.0, multipliers=(1.0, 2.0, 3.0, 4.0), blocks=4)
   return common.shrink(config) if local else config

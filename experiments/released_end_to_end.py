@@ -37,7 +37,7 @@ def tensors(spec, data, name):
     if weights.format == 'guided_diffusion' and re.search(r'(qkv|proj_out|qkv_proj|c_proj)\.weight$', key):
       shape += (1,)  # matrices of attention are convolutions there
     seed = 0 if 'embedder' in key else len(out)  # copies of one tensor must be equal
-    out[key] = shape, np.float32, functools.partial(_draw, shape, seed)
+    out[key] = tuple(shape), np.float32, functools.partial(_draw, shape, seed)
   return {('first_stage_model.' if weights.format == 'compvis' and name == 'autoencoder' else '') + key: value for key, value in out.items()}
 
 
@@ -82,11 +82,14 @@ def main():
   data = sources.load(spec.data)
   run = os.path.join(args.workdir, f'{args.config}_{args.variant}')
   size = write(spec, data, run)
-  shutil.rmtree(os.path.join(run, 'checkpoints'), ignore_errors=True)  # of an earlier run
+  for folder in ('checkpoints', 'samples'):  # of an earlier run
+    shutil.rmtree(os.path.join(run, folder), ignore_errors=True)
   base = ['-m', 'gmm_diffusion.main', f'--config=configs/{args.config}.py:{args.variant}', f'--workdir={run}']
   sample = base + ['--mode=sample', f'--config.sampler.steps={args.steps}', f'--config.sample.count={args.count}',
                    f'--config.sample.batch={args.count}', '--config.autoencoder.batch=1']
   found = {'file_gb': round(size / 1e9, 2), 'convert': command(*base, '--mode=convert')}
+  if found['convert']['peak_gb'] > 1.3 * found['file_gb'] + 0.4:  # 0.4 GB: the interpreter with its libraries
+    print('NOTE: converting took more than 1.3 times the size of the file')
   found['sample'] = command(*sample)
   found['sample again, another sampler'] = command(*sample, '--config.sampler.name=ddim')
   found['sample in bfloat16'] = command(*sample, '--config.net.dtype=bfloat16')

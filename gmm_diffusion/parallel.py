@@ -101,7 +101,11 @@ def map_batches(fn: Callable[[Any, Any], Any], per_device: int,
     # repeat the last item, so that all calls and all hosts have the same shape
     index = np.minimum(np.arange(rounds * size * jax.process_count()), total - 1)
     mine = index[host_slice(len(index))]
-    shared, parts, start = replicate(shared), [], 0
+    parts, start = [], 0
+    try:
+      shared = replicate(shared)
+    except jax.errors.JaxRuntimeError as error:
+      _halved(jax.local_device_count(), error)  # there is nothing to halve yet
     while start < len(mine):
       chunk = np.pad(mine[start:start + size], (0, max(0, start + size - len(mine))), mode='edge')
       try:

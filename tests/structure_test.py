@@ -90,6 +90,8 @@ class StructureTest(parameterized.TestCase):
       importlib.import_module('configs.imagenet256').get_config('dit,adm')
 
   def test_presets(self):
+    with self.assertRaisesRegex(ValueError, 'steps10, steps20 set the same key twice'):
+      importlib.import_module('configs.imagenet256').get_config('adm,steps20,steps10')
     sampler = importlib.import_module('configs.imagenet256').get_config('ldm,steps50,eta0.2,scale0.01').sampler
     self.assertEqual((sampler.steps, sampler.eta, sampler.scale, sampler.components), (50, 0.2, 0.01, 8))
 

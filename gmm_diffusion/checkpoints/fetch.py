@@ -52,7 +52,7 @@ def fetch(url: str, path: str, size: int = 0, sha256: str = '') -> None:
   if urllib.parse.urlsplit(url).scheme not in ('http', 'https'):
     raise UserError(f'cannot download {url!r}; valid: an address that begins with https:// or http://')
   if os.path.exists(path):
-    _present(url, path, size, sha256)
+    check(url, path, size, sha256)
     return
   partial = path + ('.zip.partial' if _zipped(url, path) else '.partial')
   try:
@@ -81,7 +81,8 @@ def _by_hand(what, url, path, size, sha256):
   return f'download {what} on another machine and put it at {path}{facts}'
 
 
-def _present(url, path, size, sha256):
+def check(url: str, path: str, size: int = 0, sha256: str = '') -> None:
+  """Says that the file at path is there; raises UserError if it is not the one at url. Arguments as in fetch."""
   if not os.path.isfile(path):
     raise UserError(f'{path} is not a file; give the name of a file, or remove it')
   have = os.path.getsize(path)

@@ -10,7 +10,6 @@ import os
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
@@ -51,8 +50,10 @@ class Store:
   def close(self) -> None:
     """Waits until everything is on disk."""
     if self._manager:
-      self._manager.wait_until_finished()
-      self._manager.close()
+      try:
+        self._manager.wait_until_finished()
+      finally:
+        self._manager.close()
 
   def about(self) -> dict[str, Any]:
     """The description of the latest step.
@@ -62,16 +63,16 @@ class Store:
     """
     step = self.latest()
     if step is None:
-      raise UserError(f'no checkpoint in {self.path}; train one first with --mode=train or --mode=all')
+      raise UserError(f'no checkpoint in {self.path}; train one first with --mode=train or --mode=all, or --mode=convert released weights')
     about = self._restore(step, 'about', ocp.args.JsonRestore())
     if about.get('format') != FORMAT:
       raise UserError(f'checkpoint {self.path} has format {about.get("format")!r}; valid: {FORMAT!r}')
     return about
 
-  def weights(self, template: dict[str, Any], dtype: Any) -> dict[str, Any]:
-    """The parts in the template with its shapes, as host arrays, floating point leaves in `dtype`."""
+  def weights(self, template: dict[str, Any]) -> dict[str, Any]:
+    """The parts in the template with its shapes and dtypes, as host arrays."""
     # a host array as template, though without memory of its own, keeps a second copy off the device
-    cast = lambda x: np.broadcast_to(np.zeros((), dtype if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype), x.shape)
+    cast = lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape)
     out = {}
     for name, part in template.items():
       part = jax.tree.map(cast, part)

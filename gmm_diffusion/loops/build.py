@@ -7,6 +7,7 @@ The weights of a run are a dict of variables: 'net', and where there are any 'au
 import dataclasses
 import hashlib
 import inspect
+import os
 import time
 from typing import Any, Callable
 
@@ -27,7 +28,7 @@ from gmm_diffusion.nets.unet import Classifier
 
 RANDOM = 'random'
 # what does not change the meaning of stored weights
-_FREE = ('dtype', 'dropout', 'weights', 'batch', 'scale')
+_FREE = ('dtype', 'dropout', 'weights', 'batch')
 
 
 def schedule(spec: specs.Schedule) -> schedules.Schedule:
@@ -112,10 +113,14 @@ def parts(spec: specs.Spec, data: sources.Data) -> dict[str, tuple[Any, Any, spe
 
 
 def template(spec: specs.Spec, data: sources.Data) -> dict[str, Any]:
-  """The abstract weights of a run."""
-  out = {name: dict(variables) for name, (_, variables, _) in parts(spec, data).items()}
+  """The abstract weights of a run in the dtype of the computation; codes and the latent scale stay float32."""
+  cast = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(spec.net.dtype)), tree)
+  out = {name: cast(variables) for name, (_, variables, _) in parts(spec, data).items()}
   if spec.autoencoder.name:
-    out['autoencoder']['latent_scale'] = jax.ShapeDtypeStruct((), jnp.float32)
+    codes = {'quantize.embedding': out['autoencoder']['params'].get('quantize.embedding', {})}
+    exact = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), codes)
+    out['autoencoder'] = {'params': {**out['autoencoder']['params'], **(exact if codes['quantize.embedding'] else {})},
+                          'latent_scale': jax.ShapeDtypeStruct((), jnp.float32)}
   return out
 
 
@@ -126,8 +131,10 @@ def random_weights(abstract: Any, seed: int) -> Any:
   def draw(path, leaf):
     z = random.standard_normal(leaf.shape, np.float32)
     if len(leaf.shape) >= 2:
-      return z / np.float32(np.sqrt(np.prod(leaf.shape[:-1])))
-    return np.float32(0.1) * z + (path[-1].key in ('scale', 'latent_scale'))
+      z = z / np.float32(np.sqrt(np.prod(leaf.shape[:-1])))
+    else:
+      z = np.float32(0.1) * z + (path[-1].key in ('scale', 'latent_scale'))
+    return z.astype(leaf.dtype)
 
   return jax.tree_util.tree_map_with_path(draw, abstract)
 
@@ -140,7 +147,11 @@ def about(spec: specs.Spec, data: sources.Data) -> dict[str, Any]:
   if spec.autoencoder.name:
     out['autoencoder'] = size(spec.autoencoder)
   if spec.classifier.scale:
-    out['classifier'] = size(spec.classifier)
+    out['classifier'] = {key: value for key, value in size(spec.classifier).items() if key != 'scale'}
+  for name in ('net', 'autoencoder', 'classifier'):
+    weights = getattr(spec, name).weights
+    if name in out and weights.format not in ('', RANDOM):  # models of one size differ in nothing else
+      out[name]['weights'] = os.path.abspath(os.path.expanduser(weights.path)) if weights.path else weights.url
   return out
 
 
@@ -154,12 +165,11 @@ def weights(spec: specs.Spec, data: sources.Data, workdir: str) -> Any:
     return sources.to_model(data.train)
   if spec.net.weights.format == RANDOM:
     print('the weights are random: images will be noise', flush=True)
-    drawn = random_weights(template(spec, data), spec.seed)
-    return jax.tree.map(lambda x: x.astype(spec.net.dtype), drawn)
+    return random_weights(template(spec, data), spec.seed)
   store = Store(workdir)
   check_about(store, spec, data)
   start = time.perf_counter()
-  out = store.weights(template(spec, data), jnp.dtype(spec.net.dtype))
+  out = store.weights(template(spec, data))
   store.close()
   count = sum(leaf.size for leaf in jax.tree.leaves(out))
   print(f'read {count:,} parameters as {spec.net.dtype} in {time.perf_counter() - start:.1f} s', flush=True)

@@ -10,7 +10,7 @@ import numpy as np
 from gmm_diffusion import metrics, parallel, samplers, specs
 from gmm_diffusion.aliases import UserError
 from gmm_diffusion.data import sources
-from gmm_diffusion.loops import build
+from gmm_diffusion.loops import build, pretrained
 from gmm_diffusion.loops import sample as sample_loop
 from gmm_diffusion.metrics import features as features_lib
 from gmm_diffusion.reports import images, page, records
@@ -57,6 +57,7 @@ def evaluate(spec: specs.Spec, data: sources.Data, workdir: str, command: str) -
   if not len(data.train):
     raise UserError(f'data {spec.data.name!r} has no images to compare with; set data.name to a data set, valid: digits, tfds')
   todo = samplers_with_controls(spec, data)
+  pretrained.ensure(spec, data, workdir)
   weights = build.weights(spec, data, workdir)
   features = features_lib.load(spec.evaluate.features, data, spec.evaluate.cache or workdir)
   known, held_out = data.train[:spec.evaluate.reference], data.test[:spec.evaluate.count]

@@ -1,16 +1,19 @@
 """Released weights: --mode=fetch downloads them, --mode=convert makes a checkpoint of them that sampling loads."""
 
+import glob
 import os
 import shutil
+import urllib.parse
 from typing import Any
 
+import jax
 import numpy as np
 
 from gmm_diffusion import specs
 from gmm_diffusion.aliases import UserError
 from gmm_diffusion.checkpoints import importers, tensor_files
 from gmm_diffusion.checkpoints.fetch import fetch as download
-from gmm_diffusion.checkpoints.fetch import needed
+from gmm_diffusion.checkpoints.fetch import check, needed
 from gmm_diffusion.checkpoints.importers import recipe as recipes
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.data import sources
@@ -31,9 +34,10 @@ def place(weights: specs.Weights, workdir: str) -> str:
     return os.path.abspath(os.path.expanduser(weights.path))
   if not weights.url:
     raise UserError('net.weights, autoencoder.weights or classifier.weights has neither path nor url; give the path of the file')
-  stem, extension = os.path.splitext(weights.url.rsplit('/', 1)[-1])
-  folder = '' if weights.format != 'diffusers' else weights.url.rsplit('/', 2)[-2]  # their files all have one name
-  return os.path.join(os.path.abspath(workdir), 'released', folder, stem + ('.ckpt' if extension == '.zip' else extension))
+  stem, extension = os.path.splitext(urllib.parse.urlsplit(weights.url).path)
+  # the whole address, as many files are called diffusion_pytorch_model or model
+  name = stem.strip('/').replace('/resolve/main', '').replace('/', '_') + ('.ckpt' if extension == '.zip' else extension)
+  return os.path.join(os.path.abspath(workdir), 'released', name)
 
 
 def _wanted(spec: specs.Spec, data: sources.Data) -> dict[str, specs.Weights]:
@@ -55,7 +59,9 @@ def fetch(spec: specs.Spec, data: sources.Data, workdir: str) -> None:
     if path in paths:
       continue
     paths.add(path)
-    if weights.url:
+    if weights.path and os.path.exists(path):
+      print(f'{path} is there')
+    elif weights.url:
       download(weights.url, path, weights.size, weights.sha256)
     elif not os.path.exists(path):
       raise UserError(f'there is nothing at {path}, and the config has no address for it; put the file there')
@@ -68,6 +74,8 @@ def _find(weights, workdir):
     raise UserError(f'no weights at {path}; use --mode=fetch, or {needed(weights.url, path, weights.size, weights.sha256)}'
                     if weights.url else f'no weights at {path}; put the file there, or set net.weights.path')
   if not os.path.isdir(path):
+    if not weights.path:
+      check(weights.url, path, weights.size, weights.sha256)
     return path
   for name in WEIGHT_FILES:
     if os.path.exists(os.path.join(path, name)):
@@ -106,13 +114,18 @@ def _latent_scale(source, spec):
 
 
 def _save(converted: dict[str, Any], about: dict[str, Any], workdir: str) -> None:
+  size, free = sum(leaf.nbytes for leaf in jax.tree.leaves(converted)), shutil.disk_usage(workdir).free
+  if size > free:
+    raise UserError(f'the checkpoint needs {size / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free in {workdir}; give another --workdir')
+  store = Store(workdir, create=True, copy=False)
   try:
-    store = Store(workdir, create=True, copy=False)
     store.save(0, converted, None, about)
     store.close()
-  except OSError as error:
-    raise UserError(f'cannot write the checkpoint to {workdir}: {error.strerror}; '
-                    f'{shutil.disk_usage(workdir).free / 1e9:.1f} GB are free there') from error
+  except Exception as error:  # orbax and tensorstore raise many kinds
+    for left in glob.glob(os.path.join(glob.escape(store.path), '*.orbax-checkpoint-tmp')):
+      shutil.rmtree(left, ignore_errors=True)
+    raise UserError(f'cannot write the checkpoint to {store.path}: {str(error).strip().splitlines()[0][:200]}; '
+                    'free space there, or give another --workdir') from error
 
 
 def ensure(spec: specs.Spec, data: sources.Data, workdir: str) -> None:

@@ -12,7 +12,7 @@ from gmm_diffusion.checkpoints.store import Store
 
 WEIGHTS = {'net': {'a': np.float32([[1.5, -2.0]]), 'n.0': {'b': np.float32([0.1])}}, 'autoencoder': {'scale': np.float32(0.5)}}
 STATE = {'step': np.int32(7), 'moments': np.float32([3.0])}
-shapes = lambda tree: jax.eval_shape(lambda: jax.tree.map(jnp.asarray, tree))
+shapes = lambda tree, dtype=None: jax.eval_shape(lambda: jax.tree.map(lambda x: jnp.asarray(x, dtype), tree))
 
 
 class StoreTest(absltest.TestCase):
@@ -29,7 +29,7 @@ class StoreTest(absltest.TestCase):
     store = Store(self.workdir)
     self.assertEqual(store.latest(), 3)
     self.assertEqual(store.about(), {'net': {'width': 3}, 'format': 'gmm_diffusion/2'})
-    jax.tree.map(np.testing.assert_array_equal, store.weights(shapes(WEIGHTS), jnp.float32), jax.tree.map(lambda x: 3 * x, WEIGHTS))
+    jax.tree.map(np.testing.assert_array_equal, store.weights(shapes(WEIGHTS)), jax.tree.map(lambda x: 3 * x, WEIGHTS))
     jax.tree.map(np.testing.assert_array_equal, store.training(shapes(STATE)), STATE)
 
   def test_weights_load_without_the_training_state(self):
@@ -37,14 +37,14 @@ class StoreTest(absltest.TestCase):
     for root, _, names in os.walk(folder):
       for name in names:
         os.remove(os.path.join(root, name))
-    found = Store(self.workdir).weights(shapes(WEIGHTS), jnp.bfloat16)
+    found = Store(self.workdir).weights(shapes(WEIGHTS, jnp.bfloat16))
     self.assertEqual(found['net']['a'].dtype, jnp.bfloat16)
     self.assertIsInstance(found['net']['a'], np.ndarray)  # not yet on any device
     np.testing.assert_array_equal(np.float32(found['net']['a']), [[4.5, -6.0]])
 
   def test_one_part_loads_without_the_others(self):
     store = Store(self.workdir)
-    self.assertEqual(store.weights(shapes({'autoencoder': WEIGHTS['autoencoder']}), jnp.float32), {'autoencoder': {'scale': 1.5}})
+    self.assertEqual(store.weights(shapes({'autoencoder': WEIGHTS['autoencoder']})), {'autoencoder': {'scale': 1.5}})
 
   def test_old_steps_go(self):
     self.assertEqual(sorted(os.listdir(os.path.join(self.workdir, 'checkpoints'))), ['2', '3'])
@@ -56,9 +56,9 @@ class StoreTest(absltest.TestCase):
   def test_other_shapes_are_refused(self):
     for part in ({**WEIGHTS['net'], 'a': np.zeros((5, 5), np.float32)}, {'other': np.zeros(1, np.float32)}):
       with self.assertRaisesRegex(UserError, "cannot read 'net' of checkpoint"):
-        Store(self.workdir).weights(shapes({'net': part}), jnp.float32)
+        Store(self.workdir).weights(shapes({'net': part}))
     with self.assertRaisesRegex(UserError, "cannot read 'classifier' of checkpoint"):
-      Store(self.workdir).weights(shapes({'classifier': {'a': np.zeros(1, np.float32)}}), jnp.float32)
+      Store(self.workdir).weights(shapes({'classifier': {'a': np.zeros(1, np.float32)}}))
 
   def test_none(self):
     empty = self.create_tempdir().full_path

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
+from unittest import mock
 
 import cases
 import jax
@@ -147,6 +149,30 @@ class ConvertTest(parameterized.TestCase):
     given = tensors_of(spec, data)['net']['model.diffusion_model.input_blocks.0.0.bias'] + 1
     np.testing.assert_array_equal(found['net']['params']['input_blocks.0.0']['bias'], given)
 
+  def test_counters_without_an_average(self):
+    workdir = self.create_tempdir().full_path
+    config = config_of('celebahq256', 'ldm')
+    counters = {'model_ema.decay': np.float32(0.9999), 'model_ema.num_updates': np.int64(7)}
+    write(*spec_of(config), workdir, lambda values: {**values, **counters})
+    main.run('convert', workdir, config, 'test')
+
+  def test_another_model_of_the_same_size(self):
+    workdir = self.create_tempdir().full_path
+    config = config_of('celebahq256', 'ldm')
+    write(*spec_of(config), workdir)
+    main.run('convert', workdir, config, 'test')
+    with self.assertRaisesRegex(UserError, 'was made with net.weights = .*celeba.zip, the config says .*ffhq.zip'):
+      main.run('sample', workdir, config_of('ffhq256', 'ldm'), 'test')
+    with self.assertRaisesRegex(UserError, 'was made with net.weights = .*celeba.zip, the config says /data/mine.ckpt'):
+      main.run('convert', workdir, config_of('celebahq256', 'ldm', **{'net.weights.path': '/data/mine.ckpt'}), 'test')
+    with self.assertRaisesRegex(UserError, 'was made with autoencoder.scale = 1.0, the config says 2.0'):
+      main.run('sample', workdir, config_of('celebahq256', 'ldm', **{'autoencoder.scale': 2.0}), 'test')
+
+  def test_files_of_one_name_have_places_of_their_own(self):
+    places = [pretrained.place(weights, 'w') for name, variant in (*MODELS, ('celebahq256', 'ddpm'), ('lsun_church256', 'ddpm'))
+              for _, _, weights in build.parts(*spec_of(config_of(name, variant))).values()]
+    self.assertLen(set(places), len(places) - 2)  # adm and adm_guided share one, ldm is one file
+
   def test_old_names_and_a_folder(self):
     workdir, folder = self.create_tempdir().full_path, self.create_tempdir().full_path
     config = config_of('cifar10', 'ddpm')
@@ -165,6 +191,27 @@ class ConvertTest(parameterized.TestCase):
     spec = specs.from_config(config)
     found = build.weights(spec, data, workdir)['net']['params']['middle_block.1']['proj_out']['kernel']
     np.testing.assert_array_equal(found, values['mid_block.attentions.0.proj_attn.weight'].T)
+
+  def test_disk_that_fills_up(self):
+    workdir = self.create_tempdir().full_path
+    spec, data = spec_of(config_of('imagenet256', 'adm'))
+    write(spec, data, workdir)
+    script = ('import resource, signal, sys; sys.path.insert(0, "tests"); from loops import pretrained_test as p\n'
+              'signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (200000, 200000))\n'
+              f'try: p.main.run("convert", {workdir!r}, p.config_of("imagenet256", "adm"), "test")\n'
+              'except p.UserError as error: print("refused:", error)')
+    code, out, error = cases.python('-c', script)
+    self.assertEqual(code, 0, error[-2000:])
+    self.assertRegex(out, r'refused: cannot write the checkpoint to .*; free space there, or give another --workdir')
+    self.assertEqual(os.listdir(os.path.join(workdir, 'checkpoints')), [])
+
+  def test_no_space(self):
+    workdir = self.create_tempdir().full_path
+    write(*spec_of(config_of('imagenet256', 'adm')), workdir)
+    with mock.patch.object(pretrained.shutil, 'disk_usage', lambda path: mock.Mock(free=1000)):
+      with self.assertRaisesRegex(UserError, r'the checkpoint needs 0\.\d+ GB, but 0.00 GB are free in'):
+        main.run('convert', workdir, config_of('imagenet256', 'adm'), 'test')
+    self.assertFalse(os.path.exists(os.path.join(workdir, 'checkpoints')))
 
   def test_killed_conversion(self):
     workdir = self.create_tempdir().full_path
@@ -296,9 +343,17 @@ class BadInputTest(parameterized.TestCase):
     marker = os.path.join(workdir, 'ran')
     with open(path, 'wb') as file:
       file.write(b"\x80\x02cposix\nsystem\n(X" + len(f'touch {marker}').to_bytes(4, 'little') + f'touch {marker}'.encode() + b'tR.')
-    with self.assertRaises(UserError):
-      main.run('convert', workdir, config, 'test')
+    self.refused('256x256_diffusion.pt', config, workdir)
+    with zipfile.ZipFile(path, 'w') as archive:  # the same program in the newer layout
+      archive.writestr('archive/data.pkl', b"\x80\x02cposix\nsystem\n(X\x05\x00\x00\x00falsetR.")
+    self.refused('256x256_diffusion.pt refers to posix.system', config, workdir)
     self.assertFalse(os.path.exists(marker))
+
+  def test_a_file_that_is_not_the_released_one(self):
+    workdir = self.create_tempdir().full_path
+    config = config_of('imagenet256', 'adm', **{'net.weights.sha256': 'abc123'})
+    write(*spec_of(config), workdir)
+    self.refused('has sha256 [0-9a-f]{64}, not abc123; remove it and run again', config, workdir)
 
   @parameterized.parameters(
       ({'sample.label': 'golden retreiver'}, "no class 'golden retreiver'; valid: 0..999, or a name such as 'golden retriever'"),
@@ -333,7 +388,43 @@ class BadInputTest(parameterized.TestCase):
       main.run(mode, self.create_tempdir().full_path, config, 'test')
 
 
+class ConfigTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ('imagenet256', 'adm', dict(guidance=1.0, classifier=0.0, labels='plain', clip=True, end='clean', T=1000, schedule='linear')),
+      ('imagenet256', 'adm_guided', dict(classifier=1.0)), ('imagenet256', 'uncond_guided', dict(classifier=10.0, labels='none')),
+      ('imagenet128', 'adm_guided', dict(classifier=0.5)), ('imagenet64', 'adm_guided', dict(classifier=1.0, schedule='cosine')),
+      ('imagenet256', 'ldm', dict(schedule='sqrt_linear', beta_min=0.0015, beta_max=0.0195, clip=False, end='first', labels='null', scale=1.0)),
+      ('imagenet256', 'dit', dict(schedule='linear', beta_max=0.02, clip=False, labels='null', scale=0.18215, eps=1e-6, freq_shift=0)),
+      ('celebahq256', 'ldm', dict(schedule='sqrt_linear', beta_max=0.0195, clip=False, end='first', labels='none', autoencoder='vq')),
+      ('lsun_church256', 'ldm', dict(schedule='sqrt_linear', beta_max=0.0155, autoencoder='kl')),
+      ('cifar10', 'ddpm', dict(schedule='linear', beta_min=1e-4, beta_max=0.02, clip=True, labels='none', eps=1e-6, freq_shift=1)),
+  )
+  def test_released_settings(self, name, variant, expected):
+    c = importlib.import_module('configs.' + name).get_config(variant)
+    found = dict(guidance=c.denoiser.guidance, classifier=c.classifier.scale, labels=c.net.labels, clip=c.denoiser.clip, end=c.sampler.end,
+                 T=c.schedule.T, schedule=c.schedule.name, beta_min=c.schedule.beta_min, beta_max=c.schedule.beta_max,
+                 scale=c.autoencoder.scale, autoencoder=c.autoencoder.name, eps=c.net.eps, freq_shift=c.net.freq_shift)
+    self.assertEqual({key: found[key] for key in expected}, expected)
+
+
 class PrecisionTest(parameterized.TestCase):
+
+  @parameterized.parameters(('imagenet256', 'adm'), ('imagenet256', 'dit'))
+  def test_bfloat16_sampling(self, name, variant):
+    found = {}
+    for dtype in ('float32', 'bfloat16'):
+      config = config_of(name, variant, **{'net.dtype': dtype, 'denoiser.clip': False, 'denoiser.guidance': 1.0, 'sampler.steps': 4})
+      spec, data = spec_of(config)
+      bind, kernel, grid, plan, _ = sample_loop.prepare(spec, spec.sampler, data)
+      weights = build.random_weights(build.template(spec, data), 0)
+      draw = jax.jit(lambda weights: sample_loop.sample_batch(
+          kernel, bind(weights), grid, plan, 0, jnp.arange(2), jnp.array([1, 2]), build.sample_shape(spec, data))[0])
+      found[dtype] = draw(weights)
+      if dtype == 'bfloat16' and variant == 'dit':  # a rounded scale would shift every image
+        self.assertEqual(weights['autoencoder']['latent_scale'].dtype, np.float32)
+    full, half = found.values()
+    self.assertLess(float(jnp.linalg.norm(full - half) / jnp.linalg.norm(full)), 0.02)
 
   @parameterized.parameters(('imagenet256', 'adm'), ('imagenet256', 'ldm'), ('imagenet256', 'dit'), ('cifar10', 'ddpm'))
   def test_bfloat16(self, name, variant):
@@ -342,7 +433,6 @@ class PrecisionTest(parameterized.TestCase):
       config = config_of(name, variant, **{'net.dtype': dtype, 'denoiser.clip': False})
       spec, data = spec_of(config)
       weights = build.random_weights(build.template(spec, data), 0)
-      weights = jax.tree.map(lambda x: jnp.asarray(x, dtype), weights)
       shape = build.sample_shape(spec, data)
       x = jax.random.normal(jax.random.key(0), (2,) + shape)
       labels = jnp.array([1, 2]) % max(1, data.classes)

@@ -16,7 +16,9 @@ def recipe(part: str, module: Any, template: Any, names: Collection[str]) -> tup
 
 
 def _unet(template, names):
-  ema = any(name.startswith('model_ema.') for name in names)
+  # files without the average may still hold its counters
+  counters = ('model_ema.decay', 'model_ema.num_updates')
+  ema = any(name.startswith('model_ema.') and name not in counters for name in names)
 
   def rename(name):
     if name == CONTEXT:
@@ -25,7 +27,6 @@ def _unet(template, names):
     return 'model_ema.' + (UNET.removeprefix('model.') + name).replace('.', '') if ema else UNET + name
 
   mine = 'model_ema.' if ema else UNET
-  counters = ('model_ema.decay', 'model_ema.num_updates')
   return plain(template, rename), [name for name in names if name.startswith(mine) and name not in counters]
 
 
