@@ -6,6 +6,10 @@ import os
 import cases
 from absl.testing import absltest
 
+from experiments import released_end_to_end
+from gmm_diffusion import main
+from loops import pretrained_test
+
 NOTEBOOK = os.path.join(cases.ROOT, 'experiments', 'notebooks', 'ddim_gmm_colab.ipynb')
 
 
@@ -50,12 +54,14 @@ class ExperimentsTest(absltest.TestCase):
     self.assertRegex(out, r'ddim_gmm +[\d.]+ images/s +[\d.]+ x bare network')
     self.assertTrue(os.path.exists(os.path.join(workdir, 'released_speed.json')))
 
-  def test_released_end_to_end(self):
+  def test_released_layout(self):
     workdir = self.create_tempdir().full_path
-    code, out, error = cases.python('-m', 'experiments.released_end_to_end', f'--workdir={workdir}', '--config=cifar10', '--variant=ddpm')
-    self.assertEqual(code, 0, error[-2000:])
-    self.assertRegex(out, r"convert +\{'seconds': [\d.]+, 'peak_gb': [\d.]+\}")
-    self.assertTrue(os.path.exists(os.path.join(workdir, 'cifar10_ddpm', 'samples', 'ddim.png')))
+    config = pretrained_test.config_of('celebahq256', 'ldm')
+    spec, data = pretrained_test.spec_of(config)
+    self.assertGreater(released_end_to_end.write(spec, data, workdir), 1e6)
+    main.run('convert', workdir, config, 'test')  # all tensors are there, under the released names
+    usage = released_end_to_end.command('-c', 'x = bytearray(10**8)')
+    self.assertGreater(usage['peak_gb'], 0.1)
 
 
 if __name__ == '__main__':

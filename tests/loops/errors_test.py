@@ -31,7 +31,7 @@ class CommandTest(parameterized.TestCase):
   def test_sample_without_a_checkpoint(self):
     workdir = os.path.join(self.create_tempdir().full_path, 'run')
     result = cli.main('digits.py:runlocal', 'sample', workdir)
-    self.assertRefused(result, r'^error: no checkpoint in .*/run/checkpoints; train one first with --mode=train or --mode=all\n$')
+    self.assertRefused(result, r'^error: no checkpoint in .*/run/checkpoints; train one first with --mode=train or --mode=all, or --mode=convert released weights\n$')
     self.assertEqual(os.listdir(workdir), [])
 
   def test_unknown_key_on_the_command_line(self):
