@@ -24,6 +24,18 @@ class Estimate(NamedTuple):
     return f'{self.value:.{digits}f} ± {half:.{digits}f}'
 
 
+class Spread(NamedTuple):
+  """Mean and standard deviation (that of a population) over splits or subsets. The second is no standard error."""
+
+  mean: float
+  std: float
+
+
+def spread(values: list[float]) -> Spread:
+  """Mean and standard deviation of values."""
+  return Spread(float(np.mean(values)), float(np.std(values)))
+
+
 def bootstrap(statistic: Callable[[np.ndarray], float], n: int, resamples: int, seed: int = 0) -> Estimate:
   """Estimate of statistic(counts), where counts [n] says how often each sample is taken.
 

@@ -2,16 +2,22 @@
 
   |m_1 - m_2|^2 + tr S_1 + tr S_2 - 2 tr (S_1 S_2)^(1/2)
 
-The last trace is the sum of the square roots of the eigenvalues of S_1^(1/2) S_2 S_1^(1/2), which
-is symmetric: no matrix square root of a non-symmetric product, no complex numbers, and exact for
-rank-deficient covariances.
+With S_i = L_i L_i^T the last trace is the sum of the singular values of L_1^T L_2. The factors come from a Cholesky
+decomposition with pivots, which stops at the rank: no root of a non-symmetric product, no complex numbers, and exact for
+rank-deficient covariances. sFID is the same distance on other features [Nash et al. 2021].
+
+With N samples the distance is too large, by about 1/N: compare values of equal N only, or extrapolate [Chong & Forsyth 2020].
 """
 
 from typing import NamedTuple
 
 import numpy as np
+from scipy import linalg
 
+from gmm_diffusion.aliases import UserError
 from gmm_diffusion.metrics.estimates import Estimate, bootstrap
+
+FEWEST = 1 / 8  # samples per dimension, below which a distance says more about their number than about them
 
 
 class Statistics(NamedTuple):
@@ -31,27 +37,83 @@ def statistics(features: np.ndarray, counts: np.ndarray | None = None) -> Statis
   return Statistics(mean, (centred * counts[:, None]).T @ centred / (total - 1))
 
 
-def _sqrt(values: np.ndarray) -> np.ndarray:
-  """Square roots of eigenvalues; those below the rounding of the largest count as zero."""
-  return np.sqrt(np.where(values > len(values) * np.finfo(float).eps * values.max(), values, 0))
+def _factor(covariance: np.ndarray) -> np.ndarray:
+  """L [D, rank] with L L^T = covariance [D, D], up to rounding."""
+  packed, pivots, rank, _ = linalg.lapack.dpstrf(covariance, lower=1)
+  out = np.empty((len(covariance), rank))
+  out[pivots - 1] = np.tril(packed)[:, :rank]
+  return out
 
 
-def _root(covariance: np.ndarray) -> np.ndarray:
-  values, vectors = np.linalg.eigh(covariance)
-  return (vectors * _sqrt(values)) @ vectors.T
-
-
-def distance(first: Statistics, second: Statistics, root: np.ndarray | None = None) -> float:
-  """Frechet distance; `root` is the square root of the first covariance, if it is at hand."""
-  root = _root(first.covariance) if root is None else root
-  values = np.linalg.eigvalsh(root @ second.covariance @ root)
+def distance(first: Statistics, second: Statistics, factor: np.ndarray | None = None) -> float:
+  """Frechet distance; `factor` is that of the first covariance, if it is at hand."""
+  factor = _factor(first.covariance) if factor is None else factor
+  values = linalg.svdvals(factor.T @ _factor(second.covariance))
   gap = first.mean - second.mean
   traces = np.trace(first.covariance) + np.trace(second.covariance)
-  return float(gap @ gap + traces - 2 * _sqrt(values).sum())
+  return float(gap @ gap + traces - 2 * values.sum())
 
 
-def frechet_distance(sample: np.ndarray, reference: np.ndarray, resamples: int) -> Estimate:
-  """Frechet distance of features [N, D] to features [M, D], with an interval over the N."""
-  target = statistics(reference)
-  root = _root(target.covariance)
-  return bootstrap(lambda counts: distance(target, statistics(sample, counts), root), len(sample), resamples)
+def check_count(samples: int, dimensions: int, fewest: float = FEWEST, what: str = 'samples') -> None:
+  """Raises UserError for fewer than `fewest` samples per dimension, or fewer than two."""
+  least = max(2, int(np.ceil(fewest * dimensions)))
+  if samples < least:
+    raise UserError(f'{samples} {what} are too few for a Frechet distance on {dimensions} features: their covariance has at '
+                    f'most {max(samples - 1, 0)} directions, and the distance would mostly say how few they are; use at least '
+                    f'{least}, better more than {dimensions} (published values: 50000)')
+
+
+def _target(reference):
+  if isinstance(reference, Statistics):
+    return reference
+  check_count(*np.shape(reference), what='reference samples')
+  return statistics(reference)
+
+
+def frechet_distance(sample: np.ndarray, reference: np.ndarray | Statistics, resamples: int) -> Estimate:
+  """Frechet distance of features [N, D] to features [M, D] or their statistics, with an interval over the N.
+
+  Raises:
+    UserError: fewer than D / 8 samples. Up to D the covariance is rank deficient: the value is exact, its bias large.
+  """
+  check_count(*np.shape(sample))
+  target, x = _target(reference), np.asarray(sample, np.float64)
+  factor = _factor(target.covariance)
+  return bootstrap(lambda counts: distance(target, statistics(x, counts), factor), len(x), resamples)
+
+
+def frechet_infinity(sample: np.ndarray, reference: np.ndarray | Statistics, resamples: int, points: int = 15,
+                     smallest: int = 0, seed: int = 0) -> Estimate:
+  """Frechet distance extrapolated to infinitely many samples: the intercept of a line through distance over 1/n.
+
+  n runs over `points` sizes from `smallest` to N in equal steps, each a random subset without repeats [Chong & Forsyth 2020,
+  section 3]. The bias of the reference, which has M samples, stays.
+
+  Args:
+    sample: [N, D].
+    reference: [M, D] or its statistics.
+    resamples: for the interval, which is that of the distance at N, widened by the error of the intercept. It knows nothing
+      of the curve that the bias is at small n.
+    points: at least 3.
+    smallest: 0 for N / 10, but at least 2 D; for less the bias is far from a line.
+    seed: of the subsets.
+
+  Raises:
+    UserError: fewer than 3 D samples, or sizes that give no line.
+  """
+  N, D = np.shape(sample)
+  check_count(N, D, 3)
+  smallest = smallest or max(N // 10, 2 * D)
+  if points < 3 or not 2 <= smallest < N:
+    raise UserError(f'cannot fit a line to distances at {points} sizes from {smallest} to {N}; '
+                    f'valid: 3 sizes or more, from 2 to {N - 1} on')
+  target, x = _target(reference), np.asarray(sample, np.float64)
+  factor, random = _factor(target.covariance), np.random.RandomState(seed)
+  sizes = np.linspace(smallest, N, points).astype(int)
+  values = [distance(target, statistics(x[random.choice(N, n, replace=False)]), factor) for n in sizes]
+  design = np.stack([np.ones(points), 1 / sizes], 1)
+  line, rest, *_ = np.linalg.lstsq(design, values, rcond=None)
+  error = np.sqrt(rest[0] / (points - 2) * np.linalg.inv(design.T @ design)[0, 0])
+  at_n = bootstrap(lambda counts: distance(target, statistics(x, counts), factor), N, resamples)
+  half = np.hypot(at_n.high - at_n.value, 1.96 * error)
+  return Estimate(float(line[0]), float(line[0] - half), float(line[0] + half))

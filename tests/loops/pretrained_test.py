@@ -252,6 +252,17 @@ class ConvertTest(parameterized.TestCase):
       np.testing.assert_array_equal(file['arr_1'], [207, 3])
 
 
+class LatentTest(absltest.TestCase):
+
+  def test_latents_are_scaled_back_before_decoding(self):
+    spec, data = spec_of(config_of('imagenet256', 'dit'))  # KL: its decoder is continuous
+    weights = build.random_weights(build.template(spec, data), 0)['autoencoder']
+    decode, z = jax.jit(build.decoder(spec)), jax.random.normal(jax.random.key(0), (1,) + build.sample_shape(spec, data))
+    found = decode({**weights, 'latent_scale': np.float32(0.25)}, 0.25 * z)
+    np.testing.assert_allclose(found, decode({**weights, 'latent_scale': np.float32(1)}, z), atol=1e-5)
+    self.assertEqual(found.shape, (1, 32, 32, 3))
+
+
 class GuidanceTest(parameterized.TestCase):
 
   def test_gradient_of_the_noisy_classifier(self):

@@ -61,7 +61,8 @@ class GoldenTest(parameterized.TestCase):
   def test_kernel_subsets(self, features, subsets, size, mean, std):
     np.testing.assert_allclose(kernel_subsets(*features, subsets, size), (mean, std), rtol=1e-9)
 
-  @parameterized.parameters((10, None, 3.1875434961546145, 0.12722038564983829), (10, 2020, 3.1868482837129646, 0.12995658588051137),
+  @parameterized.parameters((10, None, 3.1875434961546145, 0.12722038564983829),
+                            (10, 2020, 3.1868482837129646, 0.12995658588051137),
                             (1, None, 3.2469708365808345, 0), (1, 2020, 3.2469708365808345, 0),
                             (7, None, 3.2010090288439614, 0.08813873338203845), (7, 2020, 3.207391127852179, 0.1029860235637971))
   def test_split_score(self, splits, seed, mean, std):
