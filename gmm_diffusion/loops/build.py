@@ -77,6 +77,9 @@ def net(spec: specs.Spec, data: sources.Data) -> Any:
     raise UserError(f'data {spec.data.name!r} has no network to train; use --config.denoiser.name=mixture or empirical')
   if spec.net.name not in NETS:
     raise UserError(f'unknown net {spec.net.name!r}; valid: {", ".join(NETS)}')
+  if spec.net.context_dim and not label_count(spec, data):
+    raise UserError(f'net.context_dim {spec.net.context_dim} needs labels to make the context from; set it to 0, or net.labels to '
+                    "'null' or 'plain' with classes (a context of one's own enters in Python, see nets/unet.py)")
   H, W, C = sample_shape(spec, data)
   factor = 2 ** (len(spec.net.multipliers) - 1)
   if spec.net.name == 'unet' and (H % factor or W % factor):
@@ -114,13 +117,13 @@ def parts(spec: specs.Spec, data: sources.Data) -> dict[str, tuple[Any, Any, spe
 
 def template(spec: specs.Spec, data: sources.Data) -> dict[str, Any]:
   """The abstract weights of a run in the dtype of the computation; codes and the latent scale stay float32."""
-  cast = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(spec.net.dtype)), tree)
-  out = {name: cast(variables) for name, (_, variables, _) in parts(spec, data).items()}
+  def cast(path, leaf):
+    codes = any(key.key == 'quantize.embedding' for key in path)
+    return jax.ShapeDtypeStruct(leaf.shape, jnp.float32 if codes else jnp.dtype(spec.net.dtype))
+
+  out = {name: jax.tree_util.tree_map_with_path(cast, variables) for name, (_, variables, _) in parts(spec, data).items()}
   if spec.autoencoder.name:
-    codes = {'quantize.embedding': out['autoencoder']['params'].get('quantize.embedding', {})}
-    exact = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), codes)
-    out['autoencoder'] = {'params': {**out['autoencoder']['params'], **(exact if codes['quantize.embedding'] else {})},
-                          'latent_scale': jax.ShapeDtypeStruct((), jnp.float32)}
+    out['autoencoder'] = dict(out['autoencoder'], latent_scale=jax.ShapeDtypeStruct((), jnp.float32))
   return out
 
 

@@ -30,7 +30,6 @@ from gmm_diffusion.data import sources
 from gmm_diffusion.loops import build, pretrained
 from gmm_diffusion.loops import sample as sample_loop
 from gmm_diffusion.maths import schedules
-from gmm_diffusion.maths import schedules
 
 
 def config_of(name, variant, **changes):
@@ -380,6 +379,7 @@ class BadInputTest(parameterized.TestCase):
   @parameterized.parameters(
       ('celebahq256', 'ldm', {'sample.label': '3'}, "sample.label '3' needs a conditional model"),
       ('celebahq256', 'ldm', {'denoiser.guidance': 2.0}, "with net.labels 'none' and 0 classes the only valid value is 1"),
+      ('celebahq256', 'ldm', {'net.context_dim': 8}, 'net.context_dim 8 needs labels'),
       ('celebahq256', 'ldm', {'classifier.scale': 2.0}, 'classifier guidance needs a model of images with classes'),
       ('imagenet256', 'ldm', {'data.size': 30}, 'the autoencoder halves images 2 times, which data of shape 30 x 30 x 3 does not allow'),
       ('imagenet256', 'dit', {'denoiser.guidance_interval': (3.0, 1.0)}, 'guidance_interval must be'),

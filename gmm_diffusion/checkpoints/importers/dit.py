@@ -1,6 +1,5 @@
 """DiT's .pt files: the transformer under its own names, beside a fixed table of positions."""
 
-import math
 from typing import Any, Collection
 
 from gmm_diffusion.checkpoints.importers.recipe import Recipe, plain
