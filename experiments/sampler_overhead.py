@@ -37,6 +37,7 @@ def main():
   parser.add_argument('--batch', type=int, default=16)
   parser.add_argument('--channels', type=int, default=64)
   parser.add_argument('--repeats', type=int, default=9)
+  parser.add_argument('--cases', nargs='+', choices=list(CASES), default=list(CASES), help='which to time beside ddim')
   args = parser.parse_args()
   schedule = schedules.linear()
   grid = grids.make(schedule, args.steps, 'trailing')
@@ -64,7 +65,7 @@ def main():
 
     return lambda: fn(params, x, plan)
 
-  runs = {'bare network calls': lambda: bare(params, x), **{label: sampler(*case) for label, case in CASES.items()}}
+  runs = {'bare network calls': lambda: bare(params, x), **{label: sampler(*case) for label, case in CASES.items() if label in ('ddim', *args.cases)}}
   compile_seconds, seconds = {}, {label: [] for label in runs}
   for label, fn in runs.items():
     start = time.perf_counter()

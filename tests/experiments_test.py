@@ -41,7 +41,7 @@ class ExperimentsTest(absltest.TestCase):
   def test_sampler_overhead(self):
     workdir = self.create_tempdir().full_path
     code, out, error = cases.python('-m', 'experiments.sampler_overhead', f'--workdir={workdir}', '--steps=2', '--batch=1',
-                                    '--channels=8', '--repeats=1')
+                                    '--channels=8', '--repeats=1', '--cases', 'ddim_gmm')
     self.assertEqual(code, 0, error[-2000:])
     self.assertRegex(out, r'ddim_gmm +[\d.]+ s +[\d.]+ x bare +[\d.]+ x ddim')
     self.assertTrue(os.path.exists(os.path.join(workdir, 'sampler_overhead.json')))
