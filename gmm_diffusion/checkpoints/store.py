@@ -42,7 +42,8 @@ class Store:
 
   def save(self, step: int, weights: dict[str, Any], train: Any, about: dict[str, Any]) -> None:
     """Writes a step in the background: weights by the names in PARTS; train is None where nothing is trained."""
-    items = {**{name: ocp.args.PyTreeSave(jax.tree.map(np.asarray, part)) for name, part in weights.items()}, 'about': ocp.args.JsonSave(dict(about, format=FORMAT))}
+    items = {name: ocp.args.PyTreeSave(jax.tree.map(np.asarray, part)) for name, part in weights.items()}
+    items['about'] = ocp.args.JsonSave(dict(about, format=FORMAT))
     if train is not None:
       items['train'] = ocp.args.StandardSave(train)
     self._manager.save(step, args=ocp.args.Composite(**items))

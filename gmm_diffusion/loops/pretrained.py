@@ -41,7 +41,7 @@ def place(weights: specs.Weights, workdir: str) -> str:
 
 
 def _wanted(spec: specs.Spec, data: sources.Data) -> dict[str, specs.Weights]:
-  """The files of a run by path; a file may hold several parts."""
+  """Where the weights of each part come from; a file may hold several."""
   out = {name: weights for name, (_, _, weights) in build.parts(spec, data).items()}
   for name, weights in out.items():
     if weights.format not in importers.FORMATS:
