@@ -9,7 +9,6 @@ from typing import Any, Callable
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from gmm_diffusion.aliases import UserError
 
@@ -34,16 +33,20 @@ def is_main() -> bool:
   return jax.process_index() == 0
 
 
-def replicate(tree: Any) -> Any:
-  """A copy of the tree on each local device, with a leading device axis."""
+def replicate(tree: Any, local: bool = False) -> Any:
+  """A copy of the tree on each local device, with a leading device axis; `local` for a pmap of this host's devices alone."""
   # What a pmap with the same axis name returns; any other sharding costs a second compilation.
-  sharding = jax.pmap(lambda x: x, axis_name=AXIS)(np.zeros(jax.local_device_count(), np.float32)).sharding
+  sharding = jax.pmap(lambda x: x, axis_name=AXIS, devices=_devices(local))(np.zeros(jax.local_device_count(), np.float32)).sharding
 
   def copy(x):  # leaf by leaf: a pmap that returns its input would hold all weights twice for a while
     x = np.asarray(x)[None]
     return jax.make_array_from_callback((jax.local_device_count(),) + x.shape[1:], sharding, lambda index: x)
 
   return jax.tree.map(copy, tree)
+
+
+def _devices(local):
+  return jax.local_devices() if local else None
 
 
 def unreplicate(tree: Any) -> Any:
@@ -56,9 +59,12 @@ def mean(tree: Any) -> Any:
   return jax.lax.pmean(tree, AXIS)
 
 
-def over_devices(fn: Callable[[Any, Any], Any], donate: bool = False) -> Callable[[Any, Any], Any]:
-  """pmap of fn(replicated, batch), where batch leaves have leading axes [devices, per device]."""
-  return jax.pmap(fn, axis_name=AXIS, donate_argnums=(0,) if donate else ())
+def over_devices(fn: Callable[[Any, Any], Any], donate: bool = False, local: bool = False) -> Callable[[Any, Any], Any]:
+  """pmap of fn(replicated, batch), where batch leaves have leading axes [devices, per device].
+
+  All hosts call it together; with `local` each host for itself.
+  """
+  return jax.pmap(fn, axis_name=AXIS, devices=_devices(local), donate_argnums=(0,) if donate else ())
 
 
 def split(tree: Any) -> Any:
@@ -78,49 +84,44 @@ def shares(n: int) -> str:
   return '' if n % jax.device_count() == 0 else f'not a multiple of the {jax.device_count()} devices'
 
 
-def map_batches(fn: Callable[[Any, Any], Any], per_device: int,
-                advance: Callable[[int], None] = lambda n: None) -> Callable[[Any, Any], Any]:
-  """Maps fn over a long batch axis with one trace: all calls have per_device items on each device.
+def map_batches(fn: Callable[[Any, Any], Any], shared: Any, per_device: int) -> Callable[..., Any]:
+  """Maps fn over a long batch axis, on this host's devices, with one trace: all calls have per_device items on each.
 
   Args:
     fn: (shared, batch) -> outputs with leading axis B, where the items do not depend on each other.
-    per_device: items on each device at a time.
-    advance: called with the number of items done since the last call.
+    shared: weights and the like; copied to each device at the first call.
+    per_device: items on each device at a time. Where a device runs out of memory it is halved from there on.
 
   Returns:
-    (shared, batch) -> outputs as host arrays, in order. Hosts share the work; all get all outputs.
-    Where a device runs out of memory, per_device is halved from there on (a host of several cannot
-    do that alone and raises UserError).
+    (batch, advance=None) -> outputs as host arrays, in order; advance is called with the number of items done
+    since its last call. Hosts do not wait for each other.
   """
-  mapped = over_devices(fn)
+  mapped = over_devices(fn, local=True)
+  size = per_device * jax.local_device_count()
+  replicas = None
 
-  def call(shared, batch):
-    size = per_device * jax.local_device_count()
-    total = len(jax.tree.leaves(batch)[0])
-    rounds = max(1, -(-total // (size * jax.process_count())))
-    # repeat the last item, so that all calls and all hosts have the same shape
-    index = np.minimum(np.arange(rounds * size * jax.process_count()), total - 1)
-    mine = index[host_slice(len(index))]
-    parts, start = [], 0
-    try:
-      shared = replicate(shared)
-    except jax.errors.JaxRuntimeError as error:
-      _halved(jax.local_device_count(), error)  # there is nothing to halve yet
-    while start < len(mine):
-      chunk = np.pad(mine[start:start + size], (0, max(0, start + size - len(mine))), mode='edge')
+  def call(batch, advance=None):
+    nonlocal size, replicas
+    if replicas is None:
       try:
-        out = mapped(shared, split(jax.tree.map(lambda x: np.asarray(x)[chunk], batch)))
+        replicas = replicate(shared, local=True)
+      except jax.errors.JaxRuntimeError as error:
+        _halved(jax.local_device_count(), error)  # there is nothing to halve yet
+    total = len(jax.tree.leaves(batch)[0])
+    parts, start = [], 0
+    while start < total:
+      chunk = np.minimum(np.arange(start, start + size), total - 1)  # repeats the last item: one shape for all calls
+      try:
+        out = mapped(replicas, split(jax.tree.map(lambda x: np.asarray(x)[chunk], batch)))
         out = jax.tree.map(lambda x: np.asarray(x).reshape((-1,) + x.shape[2:]), out)
       except jax.errors.JaxRuntimeError as error:
         size = _halved(size, error)
         continue
-      parts.append(jax.tree.map(lambda x: x[:len(mine) - start], out))
-      advance(min(size, max(0, total - start)))
+      parts.append(jax.tree.map(lambda x: x[:total - start], out))
+      if advance:
+        advance(min(size, total - start))
       start += size
-    out = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
-    if jax.process_count() > 1:
-      out = multihost_utils.process_allgather(out, tiled=True)
-    return jax.tree.map(lambda x: x[:total], out)
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
   return call
 
@@ -131,7 +132,7 @@ def _halved(size: int, error: Exception) -> int:
     raise error
   devices = jax.local_device_count()
   per_device = size // devices
-  if per_device == 1 or jax.process_count() > 1:
+  if per_device == 1:
     raise UserError(f'the device has too little memory for {per_device} at a time; lower sample.batch or autoencoder.batch, '
                     'or compute in net.dtype bfloat16') from error
   print(f'too little memory for {per_device} at a time on a device: going on with {per_device // 2}', flush=True)

@@ -188,11 +188,13 @@ class Sampler:
 class Sample:
   """count samples, `batch` at a time on each device (halved where the memory does not suffice).
 
+  shard: samples in a file; what is lost at most when a run is stopped.
   label: numbers or names of classes, separated by commas, taken in turn; '' takes all classes.
   """
 
   count: int = 64
   batch: int = 64
+  shard: int = 1024
   label: str = ''
 
 
@@ -238,7 +240,7 @@ class Spec:
     _choose('autoencoder.name', self.autoencoder.name, ('', 'vq', 'kl'))
     _choose('train.loss', self.train.loss, ('simple', 'elbo'))
     for key in ('train.steps', 'train.batch', 'train.log_every', 'train.checkpoint_every', 'sample.count',
-                'sample.batch', 'evaluate.count', 'evaluate.reference', 'evaluate.neighbours', 'net.channels', 'net.blocks', 'schedule.T',
+                'sample.batch', 'sample.shard', 'evaluate.count', 'evaluate.reference', 'evaluate.neighbours', 'net.channels', 'net.blocks', 'schedule.T',
                 'net.patch', 'net.heads', 'autoencoder.batch', 'autoencoder.channels', 'classifier.channels'):
       if self.get(key) < 1:
         raise UserError(f'{key} must be at least 1, got {self.get(key)}')

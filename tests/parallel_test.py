@@ -27,10 +27,12 @@ class MapBatchesTest(parameterized.TestCase):
       return {'y': shared * batch['x'][:, None] + jnp.arange(2.0)[None]}
 
     x = np.arange(total, dtype=np.float32)
-    found = parallel.map_batches(fn, per_device, done.append)(np.float32(3), {'x': x})
+    call = parallel.map_batches(fn, np.float32(3), per_device)
+    found = call({'x': x}, done.append)
     np.testing.assert_array_equal(found['y'], 3 * x[:, None] + np.arange(2))
-    self.assertLen(traces, 1)
     self.assertEqual(sum(done), total)
+    np.testing.assert_array_equal(call({'x': x[:1]})['y'], found['y'][:1])  # another length is no other shape
+    self.assertLen(traces, 1)
 
   def test_batches_are_halved_when_memory_runs_out(self):
     sizes, done = [], []
@@ -43,27 +45,30 @@ class MapBatchesTest(parameterized.TestCase):
       return {'y': shared[0] * batch['x']}
 
     x = np.arange(10, dtype=np.float32)
-    with mock.patch.object(parallel, 'over_devices', lambda fn: mapped):
-      found = parallel.map_batches(None, 8, done.append)(np.float32(3), {'x': x})
-    np.testing.assert_array_equal(found['y'], 3 * x)
-    self.assertEqual(sizes, [8, 4, 2, 2, 2, 2, 2, 2, 2, 2])
-    self.assertEqual(sum(done), 10)
+    with mock.patch.object(parallel, 'over_devices', lambda fn, local: mapped):
+      call = parallel.map_batches(None, np.float32(3), 8)
+      found = call({'x': x}, done.append)
+      np.testing.assert_array_equal(found['y'], 3 * x)
+      self.assertEqual(sizes, [8, 4, 2, 2, 2, 2, 2])
+      self.assertEqual(sum(done), 10)
+      call({'x': x[:1]})
+    self.assertEqual(sizes[7:], [2])  # it does not try the size again
 
   def test_memory_for_not_even_one(self):
     def mapped(shared, batch):
       raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
 
-    with mock.patch.object(parallel, 'over_devices', lambda fn: mapped):
+    with mock.patch.object(parallel, 'over_devices', lambda fn, local: mapped):
       with self.assertRaisesRegex(UserError, 'the device has too little memory for 1 at a time; lower sample.batch'):
-        parallel.map_batches(None, 2)(np.float32(3), {'x': np.zeros(2)})
+        parallel.map_batches(None, np.float32(3), 2)({'x': np.zeros(2)})
 
   def test_other_errors_pass(self):
     def mapped(shared, batch):
       raise jax.errors.JaxRuntimeError('INTERNAL: something else')
 
-    with mock.patch.object(parallel, 'over_devices', lambda fn: mapped):
+    with mock.patch.object(parallel, 'over_devices', lambda fn, local: mapped):
       with self.assertRaisesRegex(jax.errors.JaxRuntimeError, 'something else'):
-        parallel.map_batches(None, 2)(np.float32(3), {'x': np.zeros(2)})
+        parallel.map_batches(None, np.float32(3), 2)({'x': np.zeros(2)})
 
   def test_replicas(self):
     tree = {'a': np.ones((2, 3), np.float32)}
@@ -78,8 +83,9 @@ from gmm_diffusion.aliases import UserError
 parallel.start()
 import jax
 assert jax.process_count() == 2, jax.process_count()
-out = parallel.map_batches(lambda shared, x: shared * x, 3)(np.float32(2), np.arange(17, dtype=np.float32))
-np.testing.assert_array_equal(out, 2 * np.arange(17))
+count = 17 if parallel.is_main() else 3  # neither waits for the other
+out = parallel.map_batches(lambda shared, x: shared * x, np.float32(2), 3)(np.arange(count, dtype=np.float32))
+np.testing.assert_array_equal(out, 2 * np.arange(count))
 assert parallel.host_slice(8) == slice(4 * jax.process_index(), 4 * jax.process_index() + 4)
 mean = parallel.over_devices(lambda shared, x: parallel.mean(x.sum() * shared))(
     parallel.replicate(np.float32(1)), parallel.split(np.full(2, jax.process_index() + 1, np.float32)))

@@ -70,13 +70,14 @@ def evaluate(spec: specs.Spec, data: sources.Data, workdir: str, command: str) -
   real = metrics.compare(found, reference, logits, spec.evaluate.neighbours, spec.evaluate.bootstrap)
   rows.append(page.Row(f'held-out data (N = {len(held_out)})', 'data', '', 0, real, images.png(_strip(held_out, data)), ''))
   for sampler, control in todo:
-    out = sample_loop.write(spec, data, weights, sampler, spec.evaluate.count, workdir, command)
-    found, logits = features.extract(out.x)
+    out = sample_loop.write(spec, data, weights, weights_hash, sampler, spec.evaluate.count, workdir, command)
+    x = np.concatenate(list(out.blocks()))
+    found, logits = features.extract(x)
     values = metrics.compare(found, reference, logits, spec.evaluate.neighbours, spec.evaluate.bootstrap)
     print(f'{sampler.name:26s} ' + '  '.join(f'{name} {value}' for name, value in values.items()))
     report = sample_loop.format_report(out.report)
     kind = 'control' if any(sampler.name == other for _, other in todo) else 'sampler'
-    rows.append(page.Row(sampler.name, kind, control, out.nfe, values, images.png(_strip(out.x, data)), report))
+    rows.append(page.Row(sampler.name, kind, control, out.nfe, values, images.png(_strip(x, data)), report))
     for metric, value in values.items():
       new.append({
           'kind': 'metric', 'sampler': sampler.name, 'metric': metric, 'value': value.value,

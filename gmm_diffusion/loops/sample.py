@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import os
 import time
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, Iterator, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from gmm_diffusion import parallel, samplers, specs
 from gmm_diffusion.aliases import Denoiser, StepGrid, UserError
 from gmm_diffusion.data import sources
-from gmm_diffusion.loops import build, pretrained
+from gmm_diffusion.loops import build, pretrained, shards
 from gmm_diffusion.maths import grids, noise
 from gmm_diffusion.reports import files, images, records
 from gmm_diffusion.samplers.base import Kernel, Plan, Report
@@ -29,6 +29,36 @@ class Samples(NamedTuple):
   nfe: int
   report: Report
   seconds: float
+
+
+class Stored(NamedTuple):
+  """Samples in files.
+
+  Attributes:
+    path: of the .npz (arr_0: samples, arr_1: labels).
+    blocks: () -> the samples in order, in blocks, one in memory at a time.
+    nfe, report, seconds: as in Samples; seconds are those of all processes together.
+  """
+
+  path: str
+  blocks: Callable[[], Iterator[np.ndarray]]
+  nfe: int
+  report: Report
+  seconds: float
+
+
+class Drawer(NamedTuple):
+  """A sampler made ready for one data set with its weights.
+
+  Attributes:
+    draw: (ids, advance) -> {'x': samples of these ids of spec.seed, 'nfe', 'seconds'}; one trace for all calls.
+    report: the moment report.
+    mark: changes when anything changes that the samples depend on.
+  """
+
+  draw: Callable[[Any, shards.Advance], shards.Arrays]
+  report: Report
+  mark: str
 
 
 class Plans(NamedTuple):
@@ -67,40 +97,54 @@ def sample_batch(kernel: Kernel, denoiser: Denoiser, grid: StepGrid, plan: Plan,
   return result.x, result.nfe
 
 
-def generate(spec: specs.Spec, data: sources.Data, weights: Any, sampler: specs.Sampler, count: int) -> Samples:
-  """Samples with ids 0..count-1 of spec.seed; latents are decoded in batches of their own after all are drawn."""
-  start = time.perf_counter()
+def drawer(spec: specs.Spec, data: sources.Data, weights: Any, weights_hash: str, sampler: specs.Sampler) -> Drawer:
+  """What draws samples by id. Latents are decoded in batches of their own, after those of one call are drawn."""
   bind, kernel, grid, plan, report = prepare(spec, sampler, data)
   shape, decode = build.sample_shape(spec, data), build.decoder(spec)
-  ids = np.arange(count, dtype=np.uint32)
-  labels = labels_of(ids, data, spec.sample.label)
 
   def finish(x):  # on the device: a quarter of the bytes to move and keep
     finite = jnp.isfinite(x).reshape(len(x), -1).all(1)
     return (jnp.round(jnp.clip((x + 1) * 127.5, 0, 255)).astype(jnp.uint8) if data.is_image else x), finite
 
-  def draw(shared, batch):
+  def draw_batch(shared, batch):
     arrays, plan = shared
     x, nfe = sample_batch(kernel, bind(arrays), grid, plan, spec.seed, batch[0], batch[1], shape)
     return (x if decode else finish(x)), jnp.full(len(x), nfe)
 
   drawn = {name: part for name, part in weights.items() if name != 'autoencoder'} if decode else weights
-  x, nfe = _map(draw, spec.sample.batch, f'sampling {sampler.name}', (drawn, plan), (ids, labels))
+  draw_all = parallel.map_batches(draw_batch, (drawn, plan), spec.sample.batch)
   if decode:
-    x = _map(lambda arrays, z: finish(decode(arrays, z)), spec.autoencoder.batch, 'decoding', weights['autoencoder'], x)
-  x, finite = x
-  if not finite.all():
-    bad = np.flatnonzero(~finite)
-    raise UserError(f'{len(bad)} of {count} samples of {sampler.name!r} are not finite, the first is id {bad[0]}; '
-                    'check the weights, or compute in net.dtype float32')
-  return Samples(x, labels, int(nfe[0]), report, time.perf_counter() - start)
+    decode_all = parallel.map_batches(lambda arrays, z: finish(decode(arrays, z)), weights['autoencoder'], spec.autoencoder.batch)
+
+  def draw(ids, advance):
+    start, ids = time.perf_counter(), np.asarray(ids, np.uint32)
+    x, nfe = draw_all((ids, labels_of(ids, data, spec.sample.label)), advance)
+    x, finite = decode_all(x) if decode else x
+    if not finite.all():
+      raise UserError(f'{np.sum(~finite)} of {len(ids)} samples of {sampler.name!r} are not finite, the first is id {ids[~finite][0]}; '
+                      'check the weights, or compute in net.dtype float32')
+    return {'x': x, 'nfe': nfe[0], 'seconds': time.perf_counter() - start}
+
+  parts = (sampler, spec.schedule, spec.denoiser, spec.net, spec.autoencoder, spec.classifier, spec.sample.label, spec.seed,
+           data.shape, weights_hash)
+  return Drawer(draw, report, hashlib.sha256(repr(parts).encode()).hexdigest()[:12])
 
 
-def _map(fn, batch, title, shared, items):
-  """parallel.map_batches with a progress bar; no batch is larger than the work."""
-  count = len(jax.tree.leaves(items)[0])
-  with tqdm(total=count, desc=title, unit='image', dynamic_ncols=True) as bar:
-    return parallel.map_batches(fn, min(batch, -(-count // jax.local_device_count())), bar.update)(shared, items)
+def fitting(spec: specs.Spec, count: int) -> specs.Spec:
+  """The spec with batches no larger than the work."""
+  most = -(-min(count, spec.sample.shard) // jax.local_device_count())
+  return dataclasses.replace(
+      spec, sample=dataclasses.replace(spec.sample, batch=min(spec.sample.batch, most)),
+      autoencoder=dataclasses.replace(spec.autoencoder, batch=min(spec.autoencoder.batch, most)))
+
+
+def generate(spec: specs.Spec, data: sources.Data, weights: Any, sampler: specs.Sampler, count: int) -> Samples:
+  """Samples with ids 0..count-1 of spec.seed, in memory."""
+  source = drawer(fitting(spec, count), data, weights, '', sampler)
+  ids = np.arange(count)
+  with tqdm(total=count, desc=f'sampling {sampler.name}', unit='image', dynamic_ncols=True) as bar:
+    out = source.draw(ids, bar.update)
+  return Samples(out['x'], labels_of(ids, data, spec.sample.label), int(out['nfe']), source.report, out['seconds'])
 
 
 def format_report(report: Report) -> str:
@@ -122,47 +166,65 @@ def format_report(report: Report) -> str:
   return '\n'.join(lines)
 
 
-def fingerprint(spec: specs.Spec, data: sources.Data, weights_hash: str, sampler: specs.Sampler, count: int) -> str:
-  """Changes when anything changes that the samples depend on."""
-  parts = (sampler, spec.schedule, spec.denoiser, spec.net, spec.autoencoder, spec.classifier, spec.sample.label, spec.seed, count,
-           data.shape, weights_hash)
-  return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+def write(spec: specs.Spec, data: sources.Data, weights: Any, weights_hash: str, sampler: specs.Sampler, count: int,
+          workdir: str, command: str) -> Stored:
+  """Samples to samples/NAME/ in files by range of ids, then to samples/NAME.npz and .png, with a record.
+
+  What is there is not drawn again; any number of processes may do this at the same time.
+  """
+  source = drawer(fitting(spec, count), data, weights, weights_hash, sampler)
+  folder = os.path.join(workdir, 'samples', sampler.name)
+  where = (folder, source.mark, count, spec.sample.shard)
+  record = _finished(folder, source.mark, count)
+  if record is None:
+    shards.fill(*where, source.draw, f'sampling {sampler.name}')
+    with files.locked(folder):
+      record = _finished(folder, source.mark, count)
+      if record is None:
+        record = _gather(spec, data, sampler, where, source.report, weights_hash, command)
+        records.add(workdir, [record])
+  return Stored(folder + '.npz', lambda: files.read_npz(folder + '.npz', 'arr_0', spec.sample.shard),
+                record['nfe'], record['report'], record['seconds'])
 
 
-def write(spec: specs.Spec, data: sources.Data, weights: Any, sampler: specs.Sampler, count: int,
-          workdir: str, command: str) -> Samples:
-  """Samples to samples/NAME.npz (arr_0, arr_1) and .png, with a record; reuses files of the same fingerprint."""
-  folder = os.path.join(workdir, 'samples')
-  os.makedirs(folder, exist_ok=True)
-  path = os.path.join(folder, sampler.name)
-  weights_hash = build.tree_hash(weights)
-  mark = fingerprint(spec, data, weights_hash, sampler, count)
-  record = files.read_json(path + '.json', {})
-  if record.get('fingerprint') == mark and os.path.exists(path + '.npz'):
-    try:
-      with np.load(path + '.npz') as stored:
-        return Samples(stored['arr_0'], labels_of(np.arange(count), data, spec.sample.label), record['nfe'], record['report'], record['seconds'])
-    except (OSError, ValueError, KeyError):
-      pass  # damaged: draw the samples again
-  out = generate(spec, data, weights, sampler, count)
-  if parallel.is_main():
-    arrays = (out.x, out.labels) if data.classes else (out.x,)
-    files.write(path + '.npz', lambda name: np.savez(name, *arrays))
-    images.save(path + '.png', images.picture(out.x, data.train))
-    record = {'kind': 'samples', 'sampler': sampler.name, 'n': count, 'seed': spec.seed, 'nfe': out.nfe,
-              'settings': dataclasses.asdict(sampler), 'fingerprint': mark, 'weights': weights_hash,
-              'seconds': out.seconds, 'report': out.report, **records.common(spec, command)}
-    files.write_json(path + '.json', record)
-    records.add(workdir, [record])
-  return out
+def _finished(folder: str, mark: str, count: int) -> dict[str, Any] | None:
+  """The record of samples that are complete and whole."""
+  record = files.read_json(folder + '.json', {})
+  return record if (record.get('fingerprint'), record.get('n')) == (mark, count) and files.is_whole(folder + '.npz') else None
+
+
+def _gather(spec, data, sampler, where, report, weights_hash, command):
+  """Makes the .npz and the .png of the files; returns the record, which marks them as finished."""
+  folder, mark, count, _ = where
+  first, seconds = None, 0.0
+
+  def blocks():
+    nonlocal first, seconds
+    for part in shards.read(*where):
+      first = part if first is None else first
+      seconds += float(part['seconds'])
+      yield part['x']
+
+  labels = labels_of(np.arange(count), data, spec.sample.label)
+  dtype = np.uint8 if data.is_image else np.float32
+  arrays = {'arr_0': ((count, *data.shape), dtype, blocks())}
+  if data.classes:
+    arrays['arr_1'] = (labels.shape, labels.dtype, [labels])
+  files.write_npz(folder + '.npz', arrays)
+  images.save(folder + '.png', images.picture(first['x'], data.train))
+  record = {'kind': 'samples', 'sampler': sampler.name, 'n': count, 'seed': spec.seed, 'nfe': int(first['nfe']),
+            'settings': dataclasses.asdict(sampler), 'fingerprint': mark, 'weights': weights_hash,
+            'seconds': seconds, 'report': report, **records.common(spec, command)}
+  files.write_json(folder + '.json', record)
+  return record
 
 
 def sample(spec: specs.Spec, data: sources.Data, workdir: str, command: str) -> None:
   """--mode=sample: the sampler of the config."""
   prepare(spec, spec.sampler, data)  # bad settings before anything slow
   pretrained.ensure(spec, data, workdir)
-  out = write(spec, data, build.weights(spec, data, workdir), spec.sampler, spec.sample.count, workdir, command)
+  weights = build.weights(spec, data, workdir)
+  out = write(spec, data, weights, build.tree_hash(weights), spec.sampler, spec.sample.count, workdir, command)
   if out.report:
     print(format_report(out.report))
-  print(f'{len(out.x)} samples, {out.nfe} network evaluations each, {out.seconds:.1f} s: '
-        f"{os.path.join(workdir, 'samples', spec.sampler.name)}.npz, .png")
+  print(f'{spec.sample.count} samples, {out.nfe} network evaluations each, {out.seconds:.1f} s: {out.path}, .png')

@@ -44,22 +44,22 @@ def read(source: recipe.Source, path: str) -> Any:
   return recipe.read(plan, source, path, 'Inception weights')
 
 
-def activations(per_device: int = 64, advance: Callable[[int], None] = lambda n: None) -> Callable[[Any, np.ndarray], Outputs]:
-  """(parameters, images) -> Outputs as float32 host arrays; one trace for each image size.
+def activations(params: Any, per_device: int = 64) -> Callable[..., Outputs]:
+  """(images, advance=None) -> Outputs as float32 host arrays; one trace for each image size.
 
   Args:
+    params: of the network.
     per_device: images on each device at a time.
-    advance: called with the number of images done since the last call.
 
   The images are uint8 [N, H, W, 3] in 0..255, of any size; others raise UserError.
   """
-  call = parallel.map_batches(lambda params, images: Inception().apply(params, preprocess(images)), per_device, advance)
+  call = parallel.map_batches(lambda params, images: Inception().apply(params, preprocess(images)), params, per_device)
 
-  def checked(params, images):
+  def checked(images, advance=None):
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
       raise UserError(f'Inception features need images of shape [N, H, W, 3] and dtype uint8 in 0..255, got {images.dtype} '
                       f'{list(images.shape)}; convert them (grey images: repeat the channel)')
-    return call(params, images)
+    return call(images, advance)
 
   return checked

@@ -1,8 +1,11 @@
 """Files that are whole or absent: written under a temporary name, then renamed."""
 
+import contextlib
+import fcntl
 import json
 import os
-from typing import Any, Callable
+import zipfile
+from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -19,6 +22,47 @@ def write(path: str, save: Callable[[str], None]) -> None:
   finally:
     if os.path.exists(temporary):
       os.remove(temporary)
+
+
+@contextlib.contextmanager
+def locked(path: str) -> Iterator[None]:
+  """Waits until no other process holds path.lock; the system takes the lock back when a process ends."""
+  with open(path + '.lock', 'ab') as file:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    yield
+
+
+def write_npz(path: str, arrays: dict[str, tuple[tuple[int, ...], Any, Iterable[np.ndarray]]]) -> None:
+  """An .npz of arrays {name: (shape, dtype, blocks of rows)} of any size; one block is in memory at a time."""
+  def save(name):
+    with zipfile.ZipFile(name, 'w') as archive:
+      for key, (shape, dtype, blocks) in arrays.items():
+        with archive.open(key + '.npy', 'w', force_zip64=True) as member:
+          np.lib.format.write_array_header_1_0(member, {'descr': np.dtype(dtype).str, 'fortran_order': False, 'shape': shape})
+          for block in blocks:
+            member.write(np.ascontiguousarray(block, dtype).data)
+
+  write(path, save)
+
+
+def read_npz(path: str, key: str, rows: int) -> Iterator[np.ndarray]:
+  """Blocks of rows of an array in an .npz; one block is in memory at a time."""
+  with zipfile.ZipFile(path) as archive, archive.open(key + '.npy') as member:
+    version = np.lib.format.read_magic(member)
+    shape, _, dtype = (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(member)
+    size = int(np.prod(shape[1:], dtype=int)) * dtype.itemsize
+    for start in range(0, shape[0], rows):
+      block = (min(rows, shape[0] - start),) + shape[1:]
+      yield np.frombuffer(member.read(block[0] * size), dtype).reshape(block)
+
+
+def is_whole(path: str) -> bool:
+  """Whether an .npz can be read to its end, checksums included."""
+  try:
+    with zipfile.ZipFile(path) as archive:
+      return archive.testzip() is None
+  except (OSError, zipfile.BadZipFile, EOFError):
+    return False
 
 
 def write_text(path: str, text: str) -> None:

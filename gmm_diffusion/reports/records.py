@@ -31,6 +31,7 @@ def add(workdir: str, records: list[dict[str, Any]]) -> None:
   """Adds records to results.json; a new one replaces that of the same kind, sampler and metric."""
   path = os.path.join(workdir, 'results.json')
   key = lambda record: (record['kind'], record['sampler'], record.get('metric'))
-  kept = {key(record): record for record in files.read_json(path, [])}
-  kept.update({key(record): record for record in records})
-  files.write_json(path, list(kept.values()))
+  with files.locked(path):
+    kept = {key(record): record for record in files.read_json(path, [])}
+    kept.update({key(record): record for record in records})
+    files.write_json(path, list(kept.values()))

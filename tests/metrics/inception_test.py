@@ -40,13 +40,13 @@ class GoldenTest(parameterized.TestCase):
     values = {name: tensor(name, shape, gain) if kind != 'int' else np.zeros(shape, np.int64)
               for name, shape, kind in json.loads(str(first['manifest']))}
     cls.params = inception.read(torch_names.InMemory(values), 'golden')
-    cls.call = staticmethod(inception.activations(2))
+    cls.call = staticmethod(inception.activations(cls.params, 2))
 
   @parameterized.parameters('32', '256', '299_a', '299_b')
   def test_features(self, name):
     # the reference's own float32 run is off by up to 6e-7 of the largest value
     golden = cases.golden('g6_inception_' + name)
-    found = self.call(self.params, golden['in:images'])
+    found = self.call(golden['in:images'])
     for key, field in FIELDS.items():
       if 'out:' + key in golden:
         expected = golden['out:' + key].reshape(len(golden['in:images']), -1)
@@ -65,7 +65,7 @@ class GoldenTest(parameterized.TestCase):
   def test_only_images_as_they_are_stored(self):
     for bad in (np.zeros((1, 8, 8, 3), np.float32), np.zeros((1, 8, 8, 1), np.uint8), np.zeros((0, 8, 8, 3), np.uint8)):
       with self.assertRaisesRegex(UserError, r'need images of shape \[N, H, W, 3\] and dtype uint8 in 0..255, got'):
-        self.call(self.params, bad)
+        self.call(bad)
 
 
 class LoadTest(absltest.TestCase):
