@@ -42,7 +42,10 @@ def replicate(tree: Any, local: bool = False) -> Any:
     x = np.asarray(x)[None]
     return jax.make_array_from_callback((jax.local_device_count(),) + x.shape[1:], sharding, lambda index: x)
 
-  return jax.tree.map(copy, tree)
+  try:
+    return jax.tree.map(copy, tree)
+  except jax.errors.JaxRuntimeError as error:
+    _halved(jax.local_device_count(), error)  # there is nothing to halve yet
 
 
 def _devices(local):
@@ -84,29 +87,22 @@ def shares(n: int) -> str:
   return '' if n % jax.device_count() == 0 else f'not a multiple of the {jax.device_count()} devices'
 
 
-def map_batches(fn: Callable[[Any, Any], Any], shared: Any, per_device: int) -> Callable[..., Any]:
+def map_batches(fn: Callable[[Any, Any], Any], per_device: int) -> Callable[..., Any]:
   """Maps fn over a long batch axis, on this host's devices, with one trace: all calls have per_device items on each.
 
   Args:
     fn: (shared, batch) -> outputs with leading axis B, where the items do not depend on each other.
-    shared: weights and the like; copied to each device at the first call.
     per_device: items on each device at a time. Where a device runs out of memory it is halved from there on.
 
   Returns:
-    (batch, advance=None) -> outputs as host arrays, in order; advance is called with the number of items done
-    since its last call. Hosts do not wait for each other.
+    (replicas, batch, advance=None) -> outputs as host arrays, in order. replicas: what is shared, from replicate(..., local=True).
+    advance is called with the number of items done since its last call. Hosts do not wait for each other.
   """
   mapped = over_devices(fn, local=True)
   size = per_device * jax.local_device_count()
-  replicas = None
 
-  def call(batch, advance=None):
-    nonlocal size, replicas
-    if replicas is None:
-      try:
-        replicas = replicate(shared, local=True)
-      except jax.errors.JaxRuntimeError as error:
-        _halved(jax.local_device_count(), error)  # there is nothing to halve yet
+  def call(replicas, batch, advance=None):
+    nonlocal size
     total = len(jax.tree.leaves(batch)[0])
     parts, start = [], 0
     while start < total:

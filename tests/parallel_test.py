@@ -27,11 +27,11 @@ class MapBatchesTest(parameterized.TestCase):
       return {'y': shared * batch['x'][:, None] + jnp.arange(2.0)[None]}
 
     x = np.arange(total, dtype=np.float32)
-    call = parallel.map_batches(fn, np.float32(3), per_device)
-    found = call({'x': x}, done.append)
+    call, three = parallel.map_batches(fn, per_device), parallel.replicate(np.float32(3), local=True)
+    found = call(three, {'x': x}, done.append)
     np.testing.assert_array_equal(found['y'], 3 * x[:, None] + np.arange(2))
     self.assertEqual(sum(done), total)
-    np.testing.assert_array_equal(call({'x': x[:1]})['y'], found['y'][:1])  # another length is no other shape
+    np.testing.assert_array_equal(call(three, {'x': x[:1]})['y'], found['y'][:1])  # another length is no other shape
     self.assertLen(traces, 1)
 
   def test_batches_are_halved_when_memory_runs_out(self):
@@ -46,12 +46,12 @@ class MapBatchesTest(parameterized.TestCase):
 
     x = np.arange(10, dtype=np.float32)
     with mock.patch.object(parallel, 'over_devices', lambda fn, local: mapped):
-      call = parallel.map_batches(None, np.float32(3), 8)
-      found = call({'x': x}, done.append)
+      call = parallel.map_batches(None, 8)
+      found = call(np.float32([3]), {'x': x}, done.append)
       np.testing.assert_array_equal(found['y'], 3 * x)
       self.assertEqual(sizes, [8, 4, 2, 2, 2, 2, 2])
       self.assertEqual(sum(done), 10)
-      call({'x': x[:1]})
+      call(np.float32([3]), {'x': x[:1]})
     self.assertEqual(sizes[7:], [2])  # it does not try the size again
 
   def test_memory_for_not_even_one(self):
@@ -60,7 +60,7 @@ class MapBatchesTest(parameterized.TestCase):
 
     with mock.patch.object(parallel, 'over_devices', lambda fn, local: mapped):
       with self.assertRaisesRegex(UserError, 'the device has too little memory for 1 at a time; lower sample.batch'):
-        parallel.map_batches(None, np.float32(3), 2)({'x': np.zeros(2)})
+        parallel.map_batches(None, 2)(np.float32([3]), {'x': np.zeros(2)})
 
   def test_other_errors_pass(self):
     def mapped(shared, batch):
@@ -68,7 +68,7 @@ class MapBatchesTest(parameterized.TestCase):
 
     with mock.patch.object(parallel, 'over_devices', lambda fn, local: mapped):
       with self.assertRaisesRegex(jax.errors.JaxRuntimeError, 'something else'):
-        parallel.map_batches(None, np.float32(3), 2)({'x': np.zeros(2)})
+        parallel.map_batches(None, 2)(np.float32([3]), {'x': np.zeros(2)})
 
   def test_replicas(self):
     tree = {'a': np.ones((2, 3), np.float32)}
@@ -84,7 +84,7 @@ parallel.start()
 import jax
 assert jax.process_count() == 2, jax.process_count()
 count = 17 if parallel.is_main() else 3  # neither waits for the other
-out = parallel.map_batches(lambda shared, x: shared * x, np.float32(2), 3)(np.arange(count, dtype=np.float32))
+out = parallel.map_batches(lambda shared, x: shared * x, 3)(parallel.replicate(np.float32(2), local=True), np.arange(count, dtype=np.float32))
 np.testing.assert_array_equal(out, 2 * np.arange(count))
 assert parallel.host_slice(8) == slice(4 * jax.process_index(), 4 * jax.process_index() + 4)
 mean = parallel.over_devices(lambda shared, x: parallel.mean(x.sum() * shared))(

@@ -112,14 +112,15 @@ def drawer(spec: specs.Spec, data: sources.Data, weights: Any, weights_hash: str
     return (x if decode else finish(x)), jnp.full(len(x), nfe)
 
   drawn = {name: part for name, part in weights.items() if name != 'autoencoder'} if decode else weights
-  draw_all = parallel.map_batches(draw_batch, (drawn, plan), spec.sample.batch)
+  draw_all, shared = parallel.map_batches(draw_batch, spec.sample.batch), parallel.replicate((drawn, plan), local=True)
   if decode:
-    decode_all = parallel.map_batches(lambda arrays, z: finish(decode(arrays, z)), weights['autoencoder'], spec.autoencoder.batch)
+    decode_all = parallel.map_batches(lambda arrays, z: finish(decode(arrays, z)), spec.autoencoder.batch)
+    decoding = parallel.replicate(weights['autoencoder'], local=True)
 
   def draw(ids, advance):
     start, ids = time.perf_counter(), np.asarray(ids, np.uint32)
-    x, nfe = draw_all((ids, labels_of(ids, data, spec.sample.label)), advance)
-    x, finite = decode_all(x) if decode else x
+    x, nfe = draw_all(shared, (ids, labels_of(ids, data, spec.sample.label)), advance)
+    x, finite = decode_all(decoding, x) if decode else x
     if not finite.all():
       raise UserError(f'{np.sum(~finite)} of {len(ids)} samples of {sampler.name!r} are not finite, the first is id {ids[~finite][0]}; '
                       'check the weights, or compute in net.dtype float32')

@@ -99,12 +99,12 @@ def classifier(data: sources.Data, cache: str) -> Features:
     with open(path + '.tmp', 'wb') as file:
       file.write(serialization.to_bytes(params))
     os.replace(path + '.tmp', path)
-  call = parallel.map_batches(lambda p, x: net.apply(p, x), params, 256)
+  call, shared = parallel.map_batches(lambda p, x: net.apply(p, x), 256), parallel.replicate(params, local=True)
   # features of mean square one on the training set, so that distances have a readable size
-  size = np.sqrt(np.mean(np.square(call(sources.to_model(data.train))[0], dtype=np.float64)))
+  size = np.sqrt(np.mean(np.square(call(shared, sources.to_model(data.train))[0], dtype=np.float64)))
 
   def extract(x):
-    features, logits = call(sources.to_model(x))
+    features, logits = call(shared, sources.to_model(x))
     return features / size, logits
 
   name = f'classifier-{key}-{fingerprint(*jax.tree.leaves(jax.tree.map(np.asarray, params)))}'

@@ -53,13 +53,14 @@ def activations(params: Any, per_device: int = 64) -> Callable[..., Outputs]:
 
   The images are uint8 [N, H, W, 3] in 0..255, of any size; others raise UserError.
   """
-  call = parallel.map_batches(lambda params, images: Inception().apply(params, preprocess(images)), params, per_device)
+  call = parallel.map_batches(lambda params, images: Inception().apply(params, preprocess(images)), per_device)
+  shared = parallel.replicate(params, local=True)
 
   def checked(images, advance=None):
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
       raise UserError(f'Inception features need images of shape [N, H, W, 3] and dtype uint8 in 0..255, got {images.dtype} '
                       f'{list(images.shape)}; convert them (grey images: repeat the channel)')
-    return call(images, advance)
+    return call(shared, images, advance)
 
   return checked

@@ -140,7 +140,7 @@ def draw(shared, batch):  # as floats, before they are rounded to images
 
 samples = {}
 for batch in sys.argv[3:]:
-  samples[batch] = parallel.map_batches(draw, (weights, plan), int(batch))((ids, sample.labels_of(ids, data, '')))
+  samples[batch] = parallel.map_batches(draw, int(batch))(parallel.replicate((weights, plan), local=True), (ids, sample.labels_of(ids, data, '')))
 np.savez(out, **samples)
 '''
 
