@@ -4,9 +4,11 @@ Memory does not grow with the number of images. What is not uint8 images of one 
 first batch, as far as file headers tell.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
+import re
 import zipfile
 from concurrent import futures
 from typing import Any, Iterator, Protocol
@@ -19,6 +21,7 @@ from gmm_diffusion.aliases import UserError
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.webp')
 MODES = {'L': 1, 'RGB': 3}
 _PIECE = 1 << 24  # bytes hashed at a time
+_AHEAD = 1024  # files whose heads are read in parallel
 
 
 class ImageSet(Protocol):
@@ -88,16 +91,42 @@ class ArraySet:
       yield self.images[start:start + size]
 
 
+@contextlib.contextmanager
+def _rows(path: str):
+  """Opens the arr_0 of an .npz at its first row: (file, shape)."""
+  try:
+    archive = zipfile.ZipFile(path)
+  except (OSError, zipfile.BadZipFile) as error:
+    raise UserError(f'cannot read {path} as .npz: {error}; give an .npz of images, or a folder of them') from error
+  with archive:
+    names = [name.removesuffix('.npy') for name in archive.namelist()]
+    if 'arr_0' not in names:
+      raise UserError(f'{path} has no arr_0 but {", ".join(names) or "nothing"}; give an .npz with images uint8 [N, H, W, C] as arr_0')
+    file = archive.open('arr_0.npy')
+    shape, fortran, dtype = _header(file, path)
+    if dtype != np.uint8 or len(shape) != 4 or shape[-1] not in (1, 3) or fortran or not all(shape):
+      raise UserError(f'arr_0 of {path} is {dtype} {list(shape)}; valid: uint8 [N, H, W, 1 or 3] in 0..255 (of floats in [-1, 1]: '
+                      'round 127.5 (x + 1) and clip)')
+    yield file, shape
+
+
+def _header(file, path):
+  """(shape, Fortran order, dtype) of the .npy that an open file starts with; nothing is unpickled."""
+  try:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(file)
+  except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    raise UserError(f'cannot read the array in {path}: {error}; write or download it again') from error
+
+
 class NpzSet:
   """arr_0 of an .npz, uint8 [N, H, W, C]: samples from here, or ADM's batches. Rows are read one after another."""
 
   def __init__(self, path: str):
     self.path, self.what, self.skipped = path, path, []
-    with self._rows() as (_, shape):
+    with _rows(path) as (_, shape):
       self.count, self.shape = shape[0], shape[1:]
-
-  def _rows(self):
-    return _Rows(self.path)
 
   def __len__(self):
     return self.count
@@ -111,7 +140,7 @@ class NpzSet:
 
   def batches(self, size):
     row = int(np.prod(self.shape))
-    with self._rows() as (file, _):
+    with _rows(self.path) as (file, _):
       for start in range(0, self.count, size):
         n = min(size, self.count - start)
         try:
@@ -123,43 +152,6 @@ class NpzSet:
         yield np.frombuffer(content, np.uint8).reshape(n, *self.shape)
 
 
-class _Rows:
-  """Opens the arr_0 of an .npz at its first row: (file, shape)."""
-
-  def __init__(self, path):
-    self.path = path
-
-  def __enter__(self):
-    try:
-      self.zip = zipfile.ZipFile(self.path)
-    except (OSError, zipfile.BadZipFile) as error:
-      raise UserError(f'cannot read {self.path} as .npz: {error}; give an .npz of images, or a folder of them') from error
-    names = [name.removesuffix('.npy') for name in self.zip.namelist()]
-    if 'arr_0' not in names:
-      self.zip.close()
-      raise UserError(f'{self.path} has no arr_0 but {", ".join(names) or "nothing"}; give an .npz with images uint8 [N, H, W, C] as arr_0')
-    file = self.zip.open('arr_0.npy')
-    shape, fortran, dtype = read_header(file, self.path)
-    if dtype != np.uint8 or len(shape) != 4 or shape[-1] not in (1, 3) or fortran or not all(shape):
-      self.zip.close()
-      raise UserError(f'arr_0 of {self.path} is {dtype} {list(shape)}; valid: uint8 [N, H, W, 1 or 3] in 0..255 (of floats in [-1, 1]: '
-                      'round 127.5 (x + 1) and clip)')
-    return file, shape
-
-  def __exit__(self, *error):
-    self.zip.close()
-
-
-def read_header(file, path: str) -> tuple[tuple[int, ...], bool, Any]:
-  """(shape, Fortran order, dtype) of the .npy that an open file starts with; nothing is unpickled."""
-  try:
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(file)
-  except (ValueError, EOFError, zipfile.BadZipFile) as error:
-    raise UserError(f'cannot read the array in {path}: {error}; write or download it again') from error
-
-
 class FolderSet:
   """All PNG, JPEG and WebP files below a folder, at any depth, sorted by their path; other files are left alone."""
 
@@ -169,14 +161,14 @@ class FolderSet:
     names = sorted(name for name in names if name.lower().endswith(EXTENSIONS))
     if not names:
       raise UserError(f'no images in {path}; valid: {", ".join(EXTENSIONS)}, at any depth')
+    self.names, self.skipped, kinds = [], [], {}
     with self._pool() as pool:
-      self.skipped = []
-      heads = list(pool.map(self._head, names))
-    self.names = [name for name, head in zip(names, heads) if head]
-    kinds = {}
-    for name, head in zip(names, heads):
-      kinds.setdefault(head, name)
-    kinds.pop(None, None)
+      for start in range(0, len(names), _AHEAD):  # all at once would queue a task for each file
+        part = names[start:start + _AHEAD]
+        for name, head in zip(part, pool.map(self._head, part)):
+          if head:
+            self.names.append(name)
+            kinds.setdefault(head, name)
     if not kinds:
       raise UserError(f'none of the {len(names)} images in {path} can be read')
     self._check(kinds)
@@ -192,7 +184,8 @@ class FolderSet:
         raise UserError(f'{self.path} has images of several sizes: {first} is {size[0]} x {size[1]}, {other} is '
                         f'{other_size[0]} x {other_size[1]}; resize or crop them to one')
       if other_mode != mode:
-        raise UserError(f'{self.path} has grey and colour images: {first} is {mode}, {other} is {other_mode}; convert them to one, such as RGB')
+        raise UserError(f'{self.path} has grey and colour images: {first} is {mode}, {other} is {other_mode}; '
+                        'convert them to one, such as RGB')
 
   def _pool(self):
     return futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1))  # decoding lets other threads run
@@ -240,8 +233,7 @@ class TfdsSet:
     data_dir = os.path.expanduser(data_dir) or None
     try:
       self.info = tensorflow_datasets.builder(name, data_dir=data_dir).info
-      self.source = tensorflow_datasets.data_source(name, data_dir=data_dir, split=split, download=False,
-                                                    decoders=tensorflow_datasets.decode.PartialDecoding({'image': True}))
+      self.source = tensorflow_datasets.data_source(name, data_dir=data_dir, split=split, download=False)
       self.shape = np.shape(self.source[0]['image'])
     except Exception as error:  # tfds raises many kinds
       reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -271,10 +263,10 @@ def load(path: str, data_dir: str = '', skip_unreadable: bool = False) -> ImageS
     UserError: nothing there, or not uint8 images of one size and kind.
   """
   if path.startswith('tfds:'):
-    name, _, split = path.removeprefix('tfds:').rpartition(':')
-    if not name:
+    parts = re.fullmatch(r'tfds:(.+?):([^:\[]+(\[.*\])?)', path)  # slices such as test[:100] have colons of their own
+    if not parts:
       raise UserError(f'{path!r} names no split; valid: tfds:NAME:SPLIT, such as tfds:cifar10:train')
-    return TfdsSet(name, split, data_dir)
+    return TfdsSet(parts[1], parts[2], data_dir)
   path = os.path.expanduser(path)
   if os.path.isdir(path):
     return FolderSet(path, skip_unreadable)
