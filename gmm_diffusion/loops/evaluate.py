@@ -55,7 +55,7 @@ def bench(spec: specs.Spec, data: sources.Data, workdir: str, shape: tuple[int, 
                     f'{features_lib.sizes(shape)}; set evaluate.reference to images of the same size and number of channels')
   else:
     known = data.train[:e.reference_count]
-    source = references.Source(f'{len(known)} training items', image_sets.ArraySet(known, 'training items'))
+    source = references.Source('training items', image_sets.ArraySet(known, f'{len(known)} training items'))
   names, left_out = metrics.choose(e.metrics, features, source, count, e.neighbours)
   for reason in left_out:
     print(f'left out: {reason}')

@@ -99,7 +99,7 @@ def check(name: str, features: Features, source: Source, count: int, neighbours:
   """Raises UserError where a metric cannot be had of `count` samples on these features against this reference."""
   metric = METRICS[name]
   if metric.sample not in features.dimensions:
-    raise UserError(f'metric {name!r} needs {metric.sample} features, which {features.name} does not have')
+    raise UserError(f'metric {name!r} needs {metric.sample}, which features {features.name} do not have')
   if source.known and metric.reference not in ('', 'moments'):
     raise UserError(f'metric {name!r} needs reference images, and {source.what} has only their mean and covariance')
   try:

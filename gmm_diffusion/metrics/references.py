@@ -71,15 +71,15 @@ def find(path: str, features: Features, shape: tuple[int, ...], data_dir: str = 
       return Source(f'{path} (mu, sigma)', None, known)
   images = image_sets.load(path, data_dir, skip_unreadable)
   if images.shape != shape:
-    raise UserError(f'reference {path} has images of {sizes(images.shape)}, the samples are {sizes(shape)}; give a reference of the same size '
-                    'and number of channels')
+    raise UserError(f'reference {path} has images of {sizes(images.shape)}, the samples are {sizes(shape)}; '
+                    'give a reference of the same size and number of channels')
   return Source(images.what, images)
 
 
 def _read_moments(path, features):
   """Statistics of an .npz with mu and sigma and no images, else None."""
   try:
-    with np.load(path, allow_pickle=False) as file:
+    with open(path, 'rb') as content, np.load(content, allow_pickle=False) as file:
       if 'arr_0' in file or not {'mu', 'sigma'} <= set(file):
         return None
       mean, covariance = (np.asarray(file[name], np.float64) for name in ('mu', 'sigma'))
@@ -87,9 +87,12 @@ def _read_moments(path, features):
     raise UserError(f'cannot read {path}: {error}; write or download it again') from error
   D = features.dimensions['features']
   if mean.shape != (D,) or covariance.shape != (D, D):
-    raise UserError(f'mu and sigma of {path} are {list(mean.shape)} and {list(covariance.shape)}; the features {features.name} need [{D}] and [{D}, {D}]')
-  if not (np.all(np.isfinite(mean)) and np.all(np.isfinite(covariance)) and np.allclose(covariance, covariance.T, atol=1e-6 * np.abs(covariance).max())):
-    raise UserError(f'mu and sigma of {path} are not the finite mean and symmetric covariance that they should be; write or download it again')
+    raise UserError(f'mu and sigma of {path} are {list(mean.shape)} and {list(covariance.shape)}; '
+                    f'the features {features.name} need [{D}] and [{D}, {D}]')
+  finite = np.all(np.isfinite(mean)) and np.all(np.isfinite(covariance))
+  if not (finite and np.allclose(covariance, covariance.T, atol=1e-6 * np.abs(covariance).max())):
+    raise UserError(f'mu and sigma of {path} are not the finite mean and symmetric covariance that they should be; '
+                    'write or download it again')
   return Statistics(mean, covariance)
 
 
@@ -114,7 +117,8 @@ def load(source: Source, features: Features, kinds: Iterable[str], cache: str) -
     if parallel.is_main():
       os.makedirs(cache, exist_ok=True)
       files.write(path, lambda name: np.savez(name, **arrays))
-  moments = {name: Statistics(arrays[f'{name}_mean'], arrays[f'{name}_covariance']) for name in ('features', 'spatial') if f'{name}_mean' in arrays}
+  moments = {name: Statistics(arrays[f'{name}_mean'], arrays[f'{name}_covariance'])
+             for name in ('features', 'spatial') if f'{name}_mean' in arrays}
   return Reference(moments['features'], arrays.get('features'), moments.get('spatial'), int(arrays['count']), images.hash, images.what)
 
 
@@ -125,7 +129,7 @@ def _read(path, features, wanted):
   names = ['count', 'skipped', 'features_mean', 'features_covariance']
   names += ['features'] * ('features' in wanted) + ['spatial_mean', 'spatial_covariance'] * ('spatial' in wanted)
   try:
-    with np.load(path, allow_pickle=False) as file:
+    with open(path, 'rb') as content, np.load(content, allow_pickle=False) as file:
       if not set(names) <= set(file):
         return None
       arrays = {name: file[name] for name in names}
