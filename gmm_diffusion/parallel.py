@@ -4,6 +4,7 @@ Everything outside works on plain arrays with one leading batch axis. Here the b
 over the local devices with pmap; weights and other shared arrays are replicated once.
 """
 
+import functools
 import os
 from typing import Any, Callable
 
@@ -34,10 +35,15 @@ def is_main() -> bool:
   return jax.process_index() == 0
 
 
+@functools.cache  # one compilation: streams replicate for each batch
+def _sharding():
+  """What a pmap with the same axis name returns; any other sharding costs a second compilation."""
+  return jax.pmap(lambda x: x, axis_name=AXIS)(np.zeros(jax.local_device_count(), np.float32)).sharding
+
+
 def replicate(tree: Any) -> Any:
   """A copy of the tree on each local device, with a leading device axis."""
-  # What a pmap with the same axis name returns; any other sharding costs a second compilation.
-  sharding = jax.pmap(lambda x: x, axis_name=AXIS)(np.zeros(jax.local_device_count(), np.float32)).sharding
+  sharding = _sharding()
 
   def copy(x):  # leaf by leaf: a pmap that returns its input would hold all weights twice for a while
     x = np.asarray(x)[None]

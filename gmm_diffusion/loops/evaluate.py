@@ -101,6 +101,13 @@ def samplers_with_controls(spec: specs.Spec, data: sources.Data) -> list[tuple[s
   return out
 
 
+def check(spec: specs.Spec, data: sources.Data) -> None:
+  """Raises UserError for settings that can be seen to be bad before a training."""
+  metrics.check_names(spec.evaluate.metrics)
+  features_lib.check_name(spec.evaluate.features)
+  samplers_with_controls(spec, data)
+
+
 def evaluate(spec: specs.Spec, data: sources.Data, workdir: str, command: str) -> None:
   """--mode=evaluate: metrics of stored images, or of every sampler in spec.evaluate.samplers; results.json and report.html."""
   start = time.perf_counter()

@@ -108,6 +108,13 @@ def check(name: str, features: Features, source: Source, count: int, neighbours:
     raise UserError(f'metric {name!r}: {error}') from error
 
 
+def check_names(names: Sequence[str]) -> None:
+  """Raises UserError for a name that is not in the table."""
+  unknown = [name for name in names if name not in METRICS]
+  if unknown:
+    raise UserError(f'unknown evaluate.metrics {", ".join(map(repr, unknown))}; valid: {", ".join(METRICS)}')
+
+
 def choose(names: Sequence[str], features: Features, source: Source, count: int, neighbours: int) -> tuple[list[str], list[str]]:
   """(names of metrics to compute, reasons why others are left out), before anything slow.
 
@@ -116,9 +123,7 @@ def choose(names: Sequence[str], features: Features, source: Source, count: int,
   Raises:
     UserError: unknown, or not possible.
   """
-  unknown = [name for name in names if name not in METRICS]
-  if unknown:
-    raise UserError(f'unknown evaluate.metrics {", ".join(map(repr, unknown))}; valid: {", ".join(METRICS)}')
+  check_names(names)
   chosen, reasons = [], []
   for name in names or [name for name in STANDARD if METRICS[name].sample in features.dimensions]:
     try:

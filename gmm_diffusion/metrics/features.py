@@ -155,10 +155,15 @@ def inception_features(data: sources.Data, cache: str, weights: str) -> Features
 FEATURES = {'classifier': classifier, 'identity': identity, 'inception': inception_features}
 
 
-def load(name: str, data: sources.Data, cache: str, weights: str = '') -> Features:
-  """A feature network by name; `weights` is the file of those that are not made here."""
+def check_name(name: str) -> None:
+  """Raises UserError for a name that is not in the table."""
   if name not in FEATURES:
     raise UserError(f'unknown evaluate.features {name!r}; valid: {", ".join(FEATURES)}')
+
+
+def load(name: str, data: sources.Data, cache: str, weights: str = '') -> Features:
+  """A feature network by name; `weights` is the file of those that are not made here."""
+  check_name(name)
   return FEATURES[name](data, cache, weights)
 
 
@@ -170,8 +175,8 @@ def preprocessing(features: Features, shape: tuple[int, ...]) -> str:
 
 
 def _batch(shape: tuple[int, ...]) -> int:
-  """Images in one call of extract: about 64 MB, as weights are copied to the devices once a call."""
-  return int(np.clip(2**26 // int(np.prod(shape)) // PER_DEVICE * PER_DEVICE, PER_DEVICE, 4096))
+  """Images in one call of extract: many, as weights are copied to the devices once a call, but at most about 64 MB."""
+  return int(np.clip(2**26 // int(np.prod(shape)) // PER_DEVICE * PER_DEVICE, PER_DEVICE, 1024))
 
 
 def _ahead(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

@@ -71,6 +71,9 @@ def kernel_subsets(sample: np.ndarray, reference: np.ndarray, subsets: int = 100
 
 
 def kernel_subsets_distance(sample: np.ndarray, reference: np.ndarray, subsets: int = 100, size: int = 1000) -> Estimate:
-  """Mean over subsets, with the error of having few subsets and that of having N samples, which is size / N of their variance."""
+  """Mean over subsets, with the error of having few subsets and that of having N samples, at most size / N of their variance.
+
+  Up to twice too wide, as the variance of subsets has a part from drawing of the reference.
+  """
   mean, std = kernel_subsets(sample, reference, subsets, size)
   return within(mean, std * np.sqrt(1 / subsets + size / len(sample)))
