@@ -15,5 +15,5 @@ def get_config(arg=''):
   config.evaluate.update(samplers=common.SOURCE_VARIANTS, count=2000, features='identity')
   if 'runlocal' in variants:
     config.sample.count = 200
-    config.evaluate.update(samplers=('ddim', 'ddim_gmm'), count=200, bootstrap=10)
+    config.evaluate.update(samplers=('ddim', 'ddim_gmm'), count=200)
   return config

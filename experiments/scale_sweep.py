@@ -14,11 +14,10 @@ import importlib
 import os
 
 from experiments import common
-from gmm_diffusion import metrics, specs
-from gmm_diffusion.data import sources
-from gmm_diffusion.loops import build
+from gmm_diffusion import specs
+from gmm_diffusion.data import image_sets, sources
+from gmm_diffusion.loops import build, evaluate
 from gmm_diffusion.loops import sample as sample_loop
-from gmm_diffusion.metrics import features as features_lib
 from gmm_diffusion.metrics.estimates import Estimate
 from gmm_diffusion.reports import files
 
@@ -56,18 +55,17 @@ def main():
   spec = specs.from_config(config)
   data = sources.load(spec.data)
   weights = build.weights(spec, data, args.workdir)
-  features = features_lib.load(spec.evaluate.features, data, spec.evaluate.cache or args.workdir)
-  reference, _ = features.extract(data.train[:spec.evaluate.reference])
+  spec = dataclasses.replace(spec, evaluate=dataclasses.replace(spec.evaluate, metrics=('frechet',)))
+  bench = evaluate.bench(spec, data, args.workdir, data.shape, args.count)
 
   def frechet(sampler, eta, n, scale, seed):
     this = dataclasses.replace(spec, seed=seed)
     out = sample_loop.generate(this, data, weights, dataclasses.replace(
         spec.sampler, name=VARIANTS[sampler], eta=eta, steps=n, scale=scale), args.count)
-    found, logits = features.extract(out.x)
-    return metrics.compare(found, reference, logits, spec.evaluate.neighbours, spec.evaluate.bootstrap)['frechet']
+    return evaluate.measure(bench, image_sets.ArraySet(out.x, 'samples'), 'features')[0]['frechet']
 
   path = os.path.join(args.workdir, 'scale_sweep_cells.json')
-  key = {'weights': build.tree_hash(weights), 'count': args.count, 'scales': args.scales, 'features': features.name}
+  key = {'weights': build.tree_hash(weights), 'count': args.count, 'scales': args.scales, 'features': bench.features.name}
   stored = files.read_json(path, {})
   cells = stored['cells'] if stored.get('key') == key else {}
   for eta in args.etas:

@@ -28,7 +28,7 @@ def run(mode: str, workdir: str, config, command: str) -> None:
   if mode == 'train' and not needs_training:
     raise UserError(f'denoiser {spec.denoiser.name!r} is exact and has nothing to train; use --mode=sample or evaluate')
   if mode == 'all':  # find bad settings before the training, not after it
-    evaluate.samplers_with_controls(spec, data)
+    evaluate.check(spec, data)
   if mode in ('train', 'all') and needs_training:
     train.train(spec, data, workdir)
   if mode == 'fetch':

@@ -200,20 +200,29 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-  """Which samplers to compare, on how many samples each, and how.
+  """What to compare with what, and how.
 
-  reference: at most so many training items are the reference set (the first ones).
-  features: a name in metrics.features.FEATURES. bootstrap: number of resamples behind an interval.
-  neighbours: k of precision and recall. cache: folder for trained feature networks ('' = workdir).
+  samplers: each draws `count` samples. store: whether these are kept, or only their features.
+  images: a folder, an .npz or tfds:NAME:SPLIT that is evaluated in place of samples.
+  reference: the same kinds of path, or an .npz with mu and sigma; '' takes the first `reference_count` training items.
+  features: a name in metrics.features.FEATURES. inception: its weights file ('': under its public name in the cache).
+  metrics: names in metrics.METRICS; () is all standard ones that can be computed.
+  neighbours: k of precision and recall. cache: folder for feature networks and references ('' = workdir).
+  skip_unreadable: leave out images that cannot be read, and say how many.
   """
 
   samplers: tuple[str, ...] = ('ddim', 'ddim_gmm', 'ddim_noise')
   count: int = 1000
-  reference: int = 10000
+  store: bool = True
+  images: str = ''
+  reference: str = ''
+  reference_count: int = 10000
   features: str = 'classifier'
-  bootstrap: int = 100
+  inception: str = ''
+  metrics: tuple[str, ...] = ()
   neighbours: int = 3
   cache: str = ''
+  skip_unreadable: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,7 +249,7 @@ class Spec:
     _choose('autoencoder.name', self.autoencoder.name, ('', 'vq', 'kl'))
     _choose('train.loss', self.train.loss, ('simple', 'elbo'))
     for key in ('train.steps', 'train.batch', 'train.log_every', 'train.checkpoint_every', 'sample.count',
-                'sample.batch', 'sample.shard', 'evaluate.count', 'evaluate.reference', 'evaluate.neighbours', 'net.channels', 'net.blocks', 'schedule.T',
+                'sample.batch', 'sample.shard', 'evaluate.count', 'evaluate.reference_count', 'evaluate.neighbours', 'net.channels', 'net.blocks', 'schedule.T',
                 'net.patch', 'net.heads', 'autoencoder.batch', 'autoencoder.channels', 'classifier.channels'):
       if self.get(key) < 1:
         raise UserError(f'{key} must be at least 1, got {self.get(key)}')
@@ -257,8 +266,6 @@ class Spec:
     for key in ('train.learning_rate', 'train.clip_norm', 'autoencoder.scale'):
       if not self.get(key) > 0:
         raise UserError(f'{key} must be > 0, got {self.get(key)}')
-    if self.evaluate.bootstrap < 2:
-      raise UserError(f'evaluate.bootstrap must be at least 2, got {self.evaluate.bootstrap}')
 
   def get(self, key: str) -> Any:
     """The value of a dotted key."""

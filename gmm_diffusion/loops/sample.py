@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import os
 import time
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,14 +36,13 @@ class Stored(NamedTuple):
 
   Attributes:
     path: of the .npz (arr_0: samples, arr_1: labels).
-    blocks: () -> the samples in order, in blocks, one in memory at a time.
-    nfe, report, seconds: as in Samples; seconds are those of all processes together.
+    part: ids of a file -> what Drawer.draw gives for them.
+    nfe, seconds: as in Samples; seconds are those of all processes together.
   """
 
   path: str
-  blocks: Callable[[], Iterator[np.ndarray]]
+  part: Callable[[range], shards.Arrays]
   nfe: int
-  report: Report
   seconds: float
 
 
@@ -53,11 +52,13 @@ class Drawer(NamedTuple):
   Attributes:
     draw: (ids, advance) -> {'x': samples of these ids of spec.seed, 'nfe', 'seconds'}; one trace for all calls.
     report: the moment report.
+    weights: their hash.
     mark: changes when anything changes that the samples depend on.
   """
 
   draw: Callable[[Any, shards.Advance], shards.Arrays]
   report: Report
+  weights: str
   mark: str
 
 
@@ -128,7 +129,7 @@ def drawer(spec: specs.Spec, data: sources.Data, weights: Any, weights_hash: str
 
   parts = (sampler, spec.schedule, spec.denoiser, spec.net, spec.autoencoder, spec.classifier, spec.sample.label, spec.seed,
            data.shape, weights_hash)
-  return Drawer(draw, report, hashlib.sha256(repr(parts).encode()).hexdigest()[:12])
+  return Drawer(draw, report, weights_hash, hashlib.sha256(repr(parts).encode()).hexdigest()[:12])
 
 
 def fitting(spec: specs.Spec, count: int) -> specs.Spec:
@@ -167,13 +168,11 @@ def format_report(report: Report) -> str:
   return '\n'.join(lines)
 
 
-def write(spec: specs.Spec, data: sources.Data, weights: Any, weights_hash: str, sampler: specs.Sampler, count: int,
-          workdir: str, command: str) -> Stored:
+def write(spec: specs.Spec, data: sources.Data, source: Drawer, sampler: specs.Sampler, count: int, workdir: str, command: str) -> Stored:
   """Samples to samples/NAME/ in files by range of ids, then to samples/NAME.npz and .png, with a record.
 
   What is there is not drawn again; any number of processes may do this at the same time.
   """
-  source = drawer(fitting(spec, count), data, weights, weights_hash, sampler)
   folder = os.path.join(workdir, 'samples', sampler.name)
   where = (folder, source.mark, count, spec.sample.shard)
   record = _finished(folder, source.mark, count)
@@ -182,10 +181,13 @@ def write(spec: specs.Spec, data: sources.Data, weights: Any, weights_hash: str,
     with files.locked(folder):
       record = _finished(folder, source.mark, count)
       if record is None:
-        record = _gather(spec, data, sampler, where, source.report, weights_hash, command)
+        record = _gather(spec, data, source, sampler, where, command)
         records.add(workdir, [record])
-  return Stored(folder + '.npz', lambda: files.read_npz(folder + '.npz', 'arr_0', spec.sample.shard),
-                record['nfe'], record['report'], record['seconds'])
+
+  def part(ids):  # drawn again where it was deleted
+    return shards.load(folder, source.mark, ids) or source.draw(ids, lambda n: None)
+
+  return Stored(folder + '.npz', part, record['nfe'], record['seconds'])
 
 
 def _finished(folder: str, mark: str, count: int) -> dict[str, Any] | None:
@@ -194,7 +196,7 @@ def _finished(folder: str, mark: str, count: int) -> dict[str, Any] | None:
   return record if (record.get('fingerprint'), record.get('n')) == (mark, count) and files.is_whole(folder + '.npz') else None
 
 
-def _gather(spec, data, sampler, where, report, weights_hash, command):
+def _gather(spec, data, source, sampler, where, command):
   """Makes the .npz and the .png of the files; returns the record, which marks them as finished."""
   folder, mark, count, _ = where
   first, seconds = None, 0.0
@@ -214,8 +216,8 @@ def _gather(spec, data, sampler, where, report, weights_hash, command):
   files.write_npz(folder + '.npz', arrays)
   images.save(folder + '.png', images.picture(first['x'], data.train))
   record = {'kind': 'samples', 'sampler': sampler.name, 'n': count, 'seed': spec.seed, 'nfe': int(first['nfe']),
-            'settings': dataclasses.asdict(sampler), 'fingerprint': mark, 'weights': weights_hash,
-            'seconds': seconds, 'report': report, **records.common(spec, command)}
+            'settings': dataclasses.asdict(sampler), 'fingerprint': mark, 'weights': source.weights,
+            'seconds': seconds, 'report': source.report, **records.common(spec, command)}
   files.write_json(folder + '.json', record)
   return record
 
@@ -225,7 +227,8 @@ def sample(spec: specs.Spec, data: sources.Data, workdir: str, command: str) -> 
   prepare(spec, spec.sampler, data)  # bad settings before anything slow
   pretrained.ensure(spec, data, workdir)
   weights = build.weights(spec, data, workdir)
-  out = write(spec, data, weights, build.tree_hash(weights), spec.sampler, spec.sample.count, workdir, command)
-  if out.report:
-    print(format_report(out.report))
+  source = drawer(fitting(spec, spec.sample.count), data, weights, build.tree_hash(weights), spec.sampler)
+  out = write(spec, data, source, spec.sampler, spec.sample.count, workdir, command)
+  if source.report:
+    print(format_report(source.report))
   print(f'{spec.sample.count} samples, {out.nfe} network evaluations each, {out.seconds:.1f} s: {out.path}, .png')

@@ -6,6 +6,8 @@ another device its own values differ too. Blocks that overflow are done again in
 
 import numpy as np
 
+from gmm_diffusion.metrics.estimates import blocks
+
 BLOCK = 10000  # rows and columns that overflow together
 _LANES, _UNROLL, _LEAF = 8, 4, 1600  # of Eigen's sums
 
@@ -29,23 +31,20 @@ def _sum(x: np.ndarray) -> np.ndarray:
   return tail + lanes.astype(np.float32).sum(1).astype(np.float16)
 
 
-def _block(x, y, x_norms, y_norms):
-  products = (x.astype(np.float64) @ y.astype(np.float64).T).astype(x.dtype)  # float64: the same rounding on every machine
-  return np.maximum(x_norms[:, None] - x.dtype.type(2) * products + y_norms, x.dtype.type(0))
+def _distances(x, y, x_norms, y_norms):
+  out = np.empty((len(x), len(y)), x.dtype)
+  for rows in blocks(len(x), 1024):
+    products = (x[rows].astype(np.float64) @ y.astype(np.float64).T).astype(x.dtype)  # float64: the same rounding on every machine
+    out[rows] = np.maximum(x_norms[rows, None] - x.dtype.type(2) * products + y_norms, x.dtype.type(0))
+  return out
 
 
 def distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-  """Squared distances of features [N, D] and [M, D]: float32 [N, M]; those of a row to itself need not be zero."""
+  """Squared distances of features [n, D] and [m, D], one block: float32 [n, m]; those of a row to itself need not be zero."""
   x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
-  out = np.empty((len(x), len(y)), np.float32)
   with np.errstate(over='ignore', invalid='ignore'):
-    halves = [(z.astype(np.float16), _sum(np.square(z.astype(np.float16)))) for z in (x, y)]
-    for i in range(0, len(x), BLOCK):
-      for j in range(0, len(y), BLOCK):
-        rows, columns = slice(i, i + BLOCK), slice(j, j + BLOCK)
-        (a, a_norms), (b, b_norms) = halves
-        found = _block(a[rows], b[columns], a_norms[rows], b_norms[columns])
-        if not np.all(np.isfinite(found)):
-          found = _block(x[rows], y[columns], np.square(x[rows]).sum(1), np.square(y[columns]).sum(1))
-        out[rows, columns] = found
-  return out
+    a, b = x.astype(np.float16), y.astype(np.float16)
+    found = _distances(a, b, _sum(np.square(a)), _sum(np.square(b)))
+    if not np.all(np.isfinite(found)):
+      found = _distances(x, y, np.square(x).sum(1), np.square(y).sum(1))
+  return found.astype(np.float32)

@@ -1,14 +1,18 @@
-"""A value with its interval, by the bootstrap over generated samples.
+"""A value with its interval, by the infinitesimal or delete-one jackknife over generated samples [Efron & Stein 1981].
 
-The reference set is fixed, as it is wherever numbers are compared. The interval is value +- 1.96
-standard errors, not bootstrap percentiles: resampling with repeats shifts Frechet and kernel
-distances upwards, while their spread is right.
+The influence of a sample is, to first order, N times the change of the value when it is left out; the standard error is the
+standard deviation of the influences over sqrt(N). It needs one pass, holds where samples are fewer than dimensions, and errs
+towards wide. (A bootstrap repeats samples, which lowers the rank of covariances and the number of points that cover a set: of
+Frechet distances it made the error up to 3.6 times too large in tests, and of recall up to 1.8 times too small.) The reference set is
+fixed, as it is wherever numbers are compared. The interval says nothing of the bias, which falls with N.
 """
 
 import math
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+
+INTERVAL = '95 %, jackknife over the samples, reference fixed'
 
 
 class Estimate(NamedTuple):
@@ -18,10 +22,14 @@ class Estimate(NamedTuple):
   low: float
   high: float
 
+  @property
+  def half(self) -> float:
+    """Half the width of the interval."""
+    return (self.high - self.low) / 2
+
   def __str__(self) -> str:
-    half = self.high - self.value
-    digits = max(0, 1 - math.floor(math.log10(half))) if half > 0 else 4
-    return f'{self.value:.{digits}f} ± {half:.{digits}f}'
+    digits = max(0, 1 - math.floor(math.log10(self.half))) if self.half > 0 else 4
+    return f'{self.value:.{digits}f} ± {self.half:.{digits}f}'
 
 
 class Spread(NamedTuple):
@@ -36,13 +44,16 @@ def spread(values: list[float]) -> Spread:
   return Spread(float(np.mean(values)), float(np.std(values)))
 
 
-def bootstrap(statistic: Callable[[np.ndarray], float], n: int, resamples: int, seed: int = 0) -> Estimate:
-  """Estimate of statistic(counts), where counts [n] says how often each sample is taken.
+def within(value: float, error: float) -> Estimate:
+  """Estimate of a value with a standard error."""
+  return Estimate(float(value), float(value - 1.96 * error), float(value + 1.96 * error))
 
-  statistic(ones) is the value itself.
-  """
-  random = np.random.RandomState(seed)
-  value = float(statistic(np.ones(n)))
-  draws = [statistic(random.multinomial(n, np.full(n, 1 / n)).astype(np.float64)) for _ in range(resamples)]
-  half = 1.96 * float(np.std(draws, ddof=1))
-  return Estimate(value, value - half, value + half)
+
+def jackknife(value: float, influence: np.ndarray) -> Estimate:
+  """Estimate of a value from the influence [N] of each sample; N is at least 2."""
+  return within(value, np.std(influence, ddof=1) / np.sqrt(len(influence)))
+
+
+def blocks(n: int, size: int) -> list[slice]:
+  """Slices of at most `size` that cover range(n)."""
+  return [slice(start, min(start + size, n)) for start in range(0, n, size)]

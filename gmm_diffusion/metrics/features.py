@@ -1,12 +1,13 @@
-"""What metrics are computed on. A feature network is a pair of functions behind one name.
+"""What metrics are computed on. A feature network is a function from images to arrays, behind a name.
 
-`classifier` is a small network trained on the same data, once, and kept under the hash of its
-data and settings: its distances compare samplers on one data set, and nothing else.
+`inception` is the network of published values. `classifier` is a small network trained on the same data, once, and kept under
+the hash of its data and settings: its distances compare samplers on one data set, and nothing else.
 """
 
 import hashlib
 import os
-from typing import Any, Callable, NamedTuple
+from concurrent import futures
+from typing import Any, Callable, Iterable, Iterator, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,18 +20,39 @@ from tqdm import tqdm
 from gmm_diffusion import parallel
 from gmm_diffusion.aliases import UserError
 from gmm_diffusion.data import sources
+from gmm_diffusion.data.image_sets import ImageSet, fingerprint
+from gmm_diffusion.metrics import inception
+from gmm_diffusion.metrics.frechet import Accumulator, Statistics
+
+
+class Extracted(NamedTuple):
+  """What a feature network says of N images, float32; None is what it does not have, or what was not asked for.
+
+  Attributes:
+    features: [N, D].
+    logits: [N, C], for scores.
+    spatial: [N, S], for the spatial Frechet distance.
+  """
+
+  features: np.ndarray | None = None
+  logits: np.ndarray | None = None
+  spatial: np.ndarray | None = None
 
 
 class Features(NamedTuple):
   """A feature network.
 
   Attributes:
-    extract: data in the form of `Data.train` [N, ...] -> (features [N, D], logits [N, C] or None).
-    name: for records, with the hash of the weights.
+    extract: data in the form of `Data.train` [N, ...] -> Extracted.
+    name: for records, with the hash of the weights, the resize and the dtype.
+    dimensions: the fields of Extracted that it fills, and their widths.
+    shape: of the images that it takes; () is any.
   """
 
-  extract: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
+  extract: Callable[[np.ndarray], Extracted]
   name: str
+  dimensions: dict[str, int]
+  shape: tuple[int, ...] = ()
 
 
 class Classifier(nn.Module):
@@ -47,15 +69,6 @@ class Classifier(nn.Module):
 
 
 SETTINGS = {'steps': 1000, 'batch': 128, 'learning_rate': 1e-3, 'weight_decay': 1e-4, 'version': 1}
-
-
-def fingerprint(*arrays: np.ndarray) -> str:
-  """Twelve hexadecimal digits of the SHA-256 of arrays."""
-  digest = hashlib.sha256()
-  for array in arrays:
-    digest.update(f'{array.dtype}{array.shape}'.encode())
-    digest.update(np.ascontiguousarray(array))
-  return digest.hexdigest()[:12]
 
 
 def _train(net: Classifier, data: sources.Data, params: Any) -> Any:
@@ -78,8 +91,14 @@ def _train(net: Classifier, data: sources.Data, params: Any) -> Any:
   return params
 
 
-def classifier(data: sources.Data, cache: str) -> Features:
+PER_DEVICE = 64  # images in the Inception network at a time on each device
+
+
+def classifier(data: sources.Data, cache: str, weights: str) -> Features:
   """The classifier of a data set, trained or read from the folder `cache`."""
+  del weights
+  if not len(data.train):
+    raise UserError("features 'classifier' are trained on the config's data, which has no images; use evaluate.features=inception")
   if not data.is_image:
     raise UserError("features 'classifier' needs images; valid here: identity")
   net = Classifier(data.classes)
@@ -105,23 +124,109 @@ def classifier(data: sources.Data, cache: str) -> Features:
 
   def extract(x):
     features, logits = call(shared, sources.to_model(x))
-    return features / size, logits
+    return Extracted(features / size, logits)
 
-  name = f'classifier-{key}-{fingerprint(*jax.tree.leaves(jax.tree.map(np.asarray, params)))}'
-  return Features(extract, name)
+  name = f'classifier-{key}-{fingerprint(*jax.tree.leaves(jax.tree.map(np.asarray, params)))}-float32'
+  return Features(extract, name, {'features': 64, 'logits': data.classes}, data.shape)
 
 
-def identity(data: sources.Data, cache: str) -> Features:
+def identity(data: sources.Data, cache: str, weights: str) -> Features:
   """The data itself, flattened."""
-  del cache
-  return Features(lambda x: (sources.to_model(x).reshape(len(x), -1), None), f'identity-{int(np.prod(data.shape))}')
+  del cache, weights
+  width = int(np.prod(data.shape))
+  return Features(lambda x: Extracted(sources.to_model(x).reshape(len(x), -1)), f'identity-{width}', {'features': width}, data.shape)
 
 
-FEATURES = {'classifier': classifier, 'identity': identity}
+def inception_features(data: sources.Data, cache: str, weights: str) -> Features:
+  """The Inception network from the file `weights`, or else from that of its public name in the folder `cache`."""
+  del data
+  params = inception.load(os.path.expanduser(weights) or os.path.join(cache, inception.NAME))
+  call = inception.activations(params, PER_DEVICE)
+
+  def extract(images):
+    if images.shape[-1] == 1:  # grey
+      images = np.repeat(images, 3, -1)
+    found = call(images)
+    return Extracted(found.pool3, found.logits, found.spatial)
+
+  return Features(extract, f'inception-{inception.SHA256}-bilinear_tf1_299-float32', {'features': 2048, 'logits': 1008, 'spatial': 2023})
 
 
-def load(name: str, data: sources.Data, cache: str) -> Features:
-  """A feature network by name."""
+FEATURES = {'classifier': classifier, 'identity': identity, 'inception': inception_features}
+
+
+def check_name(name: str) -> None:
+  """Raises UserError for a name that is not in the table."""
   if name not in FEATURES:
     raise UserError(f'unknown evaluate.features {name!r}; valid: {", ".join(FEATURES)}')
-  return FEATURES[name](data, cache)
+
+
+def load(name: str, data: sources.Data, cache: str, weights: str = '') -> Features:
+  """A feature network by name; `weights` is the file of those that are not made here."""
+  check_name(name)
+  return FEATURES[name](data, cache, weights)
+
+
+def preprocessing(features: Features, shape: tuple[int, ...]) -> str:
+  """What happens to images of this shape on their way into the network, for records."""
+  if features.shape:
+    return 'none' if len(shape) < 3 else 'x / 127.5 - 1'
+  return 'TF1 bilinear to 299 x 299, (x - 128) / 128' + (', grey repeated to RGB' if shape[-1] == 1 else '')
+
+
+def _batch(shape: tuple[int, ...]) -> int:
+  """Images in one call of extract: about 64 MB."""
+  return int(np.clip(2**26 // int(np.prod(shape)) // PER_DEVICE * PER_DEVICE, PER_DEVICE, 1024))
+
+
+def _ahead(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+  """The same batches, each read while the one before is used."""
+  batches = iter(batches)
+  with futures.ThreadPoolExecutor(1) as pool:
+    future = pool.submit(next, batches, None)
+    while (batch := future.result()) is not None:
+      future = pool.submit(next, batches, None)
+      yield batch
+
+
+def stream(features: Features, images: ImageSet, title: str, batch: int = 0) -> Iterator[Extracted]:
+  """What the network says of stored images, batch by batch (0: as many as are quick), with a progress bar."""
+  if features.shape and images.shape != features.shape:
+    raise UserError(f'{images.what} has images of {sizes(images.shape)}, the features {features.name} need {sizes(features.shape)}')
+  with tqdm(total=len(images), desc=title, unit='image', dynamic_ncols=True) as bar:
+    for part in _ahead(images.batches(batch or _batch(images.shape))):
+      yield features.extract(part)
+      bar.update(len(part))
+
+
+def check_finite(found: Extracted, what: str, first: int) -> None:
+  """Raises UserError where a feature is not finite; `first` is the number of the first image."""
+  bad = ~np.isfinite(found.features).all(1)
+  if bad.any():
+    raise UserError(f'{bad.sum()} of {what} have non-finite features, the first is number {first + bad.argmax()}')
+
+
+def sizes(shape: tuple[int, ...]) -> str:
+  """A shape for people: 32 x 32 x 3."""
+  return ' x '.join(map(str, shape))
+
+
+def gather(features: Features, images: ImageSet, title: str, keep: Iterable[str], moments: Iterable[str] = (),
+           batch: int = 0) -> tuple[Extracted, dict[str, Statistics], int]:
+  """(Extracted with the fields in `keep`, statistics of those in `moments`, number of images), in one pass.
+
+  Memory: 4 bytes a value of what is kept, and one batch. Raises UserError where a feature is not finite.
+  """
+  kept = {name: np.empty((len(images), features.dimensions[name]), np.float32) for name in keep}
+  sums, done = {name: Accumulator() for name in moments}, 0
+  for found in stream(features, images, title, batch):
+    n = len(found.features)
+    check_finite(found, images.what, done)
+    for name, array in kept.items():
+      array[done:done + n] = getattr(found, name)
+    for name, total in sums.items():
+      total.add(getattr(found, name))
+    done += n
+  if done < 2:
+    raise UserError(f'{images.what} has {done} readable images; metrics need at least 3')
+  return Extracted(**{name: array[:done] for name, array in kept.items()}), {name: total.statistics() for name, total in sums.items()}, done

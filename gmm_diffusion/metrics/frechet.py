@@ -15,8 +15,9 @@ import numpy as np
 from scipy import linalg
 
 from gmm_diffusion.aliases import UserError
-from gmm_diffusion.metrics.estimates import Estimate, bootstrap
+from gmm_diffusion.metrics.estimates import Estimate, blocks, jackknife, within
 
+_BLOCK = 2048  # rows in float64 at a time
 FEWEST = 1 / 8  # samples per dimension, below which a distance says more about their number than about them
 
 
@@ -27,14 +28,32 @@ class Statistics(NamedTuple):
   covariance: np.ndarray
 
 
-def statistics(features: np.ndarray, counts: np.ndarray | None = None) -> Statistics:
-  """Mean and unbiased covariance of features [N, D], each taken counts[i] times."""
-  features = np.asarray(features, np.float64)
-  counts = np.ones(len(features)) if counts is None else counts
-  total = counts.sum()
-  mean = counts @ features / total
-  centred = features - mean
-  return Statistics(mean, (centred * counts[:, None]).T @ centred / (total - 1))
+class Accumulator:
+  """Statistics of features that arrive in batches [Chan et al. 1979]; keeps [D, D]."""
+
+  def __init__(self):
+    self.count, self.mean, self.scatter = 0, np.zeros(()), np.zeros(())
+
+  def add(self, features: np.ndarray) -> None:
+    """Adds features [N, D] of any floating dtype."""
+    for rows in blocks(len(features), _BLOCK):
+      x = np.asarray(features[rows], np.float64)
+      mean = x.mean(0)
+      x = x - mean
+      gap, total = mean - self.mean, self.count + len(x)
+      self.scatter = self.scatter + x.T @ x + np.outer(gap, gap) * (self.count * len(x) / total)
+      self.mean, self.count = self.mean + gap * (len(x) / total), total
+
+  def statistics(self) -> Statistics:
+    """Mean and unbiased covariance of at least two samples."""
+    return Statistics(self.mean, self.scatter / (self.count - 1))
+
+
+def statistics(features: np.ndarray) -> Statistics:
+  """Mean and unbiased covariance of features [N, D]."""
+  out = Accumulator()
+  out.add(features)
+  return out.statistics()
 
 
 def _factor(covariance: np.ndarray) -> np.ndarray:
@@ -70,30 +89,46 @@ def _target(reference):
   return statistics(reference)
 
 
-def frechet_distance(sample: np.ndarray, reference: np.ndarray | Statistics, resamples: int) -> Estimate:
+def influence(sample: np.ndarray, own: Statistics, target: Statistics, factor: np.ndarray) -> np.ndarray:
+  """Influence [N] of each row of features [N, D] with statistics `own` on its distance to the target with this factor.
+
+  The gradient of the distance is 2 (m - m_2) in the mean and I - T in the covariance S, where T = L (L^T S L)^(-1/2) L^T is the
+  optimal transport map to the target L L^T [Dowson & Landau 1982]. Where S has lower rank, so has T, with the pseudo-inverse:
+  that is the exact gradient in the weights of the samples, which do not leave their span.
+  """
+  values, vectors = linalg.eigh(factor.T @ own.covariance @ factor)
+  kept = values > np.finfo(float).eps * len(own.mean) * values[-1:].sum()
+  root = factor @ (vectors[:, kept] * values[kept]**-0.25)  # root root^T = T
+  out = np.empty(len(sample))
+  for rows in blocks(len(sample), _BLOCK):
+    x = sample[rows] - own.mean
+    out[rows] = 2 * x @ (own.mean - target.mean) + (x**2).sum(1) - ((x @ root)**2).sum(1)
+  return out
+
+
+def frechet_distance(sample: np.ndarray, reference: np.ndarray | Statistics) -> Estimate:
   """Frechet distance of features [N, D] to features [M, D] or their statistics, with an interval over the N.
 
   Raises:
     UserError: fewer than D / 8 samples. Up to D the covariance is rank deficient: the value is exact, its bias large.
   """
   check_count(*np.shape(sample))
-  target, x = _target(reference), np.asarray(sample, np.float64)
+  target, own = _target(reference), statistics(sample)
   factor = _factor(target.covariance)
-  return bootstrap(lambda counts: distance(target, statistics(x, counts), factor), len(x), resamples)
+  return jackknife(distance(target, own, factor), influence(sample, own, target, factor))
 
 
-def frechet_infinity(sample: np.ndarray, reference: np.ndarray | Statistics, resamples: int, points: int = 15,
-                     smallest: int = 0, seed: int = 0) -> Estimate:
+def frechet_infinity(sample: np.ndarray, reference: np.ndarray | Statistics, points: int = 15, smallest: int = 0,
+                     seed: int = 0) -> Estimate:
   """Frechet distance extrapolated to infinitely many samples: the intercept of a line through distance over 1/n.
 
   n runs over `points` sizes from `smallest` to N in equal steps, each a random subset without repeats [Chong & Forsyth 2020,
-  section 3]. The bias of the reference, which has M samples, stays.
+  section 3]. The bias of the reference, which has M samples, stays. The interval is that of the distance at N, widened by the error
+  of the intercept; it knows nothing of the curve that the bias is at small n.
 
   Args:
     sample: [N, D].
     reference: [M, D] or its statistics.
-    resamples: for the interval, which is that of the distance at N, widened by the error of the intercept. It knows nothing
-      of the curve that the bias is at small n.
     points: at least 3.
     smallest: 0 for N / 10, but at least 2 D; for less the bias is far from a line.
     seed: of the subsets.
@@ -107,13 +142,11 @@ def frechet_infinity(sample: np.ndarray, reference: np.ndarray | Statistics, res
   if points < 3 or not 2 <= smallest < N:
     raise UserError(f'cannot fit a line to distances at {points} sizes from {smallest} to {N}; '
                     f'valid: 3 sizes or more, from 2 to {N - 1} on')
-  target, x = _target(reference), np.asarray(sample, np.float64)
+  target = _target(reference)
   factor, random = _factor(target.covariance), np.random.RandomState(seed)
   sizes = np.linspace(smallest, N, points).astype(int)
-  values = [distance(target, statistics(x[random.choice(N, n, replace=False)]), factor) for n in sizes]
+  values = [distance(target, statistics(sample[random.choice(N, n, replace=False)]), factor) for n in sizes]
   design = np.stack([np.ones(points), 1 / sizes], 1)
   line, rest, *_ = np.linalg.lstsq(design, values, rcond=None)
   error = np.sqrt(rest[0] / (points - 2) * np.linalg.inv(design.T @ design)[0, 0])
-  at_n = bootstrap(lambda counts: distance(target, statistics(x, counts), factor), N, resamples)
-  half = np.hypot(at_n.high - at_n.value, 1.96 * error)
-  return Estimate(float(line[0]), float(line[0] - half), float(line[0] + half))
+  return within(line[0], np.hypot(frechet_distance(sample, target).half / 1.96, error))

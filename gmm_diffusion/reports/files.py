@@ -45,17 +45,6 @@ def write_npz(path: str, arrays: dict[str, tuple[tuple[int, ...], Any, Iterable[
   write(path, save)
 
 
-def read_npz(path: str, key: str, rows: int) -> Iterator[np.ndarray]:
-  """Blocks of rows of an array in an .npz; one block is in memory at a time."""
-  with zipfile.ZipFile(path) as archive, archive.open(key + '.npy') as member:
-    version = np.lib.format.read_magic(member)
-    shape, _, dtype = (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(member)
-    size = int(np.prod(shape[1:], dtype=int)) * dtype.itemsize
-    for start in range(0, shape[0], rows):
-      block = (min(rows, shape[0] - start),) + shape[1:]
-      yield np.frombuffer(member.read(block[0] * size), dtype).reshape(block)
-
-
 def is_whole(path: str) -> bool:
   """Whether an .npz can be read to its end, checksums included."""
   try:

@@ -24,8 +24,8 @@ class Row(NamedTuple):
     name: of the sampler.
     kind: 'sampler', 'control' or 'data'.
     control: name of its isotropic control, or ''.
-    nfe: denoiser calls per sample.
-    metrics: name -> Estimate.
+    nfe: denoiser calls per sample; 0 for images that were not drawn here.
+    metrics: name -> Estimate; a row without any is shown, but not in the table.
     strip: PNG of the seeds that all samplers share.
     report: moment report as text, or ''.
   """
@@ -47,17 +47,22 @@ def _table(rows: Sequence[Row], lower: dict[str, bool]) -> str:
   metrics = [name for name in lower if any(name in row.metrics for row in rows)]
   best = {}
   for name in metrics:
-    values = [row.metrics[name].value for row in rows if name in row.metrics and row.kind != 'data']
+    values = [row.metrics[name].value for row in rows if name in row.metrics and row.kind != 'data']  # those are never lacking
     best[name] = (min if lower[name] else max)(values)
+  sampled = any(row.nfe for row in rows)
   arrow = {True: '↓', False: '↑'}
   head = ''.join(f'<th>{name} {arrow[lower[name]]}</th>' for name in metrics)
   body = []
   for row in rows:
+    if not row.metrics:
+      continue
     cells = ''.join(
-        f'<td{" class=best" if row.kind != "data" and row.metrics[name].value == best[name] else ""}>{row.metrics[name]}</td>' for name in metrics)
-    body.append(f'<tr class={row.kind}><td>{html.escape(row.name)}</td><td>{row.nfe or ""}</td>{cells}'
-                f'<td>{html.escape(row.control)}</td></tr>')
-  return (f'<table><tr><th>sampler</th><th>evaluations</th>{head}<th>its control</th></tr>{"".join(body)}</table>')
+        f'<td{" class=best" if row.kind != "data" and row.metrics[name].value == best[name] else ""}>{row.metrics.get(name, "")}</td>'
+        for name in metrics)
+    drawn = f'<td>{row.nfe or ""}</td>' * sampled, f'<td>{html.escape(row.control)}</td>' * sampled
+    body.append(f'<tr class={row.kind}><td>{html.escape(row.name)}</td>{drawn[0]}{cells}{drawn[1]}</tr>')
+  head = '<th>sampler</th><th>evaluations</th>' + head + '<th>its control</th>' if sampled else '<th>images</th>' + head
+  return f'<table><tr>{head}</tr>{"".join(body)}</table>'
 
 
 def write(path: str, title: str, command: str, facts: dict[str, Any], rows: Sequence[Row], lower: dict[str, bool],
@@ -84,10 +89,10 @@ def write(path: str, title: str, command: str, facts: dict[str, Any], rows: Sequ
       f'<h1>{html.escape(title)}</h1><pre>{html.escape(command)}</pre>',
       '<ul>' + ''.join(f'<li>{html.escape(str(k))}: {html.escape(str(v))}</li>' for k, v in facts.items()) + '</ul>',
       '<h2>Metrics</h2>', _table(rows, lower), ''.join(f'<p>{html.escape(note)}</p>' for note in notes),
-      '<h2>Same seeds, side by side</h2>', strips,
-      '<h2>Moment report</h2><p>What each step does to q(x_s | x_0), whose mean should be a_s x_0 and whose covariance b_s² I. '
-      'Residuals: length of the mean offset, and ‖covariance error‖ / √D; added var.: per coordinate.</p>', reports,
-  ]
+      f'<h2>{"Same seeds, side by side" if any(row.nfe for row in rows) else "The first images"}</h2>', strips]
+  if reports:
+    parts += ['<h2>Moment report</h2><p>What each step does to q(x_s | x_0), whose mean should be a_s x_0 and whose covariance b_s² I. '
+              'Residuals: length of the mean offset, and ‖covariance error‖ / √D; added var.: per coordinate.</p>', reports]
   if curve:
     parts.append('<h2>Training</h2>' + _image(curve))
   parts.append(f'<h2>Config</h2><details><summary>all keys</summary><pre>{html.escape(json.dumps(config, indent=1))}</pre></details></html>')

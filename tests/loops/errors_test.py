@@ -77,6 +77,8 @@ class SettingsTest(parameterized.TestCase):
       ({'train.ema': 1.0}, r'train.ema must be in \[0, 1\), got 1.0'),
       ({'train.learning_rate': 0.0}, 'train.learning_rate must be > 0, got 0.0'),
       ({'evaluate.samplers': ('ddim', 'x')}, "unknown sampler 'x'"),
+      ({'evaluate.metrics': ('fid',)}, "unknown evaluate.metrics 'fid'; valid: frechet"),
+      ({'evaluate.features': 'vgg'}, "unknown evaluate.features 'vgg'; valid: classifier"),
   )
   def test_refused_before_anything_is_written(self, changes, message):
     workdir = os.path.join(self.create_tempdir().full_path, 'run')
