@@ -4,6 +4,7 @@ Everything outside works on plain arrays with one leading batch axis. Here the b
 over the local devices with pmap; weights and other shared arrays are replicated once.
 """
 
+import functools
 import os
 from typing import Any, Callable
 
@@ -35,8 +36,7 @@ def is_main() -> bool:
 
 def replicate(tree: Any, local: bool = False) -> Any:
   """A copy of the tree on each local device, with a leading device axis; `local` for a pmap of this host's devices alone."""
-  # What a pmap with the same axis name returns; any other sharding costs a second compilation.
-  sharding = jax.pmap(lambda x: x, axis_name=AXIS, devices=_devices(local))(np.zeros(jax.local_device_count(), np.float32)).sharding
+  sharding = _sharding(local)
 
   def copy(x):  # leaf by leaf: a pmap that returns its input would hold all weights twice for a while
     x = np.asarray(x)[None]
@@ -46,6 +46,12 @@ def replicate(tree: Any, local: bool = False) -> Any:
     return jax.tree.map(copy, tree)
   except jax.errors.JaxRuntimeError as error:
     _halved(jax.local_device_count(), error)  # there is nothing to halve yet
+
+
+@functools.cache  # one compilation for all trees
+def _sharding(local):
+  """What a pmap with the same axis name returns; any other sharding costs a second compilation."""
+  return jax.pmap(lambda x: x, axis_name=AXIS, devices=_devices(local))(np.zeros(jax.local_device_count(), np.float32)).sharding
 
 
 def _devices(local):

@@ -65,11 +65,12 @@ class NetworksTest(absltest.TestCase):
       features.load('inception', None, folder, '/nowhere/weights.pth')
     seen = []
 
-    def call(params, images):
+    def call(images):
       seen.append(images)
       return Outputs(*(np.full((len(images), 2), i, np.float32) for i in range(6)))
 
-    with mock.patch.object(inception, 'load', return_value='params'), mock.patch.object(inception, 'activations', return_value=call):
+    with mock.patch.object(inception, 'load', return_value='params'), mock.patch.object(
+        inception, 'activations', side_effect=lambda params, per_device: call if params == 'params' else None):
       found = features.load('inception', None, folder)
     out = found.extract(IMAGES)
     np.testing.assert_array_equal(seen[0], np.concatenate([IMAGES] * 3, -1))
