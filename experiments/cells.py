@@ -28,19 +28,15 @@ def settings(sampler: specs.Sampler) -> dict[str, Any]:
 
 
 class Cells:
-  """The cells of a run in workdir/cells with `count` samples each.
+  """The cells of a run in workdir/cells with `count` samples each, with all metrics or the Frechet distance alone."""
 
-  Attributes:
-    computed: how many this object computed (and did not read).
-  """
-
-  def __init__(self, run: common.Run, workdir: str, count: int):
-    self.run, self.count, self.computed = run, count, 0
+  def __init__(self, run: common.Run, workdir: str, count: int, everything: bool = False):
+    self.run, self.count, self.everything = run, count, everything
     self._folder = os.path.join(workdir, FOLDER)
     os.makedirs(self._folder, exist_ok=True)
 
   def key(self, sampler: specs.Sampler, seed: int) -> dict[str, Any]:
-    return {'sampler': settings(sampler), 'seed': seed, 'n': self.count, **self.run.facts}
+    return {'sampler': settings(sampler), 'seed': seed, 'n': self.count, 'everything': self.everything, **self.run.facts}
 
   def _place(self, sampler, seed):
     key = self.key(sampler, seed)
@@ -55,10 +51,9 @@ class Cells:
     found = files.read_json(path, None)
     if found is None:
       drawn = common.draw(self.run, sampler, self.count, seed)
-      values = {name: tuple(value) for name, value in common.measure(self.run, drawn.x).items()}
+      values = {name: tuple(value) for name, value in common.measure(self.run, drawn.x, self.everything).items()}
       found = common.with_facts({'key': key, 'nfe': drawn.nfe, 'seconds': round(drawn.seconds, 2), 'metrics': values})
       files.write_json(path, found)
-      self.computed += 1
     return found
 
   def estimate(self, sampler: specs.Sampler, seed: int, metric: str = 'frechet') -> Estimate:

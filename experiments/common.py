@@ -22,6 +22,7 @@ from gmm_diffusion.data import sources
 from gmm_diffusion.loops import build, pretrained
 from gmm_diffusion.loops import sample as sample_loop
 from gmm_diffusion.metrics import features as features_lib
+from gmm_diffusion.metrics import frechet
 from gmm_diffusion.metrics.estimates import Estimate
 from gmm_diffusion.reports import files, records
 
@@ -163,7 +164,9 @@ def draw(run: Run, sampler: specs.Sampler, count: int, seed: int) -> Drawn:
   return Drawn(sources.to_image(x) if run.data.is_image else x, int(nfe[0]), time.perf_counter() - start)
 
 
-def measure(run: Run, x: np.ndarray) -> dict[str, Estimate]:
-  """All metrics of samples against the run's reference."""
+def measure(run: Run, x: np.ndarray, everything: bool) -> dict[str, Estimate]:
+  """All metrics of samples against the run's reference, or the Frechet distance alone (the others take most of the time)."""
   found, logits = run.features.extract(x)
-  return metrics.compare(found, run.reference, logits, run.spec.evaluate.neighbours, run.spec.evaluate.bootstrap)
+  if everything:
+    return metrics.compare(found, run.reference, logits, run.spec.evaluate.neighbours, run.spec.evaluate.bootstrap)
+  return {'frechet': frechet.frechet_distance(found, run.reference, run.spec.evaluate.bootstrap)}

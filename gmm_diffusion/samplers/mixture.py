@@ -107,6 +107,13 @@ def _mixture(key, options, dim, dtype):
   return mm.build(mm.draw_offsets(key, options.offsets, priors, dim), priors, options.form, options.covariance)
 
 
+def _drawer(options, dim):
+  """key -> the mixture at unit scale, compiled once for all options that it does not depend on."""
+  unit = options._replace(scale=1.0, scale_interval=(), infeasible='clip', shared=True, offsets_seed=0)
+  draw = jax.jit(_mixture, static_argnums=(1, 2, 3))
+  return lambda key: draw(key, unit, dim, jnp.result_type(float))
+
+
 def _report(options: Options, grid: StepGrid, tau: np.ndarray, dim: int):
   """The moment report and the mixtures: one, all, or () where there are too many to keep."""
   if not 1 <= options.components <= dim:
@@ -114,13 +121,12 @@ def _report(options: Options, grid: StepGrid, tau: np.ndarray, dim: int):
   steps = len(tau)
   wanted = _scales(options, grid)
   keys = _step_keys(options, steps)
-  dtype = jnp.result_type(float)
-  draw = jax.jit(_mixture, static_argnums=(1, 2, 3))
+  draw = _drawer(options, dim)
   keep = options.shared or steps * options.components * dim <= KEEP_AT_MOST
   rows, mixtures = [], []
   for n in range(steps):
     if n == 0 or not options.shared:
-      mixture = draw(keys[n], options, dim, dtype)
+      mixture = draw(keys[n])
       mixtures += [mixture] * keep
       summary = mm.summarise(mixture, options.form, options.covariance)
     largest = float(tau[n] * summary.largest) if np.isfinite(summary.largest) else np.inf
@@ -218,10 +224,10 @@ def precisions(name: str, eta: float, options: dict[str, Any], grid: StepGrid, d
       return 1 / tau**2
   options = check(Options(**options))
   keys = _step_keys(options, len(tau))
-  draw, scales = jax.jit(_mixture, static_argnums=(1, 2, 3)), _scales(options, grid)
+  draw, scales = _drawer(options, dim), _scales(options, grid)
   mixture, out = None, []
   for n in range(len(tau)):
     if mixture is None or not options.shared:
-      mixture = draw(keys[n], options, dim, jnp.result_type(float))
+      mixture = draw(keys[n])
     out.append(mm.precision(mixture, options.form, options.covariance, tau[n], scales[n]))
   return np.array(out)
