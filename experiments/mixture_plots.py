@@ -6,7 +6,7 @@ import matplotlib
 
 matplotlib.use('Agg')
 import numpy as np  # noqa: E402
-from matplotlib import pyplot  # noqa: E402  (the backend comes first)
+from matplotlib import pyplot, ticker  # noqa: E402  (the backend comes first)
 from scipy import stats  # noqa: E402
 
 from gmm_diffusion.reports import files  # noqa: E402
@@ -42,9 +42,10 @@ def differences(path: str, rows: list[dict[str, Any]]) -> None:
                                        for row in mine], fontsize=8)
     axis.invert_yaxis()
     axis.axvline(0, color='0.6', linewidth=0.8)
-    axis.set(title=setting, xlabel='difference of Frechet distances (below 0: better than DDIM)')
+    axis.set(title=setting)
     axis.grid(alpha=0.3, axis='x')
-  axes[0, 0].legend(fontsize=8)
+  figure.supxlabel('difference of Frechet distances, below 0: better than DDIM; filled: p < 0.05', fontsize=9)
+  figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside upper right', fontsize=8, ncols=2)
   _write(figure, path)
 
 
@@ -61,6 +62,8 @@ def scales(path: str, rows: list[dict[str, Any]]) -> None:
       axis.fill_between(x, mean - half, mean + half, color=COLORS[name], alpha=0.15, linewidth=0)
     axis.set(title=setting, xlabel='scale', ylabel='Frechet distance', xscale='log', yscale='log')
     axis.set_xticks(x, [f'{value:g}' for value in x])
+    axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5, 7)))
+    axis.yaxis.set_major_formatter('{x:g}')
     axis.minorticks_off()
     axis.grid(alpha=0.3)
   axes[0, 0].legend(fontsize=8)

@@ -46,7 +46,7 @@ class Preset(NamedTuple):
 
 
 def _imagenet(config, fid, score, guidance, *changes, columns=columns_lib.SOURCE, **more):
-  grid = dict(dict(etas=(0.0, 1.0)), **more)
+  grid = dict(dict(steps=(10, 100)), **more)
   return Preset(config, 'imagenet256', {'fid': (fid, guidance), 'is': (score, guidance)}, columns, changes=Preset._field_defaults['changes'] + changes, **grid)
 
 
@@ -69,7 +69,7 @@ PRESETS = {
     # the source's rectified flows are not released: these show its values, and ours with a --config of one's own
     'cifar10_flow': Preset('', 'cifar10', {'fid': (1, '')}, _FLOW, (0.0, 0.2, 0.5), (2, 5, 10, 50)),
     'imagenet64_flow': Preset('', 'imagenet64', {'fid': (2, '')}, ('RFIM', 'RFIM-GMM', 'RFIM control'), (0.0, 0.2, 0.5), (1, 2)),
-    'digits': Preset('digits', etas=(0.0, 0.5, 1.0), steps=(5, 10, 20), scales=(0.1, 0.3, 1.0), count=500, changes=()),
+    'digits': Preset('digits', etas=(0.0, 0.5, 1.0), steps=(5, 10), scales=(0.3, 1.0), count=500, changes=()),
     'mnist': Preset('mnist:runlocal', etas=(0.0, 0.5, 1.0), steps=(5, 10), scales=(0.3, 1.0, 3.0), count=500, changes=()),
 }
 

@@ -10,7 +10,7 @@ from typing import NamedTuple, Sequence
 import matplotlib
 
 matplotlib.use('Agg')
-from matplotlib import pyplot  # noqa: E402  (the backend comes first)
+from matplotlib import pyplot, ticker  # noqa: E402  (the backend comes first)
 
 from experiments.columns import COLUMNS  # noqa: E402
 from gmm_diffusion.metrics.estimates import Estimate  # noqa: E402
@@ -80,7 +80,7 @@ def markdown(table: Table) -> str:
 
 
 def plot(path: str, table: Table) -> None:
-  """The metric over steps: a panel for each eta, a line with its interval for each sampler, published values as hollow markers."""
+  """The metric over steps: a panel for each eta, a line with its interval for each sampler; published values are hollow and dotted."""
   known = published(table.number, table.dataset, table.guidance_scale, table.metric) if table.number else {}
   figure, axes = pyplot.subplots(1, len(table.etas), figsize=(3.6 * len(table.etas) + 1.8, 3.8), dpi=100, sharey=True, squeeze=False,
                                  layout='constrained')
@@ -96,11 +96,14 @@ def plot(path: str, table: Table) -> None:
         lines[name], = axis.plot(x, [e.value for e in y], marker=marker, markersize=4, linewidth=1.2, **style)
         axis.fill_between(x, [e.low for e in y], [e.high for e in y], color=color, alpha=0.12, linewidth=0)
       if theirs:
-        points, = axis.plot(*zip(*theirs), marker=marker, markersize=6, markerfacecolor='none', linestyle='none' if mine else ':', linewidth=0.8,
+        points, = axis.plot(*zip(*theirs), marker=marker, markersize=6, markerfacecolor='none', linestyle=':', linewidth=0.8,
                             color=color)
         lines.setdefault(name, points)
     axis.set(title=f'eta = {eta:g}', xlabel='steps', xscale='log', yscale='log' if table.metric == 'fid' else 'linear')
     axis.set_xticks(table.steps, [str(n) for n in table.steps])
+    if table.metric == 'fid':
+      axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5, 7)))
+      axis.yaxis.set_major_formatter('{x:g}')
     axis.minorticks_off()
     axis.grid(alpha=0.3)
   axes[0, 0].set_ylabel(TITLES[table.metric][:-2])
