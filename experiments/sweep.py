@@ -9,7 +9,6 @@ done is not computed again, so a run that was stopped goes on. Tables show what 
   python -m experiments.sweep --preset=celebahq256 --render          # tables and plots of what is there, published values at least
 """
 
-import dataclasses
 import os
 import sys
 from typing import Iterator, NamedTuple
