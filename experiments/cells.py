@@ -1,7 +1,7 @@
 """Cells: the metrics of one sampler with one seed on one model, each in a file of its own, computed once.
 
 A cell is keyed by everything it depends on, so that sweeps of one workdir share cells, a changed setting computes
-its own, and a run that was killed goes on where it was. Several processes may fill one folder.
+its own, and a run that was killed goes on where it was. One host; all its devices are used.
 """
 
 import dataclasses
