@@ -26,6 +26,9 @@ from gmm_diffusion.metrics import frechet
 from gmm_diffusion.metrics.estimates import Estimate
 from gmm_diffusion.reports import files, records
 
+# Samples are kept as floats up to this many numbers.
+SMALL = 2**27
+
 # What the field calls a metric -> what metrics.compare calls it.
 METRICS = {'fid': 'frechet', 'is': 'score', 'precision': 'precision', 'recall': 'recall'}
 
@@ -137,12 +140,12 @@ def with_denoiser(run: Run, **changes: Any) -> Run:
 def draw(run: Run, sampler: specs.Sampler, count: int, seed: int) -> Drawn:
   """Samples 0..count-1 of a seed, those that --mode=sample gives.
 
-  Models without autoencoder are compiled once for all seeds, scales and etas > 0: with thousands of cells of a small model
-  that is most of the time.
+  Small sets of samples without autoencoder share one compilation for all seeds, scales and etas > 0: with thousands of cells
+  of a small model that is most of the time.
   """
   start = time.perf_counter()
   spec = dataclasses.replace(run.spec, seed=seed)
-  if spec.autoencoder.name:
+  if spec.autoencoder.name or count * np.prod(run.data.shape) > SMALL:
     out = sample_loop.generate(spec, run.data, run.weights, sampler, count)
     return Drawn(out.x, out.nfe, out.seconds)
   bind, kernel, grid, plan, _ = sample_loop.prepare(spec, sampler, run.data)
