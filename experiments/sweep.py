@@ -123,7 +123,8 @@ def render(cells: cells_lib.Cells | None, spec: specs.Spec | None, preset: Prese
       found = ours(cells, spec, preset, metric, K) if cells else {}
       title = f'{preset.dataset or name}' + (f', table {number} of arXiv 2311.04938' if number else '') + (
           f', guidance {guidance}' if guidance else '') + f', K = {K}' + (f', ours: N = {cells.count}, {cells.run.features.name.split("-")[0]} features' if found else '')
-      table = tables.Table(title, preset.dataset, number, guidance, metric, preset.columns, preset.etas, preset.steps, found)
+      heading = (tables.ON_OTHERS if cells and not cells.run.features.name.startswith('inception') else tables.TITLES)[metric]
+      table = tables.Table(title, preset.dataset, number, guidance, metric, heading, preset.columns, preset.etas, preset.steps, found)
       parts.append(tables.markdown(table))
       tables.plot(os.path.join(workdir, f'sweep_{name}_{metric}' + (f'_K{K}' if len(preset.components) > 1 else '') + '.png'), table)
       if cells:

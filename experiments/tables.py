@@ -17,7 +17,8 @@ from gmm_diffusion.metrics.estimates import Estimate  # noqa: E402
 from gmm_diffusion.reports import files  # noqa: E402
 
 PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'published', 'ddim_gmm_tables.csv')
-TITLES = {'fid': 'FID ↓', 'is': 'Inception score ↑', 'precision': 'precision ↑', 'recall': 'recall ↑'}
+TITLES = {'fid': 'FID ↓', 'is': 'Inception score ↑'}
+ON_OTHERS = {'fid': 'Frechet distance ↓', 'is': 'score ↑'}  # on features that are not Inception's
 
 
 class Ours(NamedTuple):
@@ -31,7 +32,7 @@ class Ours(NamedTuple):
 class Table(NamedTuple):
   """One table: its place among the published ones ('' and 0 where it has none), and what it shows.
 
-  ours: (column, eta, steps) -> Ours; a place that was not run is absent.
+  heading: names the metric. ours: (column, eta, steps) -> Ours; a place that was not run is absent.
   """
 
   title: str
@@ -39,6 +40,7 @@ class Table(NamedTuple):
   number: int
   guidance_scale: str
   metric: str
+  heading: str
   columns: Sequence[str]
   etas: Sequence[float]
   steps: Sequence[int]
@@ -67,7 +69,7 @@ def markdown(table: Table) -> str:
   known = published(table.number, table.dataset, table.guidance_scale, table.metric) if table.number else {}
   compared = {sampler for sampler, _, _ in known}
   lines = [f'**{table.title}**' + ('; each cell: published / ours' if known else ''), '',
-           f'| {TITLES[table.metric]} | ' + ' | '.join(table.columns) + ' |', '|---|' + '---:|' * len(table.columns)]
+           f'| {table.heading} | ' + ' | '.join(table.columns) + ' |', '|---|' + '---:|' * len(table.columns)]
   for eta in table.etas:
     for steps in table.steps:
       cells = [cell_text(known.get((COLUMNS[name].published, eta, steps)), table.ours.get((name, eta, steps)), steps,
@@ -106,7 +108,7 @@ def plot(path: str, table: Table) -> None:
       axis.yaxis.set_major_formatter('{x:g}')
     axis.minorticks_off()
     axis.grid(alpha=0.3)
-  axes[0, 0].set_ylabel(TITLES[table.metric][:-2])
+  axes[0, 0].set_ylabel(table.heading[:-2])
   if lines:
     figure.legend(lines.values(), lines.keys(), loc='outside right center', fontsize=8,
                   title='hollow: published' if known else None, title_fontsize=8)

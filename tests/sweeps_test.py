@@ -130,7 +130,7 @@ class SweepTest(absltest.TestCase):
       call(sweep.main, f'--workdir={workdir}', *self.GRID)
     with open(os.path.join(workdir, 'sweep_digits.md'), encoding='utf-8') as file:
       text = file.read()
-    self.assertIn('| FID ↓ | DDIM | ORTHO | Heun | control |', text)
+    self.assertIn('| Frechet distance ↓ | DDIM | ORTHO | Heun | control |', text)
     self.assertIn('| eta 0.5, 4 steps | 3.30 ± 0.50 | 4.00 ± 0.50 (1) | 3.30 ± 0.50 [3] | 4.00 ± 0.50 (1) |', text)  # 0.3: the config's scale
     # choosing: 2 samplers x 2 eta x 2 steps x 3 scales; reporting: the same places once, DDIM, and Heun, which knows no eta
     self.assertLen(drawn, 24 + 8 + 4 + 2)
@@ -191,6 +191,7 @@ class PublishedTest(parameterized.TestCase):
     with open(os.path.join(workdir, 'sweep_imagenet256_classifier10.md'), encoding='utf-8') as file:
       text = file.read()
     self.assertIn('table 9 of arXiv 2311.04938, guidance 10', text)
+    self.assertIn('| FID ↓ | DDIM |', text)
     self.assertIn('| DDPM, 1000 steps | 10.75 |', text)
     self.assertIn('| DDPM, 1000 steps | 210.53 |', text)
     for metric in ('fid', 'is'):
@@ -205,7 +206,7 @@ class PublishedTest(parameterized.TestCase):
         common.spec_of(preset.config, preset.changes)
       for metric, (number, guidance) in preset.published.items():
         known = tables.published(number, preset.dataset, guidance, metric)
-        text = tables.markdown(tables.Table(name, preset.dataset, number, guidance, metric, preset.columns, preset.etas, preset.steps, {}))
+        text = tables.markdown(tables.Table(name, preset.dataset, number, guidance, metric, 'FID ↓', preset.columns, preset.etas, preset.steps, {}))
         for (sampler, eta, steps), value in known.items():
           line = next(line for line in text.splitlines() if line.startswith('| DDPM' if sampler == 'ddpm' else f'| eta {eta:g}, {steps} steps'))
           self.assertRegex(line, rf' {value:g} ', f'{name} {sampler} {eta} {steps}')
@@ -219,7 +220,7 @@ class PublishedTest(parameterized.TestCase):
   def test_published_beside_ours(self):
     ours = {('DDIM', 0.0, 10): tables.Ours(Estimate(30.0, 29.0, 31.0), None, 10), ('ORTHO', 0.0, 10): tables.Ours(Estimate(28.0, 27.9, 28.1), 1.0, 9),
             ('control', 0.0, 10): tables.Ours(Estimate(27.0, 26.9, 27.1), 0.1, 10)}
-    text = tables.markdown(tables.Table('title', 'celebahq256', 7, '', 'fid', ('DDIM', 'RAND', 'ORTHO', 'control'), (0.0,), (10,), ours))
+    text = tables.markdown(tables.Table('title', 'celebahq256', 7, '', 'fid', 'FID ↓', ('DDIM', 'RAND', 'ORTHO', 'control'), (0.0,), (10,), ours))
     self.assertIn('| eta 0, 10 steps | 32.95 / 30.0 ± 1.0 | 28.01 / - | 27.97 / 28.00 ± 0.10 (1) [9] | 27.00 ± 0.10 (0.1) |', text)
 
 
