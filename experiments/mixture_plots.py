@@ -62,7 +62,7 @@ def scales(path: str, rows: list[dict[str, Any]]) -> None:
       axis.fill_between(x, mean - half, mean + half, color=COLORS[name], alpha=0.15, linewidth=0)
     axis.set(title=setting, xlabel='scale', ylabel='Frechet distance', xscale='log', yscale='log')
     axis.set_xticks(x, [f'{value:g}' for value in x])
-    axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5, 7)))
+    axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axis.yaxis.set_major_formatter('{x:g}')
     axis.minorticks_off()
     axis.grid(alpha=0.3)

@@ -96,7 +96,7 @@ def plot(path: str, table: Table) -> None:
       if mine:
         x, y = zip(*mine)
         lines[name], = axis.plot(x, [e.value for e in y], marker=marker, markersize=4, linewidth=1.2, **style)
-        axis.fill_between(x, [e.low for e in y], [e.high for e in y], color=color, alpha=0.12, linewidth=0)
+        axis.fill_between(x, [e.low for e in y], [e.high for e in y], color=color, alpha=0.08, linewidth=0)
       if theirs:
         points, = axis.plot(*zip(*theirs), marker=marker, markersize=6, markerfacecolor='none', linestyle=':', linewidth=0.8,
                             color=color)
@@ -104,7 +104,7 @@ def plot(path: str, table: Table) -> None:
     axis.set(title=f'eta = {eta:g}', xlabel='steps', xscale='log', yscale='log' if table.metric == 'fid' else 'linear')
     axis.set_xticks(table.steps, [str(n) for n in table.steps])
     if table.metric == 'fid':
-      axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5, 7)))
+      axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
       axis.yaxis.set_major_formatter('{x:g}')
     axis.minorticks_off()
     axis.grid(alpha=0.3)
