@@ -162,6 +162,7 @@ class Sampler:
   variance: str = 'small'
   components: int = 8
   scale: float = 1.0
+  scale_interval: tuple[float, ...] = ()
   offsets: str = 'ortho'
   form: str = 'B'
   covariance: str = 'exact'

@@ -174,7 +174,7 @@ def _of_samplers(found, todo, spec, data, weights, workdir, command, shared):
     rows.append(page.Row(f'held-out data (N = {n})', 'data', '', 0, values, pictures.png(_strip(held_out.images, data)), ''))
   for sampler, control in todo:
     source = sample_loop.drawer(sample_loop.fitting(spec, spec.evaluate.count), data, weights, weights_hash, sampler)
-    sample, first, nfe, seconds = _drawn(found, source, sampler, spec, data, workdir, command)
+    sample, first, nfe, seconds = features_of(found, source, sampler, spec, data, workdir, command)
     values = metrics.compare(sample, found.reference, found.names, found.neighbours)
     print(f'{sampler.name:26s} {_line(values)}')
     report = sample_loop.format_report(source.report)
@@ -186,7 +186,8 @@ def _of_samplers(found, todo, spec, data, weights, workdir, command, shared):
   return rows, new
 
 
-def _drawn(found, source, sampler, spec, data, workdir, command):
+def features_of(found: Bench, source: sample_loop.Drawer, sampler: specs.Sampler, spec: specs.Spec, data: sources.Data, workdir: str,
+                command: str) -> tuple[features_lib.Extracted, np.ndarray, int, float]:
   """(Extracted, the first samples, evaluations, seconds) of a sampler; kept in files by range of ids, as the samples are if asked for."""
   e, kept = spec.evaluate, sorted(metrics.kinds(found.names)[0])
   stored = sample_loop.write(spec, data, source, sampler, e.count, workdir, command) if e.store else None

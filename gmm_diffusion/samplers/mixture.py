@@ -40,6 +40,8 @@ class Options(NamedTuple):
   Attributes:
     components: K, 1..D.
     scale: length of the offsets (orthonormal or unit before centring), >= 0; a number or one per step.
+    scale_interval: (low, high) in noise level b_t / a_t: steps that start outside have scale 0, which is DDIM or RFIM; () is
+      everywhere. The convention of denoisers.guidance.classifier_free.
     offsets: a name in moment_matching.OFFSETS.
     form: 'A' or 'B' of [GMM eq. 8].
     covariance: 'diagonal', 'vub' (form B with offsets 'ortho' only) or 'exact'.
@@ -51,6 +53,7 @@ class Options(NamedTuple):
 
   components: int = 8
   scale: float | Sequence[float] = 1.0
+  scale_interval: Sequence[float] = ()
   offsets: str = 'ortho'
   form: str = 'B'
   covariance: str = 'exact'
@@ -76,8 +79,23 @@ def check(options: Options) -> Options:
     raise UserError(f'components must be at least 1, got {options.components}')
   if not np.all(np.isfinite(options.scale)) or np.any(np.asarray(options.scale) < 0):
     raise UserError(f'scale must be >= 0, got {options.scale}')
+  interval = options.scale_interval
+  if interval and not (len(interval) == 2 and 0 <= interval[0] <= interval[1]):
+    raise UserError(f'scale_interval must be () or (low, high) with 0 <= low <= high, got {interval}')
   mm.check_priors(options.priors, options.components)
   return options
+
+
+def _scales(options: Options, grid: StepGrid) -> np.ndarray:
+  """The scale asked for in each step, [N]."""
+  steps = len(grid.t)
+  if np.ndim(options.scale) and len(options.scale) != steps:
+    raise UserError(f'scale must be one number or one per step ({steps}), got {len(options.scale)}')
+  scales = np.broadcast_to(np.float64(options.scale), (steps,))
+  low, high = options.scale_interval or (0, np.inf)
+  # products, not b / a: a may be 0, where only an infinite high is inside
+  above = np.inf if np.isinf(high) else high * grid.a_t
+  return np.where((low * grid.a_t <= grid.b_t) & (grid.b_t <= above), scales, 0)
 
 
 def _step_keys(options, steps):
@@ -89,22 +107,26 @@ def _mixture(key, options, dim, dtype):
   return mm.build(mm.draw_offsets(key, options.offsets, priors, dim), priors, options.form, options.covariance)
 
 
+def _drawer(options, dim):
+  """key -> the mixture at unit scale, compiled once for all options that it does not depend on."""
+  unit = options._replace(scale=1.0, scale_interval=(), infeasible='clip', shared=True, offsets_seed=0)
+  draw = jax.jit(_mixture, static_argnums=(1, 2, 3))
+  return lambda key: draw(key, unit, dim, jnp.result_type(float))
+
+
 def _report(options: Options, grid: StepGrid, tau: np.ndarray, dim: int):
   """The moment report and the mixtures: one, all, or () where there are too many to keep."""
   if not 1 <= options.components <= dim:
     raise UserError(f'components must be in 1..{dim} (the number of elements of a sample), got {options.components}')
   steps = len(tau)
-  if np.ndim(options.scale) and len(options.scale) != steps:
-    raise UserError(f'scale must be one number or one per step ({steps}), got {len(options.scale)}')
-  wanted = np.broadcast_to(np.float64(options.scale), (steps,))
+  wanted = _scales(options, grid)
   keys = _step_keys(options, steps)
-  dtype = jnp.result_type(float)
-  draw = jax.jit(_mixture, static_argnums=(1, 2, 3))
+  draw = _drawer(options, dim)
   keep = options.shared or steps * options.components * dim <= KEEP_AT_MOST
   rows, mixtures = [], []
   for n in range(steps):
     if n == 0 or not options.shared:
-      mixture = draw(keys[n], options, dim, dtype)
+      mixture = draw(keys[n])
       mixtures += [mixture] * keep
       summary = mm.summarise(mixture, options.form, options.covariance)
     largest = float(tau[n] * summary.largest) if np.isfinite(summary.largest) else np.inf
@@ -202,10 +224,10 @@ def precisions(name: str, eta: float, options: dict[str, Any], grid: StepGrid, d
       return 1 / tau**2
   options = check(Options(**options))
   keys = _step_keys(options, len(tau))
-  draw = jax.jit(_mixture, static_argnums=(1, 2, 3))
+  draw, scales = _drawer(options, dim), _scales(options, grid)
   mixture, out = None, []
   for n in range(len(tau)):
     if mixture is None or not options.shared:
-      mixture = draw(keys[n], options, dim, jnp.result_type(float))
-    out.append(mm.precision(mixture, options.form, options.covariance, tau[n], options.scale))
+      mixture = draw(keys[n])
+    out.append(mm.precision(mixture, options.form, options.covariance, tau[n], scales[n]))
   return np.array(out)

@@ -106,7 +106,7 @@ class GatherTest(parameterized.TestCase):
       x[(images[:, 0, 0, 0] == IMAGES[30, 0, 0, 0]) & (images[:, 1, 1, 0] == IMAGES[30, 1, 1, 0]), 2] = np.nan
       return features.Extracted(x)
 
-    with self.assertRaisesRegex(UserError, '^1 images of x have non-finite features, the first is number 30$'):
+    with self.assertRaisesRegex(UserError, '^1 of x have non-finite features, the first is number 30$'):
       features.gather(fake(broken), ArraySet(IMAGES, 'x'), 'test', ('features',), batch=8)
     with self.assertRaisesRegex(UserError, 'x has images of 4 x 4 x 1, the features fake need 8 x 8 x 1'):
       features.gather(fake()._replace(shape=(8, 8, 1)), ArraySet(IMAGES, 'x'), 'test', ('features',))

@@ -159,6 +159,55 @@ class InfeasibleTest(cases.X64TestCase):
     self.assertEqual([row['scale'] for row in report], [0.4, 0.3, 0.2, 0.0])
 
 
+class ScaleIntervalTest(cases.X64TestCase):
+  GRID = grids.make(schedules.linear(), 5, 'trailing')
+  LEVEL = GRID.b_t / GRID.a_t  # falls from step to step
+
+  def rows(self, name='ddim_gmm', **options):
+    return samplers.make(name, dict(dict(eta=0.5, scale=2.0, components=4), **options)).plan(self.GRID, (8,))
+
+  def test_both_ends_are_inside(self):
+    interval = tuple(self.LEVEL[[3, 1]] * (1 - 1e-12, 1 + 1e-12))
+    _, report = self.rows(scale_interval=interval)
+    self.assertEqual([row['scale'] for row in report], [0, 2, 2, 2, 0])
+    for row, inside in zip(report, (False, True, True, True, False)):
+      self.assertEqual(row['infeasible'], 'clipped' if inside else '')
+      self.assertEqual(row['covariance_residual'] > 1e-3, inside)
+      self.assertEqual(row['added_variance'] > 1e-3, inside)
+
+  def test_it_masks_the_scales_of_the_steps(self):
+    _, report = self.rows(scale=(5.0, 4.0, 3.0, 2.0, 1.0), scale_interval=[0, 1.001 * float(self.LEVEL[2])])
+    self.assertEqual([row['scale'] for row in report], [0, 0, 3, 2, 1])
+
+  @parameterized.parameters(('ddim_gmm', 0.0), ('ddim_gmm_rand', 0.5), ('ddim_noise', 0.5))
+  def test_no_step_inside_is_ddim(self, name, eta):
+    options = dict(eta=eta, scale=2.0, components=4)
+    draw = lambda name, **more: cases.sample(
+        samplers.make(name, dict(options, **more)), exact.gaussian(0.3, 0.2), self.GRID, (8,), np.arange(6)).x
+    between = (float(self.LEVEL[2]) * 1.01, float(self.LEVEL[1]) * 0.99)
+    np.testing.assert_allclose(draw(name, scale_interval=between), draw('ddim'), atol=1e-13)
+    np.testing.assert_array_equal(draw(name, scale_interval=(0.0, float('inf'))), draw(name))
+    self.assertGreater(float(jnp.abs(draw(name) - draw('ddim')).max()), 0.1)
+
+  def test_pure_noise_is_inside_of_no_finite_interval(self):
+    grid = grids.make(schedules.rectified_flow(), 3, 'uniform')  # a_t = 0 at its first time
+    used = lambda interval: [row['scale'] for row in samplers.make('rfim_gmm', dict(scale=1.0, components=2, scale_interval=interval)).plan(grid, (4,))[1]]
+    self.assertEqual(used((0.0, 1e9)), [0, 1, 1])
+    self.assertEqual(used((1.0, float('inf'))), [1, 1, 0])
+
+  def test_the_weights_of_the_loss_follow(self):
+    options = dict(scale=0.05, components=4)
+    found = mixture.precisions('ddim_gmm', 1.0, dict(options, scale_interval=(0.0, 1.001 * float(self.LEVEL[3]))), self.GRID, 8)
+    tau = marginals.posterior_std(self.GRID, 1.0)
+    np.testing.assert_allclose(found[:3], 1 / tau[:3] ** 2, rtol=1e-12)
+    self.assertGreater(found[3], 1 / tau[3] ** 2 * (1 + 1e-6))
+
+  @parameterized.parameters(((1.0,),), ((2.0, 1.0),), ((-1.0, 1.0),), ((0.0, float('nan')),))
+  def test_bad(self, interval):
+    with self.assertRaisesRegex(UserError, r'scale_interval must be \(\) or \(low, high\) with 0 <= low <= high, got'):
+      samplers.make('ddim_gmm', dict(scale_interval=interval))
+
+
 class OptionsTest(parameterized.TestCase):
 
   @parameterized.parameters(
