@@ -13,6 +13,7 @@ from gmm_diffusion import main, metrics, specs
 from gmm_diffusion.aliases import UserError
 from gmm_diffusion.data import sources
 from gmm_diffusion.loops import sample as sample_loop
+from gmm_diffusion.metrics import features as features_lib
 
 DATA = sources.load(specs.Data('digits'))
 LOOK = (DATA.test.astype(int) * 3 // 4).astype(np.uint8)  # images for which no metric is 0
@@ -27,7 +28,7 @@ def evaluate(workdir, **changes):
 
 def records(workdir):
   with open(os.path.join(workdir, 'results.json'), encoding='utf-8') as file:
-    return {(record['sampler'], record['metric']): record for record in json.load(file)}
+    return {(record['sampler'], record['metric']): record for record in json.load(file) if record['kind'] == 'metric'}
 
 
 class ImagesTest(parameterized.TestCase):
@@ -117,6 +118,40 @@ class ImagesTest(parameterized.TestCase):
     config.evaluate.update(images=self.npz, features='identity')
     with self.assertRaisesRegex(UserError, "data 'none' has no images to compare with; set evaluate.reference to a folder"):
       main.run('evaluate', self.workdir, config, 'command')
+
+
+
+class SamplersTest(absltest.TestCase):
+
+  def test_with_and_without_stored_samples(self):
+    found = {}
+    for store in (True, False):
+      workdir = os.path.join(self.create_tempdir().full_path, 'run')
+      config = digits.get_config()
+      config.denoiser.name = 'empirical'
+      config.sampler.steps = 3
+      config.sample.shard = 25
+      config.evaluate.update(features='identity', samplers=('ddim',), count=60, store=store)
+      main.run('evaluate', workdir, config, 'command')
+      found[store] = {key: record['value'] for key, record in records(workdir).items()}
+      self.assertEqual(os.path.exists(os.path.join(workdir, 'samples')), store)
+      parts = sorted(name for name in os.listdir(os.path.join(workdir, 'features', 'ddim')) if name.endswith('.npz'))
+      self.assertEqual(parts, ['00000000-00000024.npz', '00000025-00000049.npz', '00000050-00000059.npz'])
+      # what is there is not extracted again, but for a part that was lost
+      os.remove(os.path.join(workdir, 'features', 'ddim', parts[1]))
+      load = features_lib.load
+      extracted = []
+
+      def counting(*arguments, load=load, extracted=extracted):
+        one = load(*arguments)
+        return one._replace(extract=lambda x: (extracted.append(len(x)), one.extract(x))[1])
+
+      with mock.patch.object(features_lib, 'load', counting):
+        main.run('evaluate', workdir, config, 'command')
+      self.assertIn(25, extracted)
+      self.assertNotIn(10, extracted)
+      self.assertEqual({key: record['value'] for key, record in records(workdir).items()}, found[store])
+    self.assertEqual(found[True], found[False])
 
 
 if __name__ == '__main__':
