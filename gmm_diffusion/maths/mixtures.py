@@ -126,8 +126,9 @@ def _split_bias(bias: Array | None, size: tuple[int, int]) -> Array | None:
   """[Q, J] -> [row blocks, column blocks, q, j]."""
   if bias is None:
     return None
-  rows = _split(bias, len(bias), size[0])
-  return jax.vmap(jax.vmap(lambda row: _split(row, bias.shape[1], size[1]), 1, 2))(rows)
+  (Q, J), (q, j) = bias.shape, size
+  bias = jnp.pad(bias, ((0, -Q % q), (0, -J % j)))
+  return bias.reshape(-(-Q // q), q, -(-J // j), j).transpose(0, 2, 1, 3)
 
 
 def _join(tree: Any, n: int) -> Any:
@@ -225,7 +226,7 @@ def _posterior_backward(block, saved, cotangent):
   rows, columns, bias, values, out = saved
   offset = cotangent.log_normaliser - jnp.sum(cotangent.mean * out.mean, 1)
 
-  def gradient(w, side, value):  # d w_ij / d logit_ij = w_ij (1 - ...): the offset holds the rest
+  def gradient(w, side, value):  # d mean_i / d logit_ij = w_ij (f_j - mean_i)
     mean, offset = side
     d_logits = w * (jnp.matmul(mean, value.T, precision=_HIGHEST) + offset[:, None])
     return d_logits, jax.tree.map(jnp.zeros_like, side), jnp.matmul(w.T, mean, precision=_HIGHEST)
