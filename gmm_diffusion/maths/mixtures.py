@@ -94,16 +94,30 @@ def _sides(pairs: Pairs) -> tuple[_Rows, _Columns]:
 
 
 def _logits(rows: _Rows, columns: _Columns, bias: Array | None) -> Array:
-  """Equation (1), [Q, J]. Distances are taken about the block's centre, where cancellation is least."""
+  """Equation (1), [Q, J]. Distances are taken about the centre of the block's open units, where cancellation is least."""
   out = columns.log_priors[None] if bias is None else columns.log_priors[None] + bias
+  on = (jnp.isfinite(columns.log_priors) if bias is None else jnp.any(jnp.isfinite(out), 0))[:, None]
   for points, h, means, precisions in zip(rows.points, rows.weights, columns.means, columns.precisions):
-    centre = jax.lax.stop_gradient(jnp.mean(means, 0, keepdims=True))  # distances do not depend on it
-    q, m = points - centre, means - centre
+    centre = jnp.sum(jnp.where(on, means, 0), 0, keepdims=True) / jnp.maximum(jnp.sum(on), 1)
+    centre = jax.lax.stop_gradient(centre)  # distances do not depend on it
+    q, m = points - centre, jnp.where(on, means, centre) - centre
     squares = jnp.sum(q**2, 1)[:, None] + jnp.sum(m**2, 1)[None] - 2 * jnp.matmul(q, m.T, precision=_HIGHEST)
     scale = 0.5 * points.shape[1] * jnp.log(jnp.where(precisions > 0, precisions, 1))
     term = scale[None] - 0.5 * precisions[None] * jnp.maximum(squares, 0)
     out = out + (term if h is None else h[:, None] * term)
   return out
+
+
+def _weights(logits: Array, log_normaliser: Array) -> Array:
+  """Equation (2), [Q, J]; zero for queries to which no unit is open. Rounding of huge logits cannot lift a weight above 1."""
+  open_ = jnp.isfinite(log_normaliser)[:, None]
+  return jnp.where(open_, jnp.exp(jnp.minimum(logits - jnp.where(open_, log_normaliser[:, None], 0), 0)), 0)
+
+
+def pair_weights(pairs: Pairs, log_normaliser: Array) -> Array:
+  """All responsibilities at once, [Q, J]: for small problems."""
+  rows, columns = _sides(pairs)
+  return _weights(_logits(rows, columns, pairs.bias), log_normaliser)
 
 
 def _split(tree: Any, n: int, size: int, fill: float = 0) -> Any:
@@ -127,13 +141,18 @@ def _split_bias(bias: Array | None, size: tuple[int, int]) -> Array | None:
   if bias is None:
     return None
   (Q, J), (q, j) = bias.shape, size
-  bias = jnp.pad(bias, ((0, -Q % q), (0, -J % j)))
+  bias = jnp.pad(bias, ((0, -Q % q), (0, -J % j)), constant_values=-jnp.inf)
   return bias.reshape(-(-Q // q), q, -(-J // j), j).transpose(0, 2, 1, 3)
 
 
 def _join(tree: Any, n: int) -> Any:
   """Undoes _split."""
   return jax.tree.map(lambda x: x.reshape((x.shape[0] * x.shape[1],) + x.shape[2:])[:n], tree)
+
+
+def _scan(body, carry: Any, parts: Any) -> tuple[Any, Any]:
+  """jax.lax.scan, without a loop where there is one block only: that compiles faster."""
+  return jax.lax.scan(body, carry, parts, unroll=len(jax.tree.leaves(parts)[0]) == 1 or 1)
 
 
 def posterior(queries: Array, units_: Units, values: Array, block: int = 1024) -> Posterior:
@@ -177,11 +196,12 @@ def _posterior(block, rows, columns, bias, values):
       return (new_top, sums), None
 
     start = jnp.full(size[0], -jnp.inf, values.dtype), jnp.zeros((size[0], values.shape[1] + 1), values.dtype)
-    (top, sums), _ = jax.lax.scan(body, start, (parts, row_bias))
+    (top, sums), _ = _scan(body, start, (parts, row_bias))
     total = sums[:, -1]
     return Posterior(sums[:, :-1] / jnp.where(total > 0, total, 1)[:, None], top + jnp.log(total))
 
-  return _join(jax.lax.map(of_rows, (_split(rows, Q, size[0]), _split_bias(bias, size))), Q)
+  _, out = _scan(lambda _, part: (None, of_rows(part)), None, (_split(rows, Q, size[0]), _split_bias(bias, size)))
+  return _join(out, Q)
 
 
 def _pull(block, rows, columns, bias, log_normaliser, row_side, column_side, gradient):
@@ -201,17 +221,16 @@ def _pull(block, rows, columns, bias, log_normaliser, row_side, column_side, gra
     def of_columns(total, part):
       (column, other), b = part
       logits, pull = jax.vjp(_logits, row, column, b)
-      weights = jnp.where(jnp.isfinite(z)[:, None], jnp.exp(logits - jnp.where(jnp.isfinite(z), z, 0)[:, None]), 0)
-      d_logits, d_side, d_other = gradient(weights, side, other)
+      d_logits, d_side, d_other = gradient(_weights(logits, z), side, other)
       d_row, d_column, d_bias = pull(d_logits)
       return add(total, (d_row, d_side)), (d_column, d_other, d_bias)
 
-    total, (d_column, d_other, d_bias) = jax.lax.scan(of_columns, zero((row, side)), (column_parts, row_bias))
+    total, (d_column, d_other, d_bias) = _scan(of_columns, zero((row, side)), (column_parts, row_bias))
     return add(carry, (d_column, d_other)), (total, d_bias)
 
   row_parts = _split((rows, row_side), Q, size[0]), _split_bias(bias, size)
   row_parts = ((row_parts[0][0], _split(log_normaliser, Q, size[0], -jnp.inf), row_parts[0][1]), row_parts[1])
-  d_columns, (d_rows, d_bias) = jax.lax.scan(of_rows, zero(column_parts), row_parts)
+  d_columns, (d_rows, d_bias) = _scan(of_rows, zero(column_parts), row_parts)
   if bias is not None:
     d_bias = d_bias.transpose(0, 2, 1, 3).reshape(d_bias.shape[0] * size[0], -1)[:Q, :J]
   return *_join(d_rows, Q), *_join(d_columns, J), d_bias
@@ -265,15 +284,14 @@ def _sums(block, rows, columns, bias, log_normaliser, values):
 
     def body(total, part):
       (row, z, y), b = part
-      open_ = jnp.isfinite(z)
-      logits = _logits(row, column, b) - jnp.where(open_, z, 0)[:, None]
-      weights = jnp.where(open_[:, None], jnp.exp(logits), 0)
+      weights = _weights(_logits(row, column, b), z)
       return total + jnp.matmul(weights.T, y, precision=_HIGHEST), None
 
-    return jax.lax.scan(body, jnp.zeros((size[1], values.shape[1]), values.dtype), (parts, column_bias))[0]
+    return _scan(body, jnp.zeros((size[1], values.shape[1]), values.dtype), (parts, column_bias))[0]
 
   column_bias = None if bias is None else row_bias.swapaxes(0, 1)
-  return _join(jax.lax.map(of_column, (_split_columns(columns, J, size[1]), column_bias)), J)
+  _, out = _scan(lambda _, part: (None, of_column(part)), None, (_split_columns(columns, J, size[1]), column_bias))
+  return _join(out, J)
 
 
 def _sums_forward(block, rows, columns, bias, log_normaliser, values):
