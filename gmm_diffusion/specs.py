@@ -72,6 +72,7 @@ class Net:
   scale_shift: bool = True
   resblock_updown: bool = True
   pad_end: bool = False
+  attention_kind: str = 'dot'
   legacy_attention: bool = True
   eps: float = 1e-5
   freq_shift: int = 0
@@ -233,6 +234,9 @@ class Spec:
   def __post_init__(self):
     _choose('data.name', self.data.name, ('digits', 'toy', 'tfds', 'none'))
     _choose('denoiser.name', self.denoiser.name, ('network', 'mixture', 'empirical'))
+    _choose('net.attention_kind', self.net.attention_kind, ('dot', 'em'))
+    if self.net.attention_kind == 'em' and (self.net.name != 'unet' or self.net.context_dim or self.net.weights.format):
+      raise UserError("net.attention_kind 'em' needs a U-Net trained here, without a context; use 'dot'")
     _choose('net.dtype', self.net.dtype, ('float32', 'bfloat16'))
     _choose('net.labels', self.net.labels, ('null', 'plain', 'none'))
     _choose('autoencoder.name', self.autoencoder.name, ('', 'vq', 'kl'))
