@@ -166,7 +166,7 @@ def propagate_values(memory_: Memory, pairs_: mixtures.Pairs, tokens: Tokens, pr
 
 
 def infer(memory_: Memory, tokens: Tokens, positions: Positions = Positions(), trust: Trust = Trust(), key_steps: int = 0,
-          value_steps: int = 0, hold: bool = True, annotated: int | None = None, on: tuple[Array | bool, Array | bool] = (True, True),
+          value_steps: int = 0, hold: bool = True, on: tuple[Array | bool, Array | bool] = (True, True),
           block: int = BLOCK) -> Inferred:
   """Key adaptation, then value propagation, then the values of all tokens.
 
@@ -175,7 +175,6 @@ def infer(memory_: Memory, tokens: Tokens, positions: Positions = Positions(), t
     trust: precision of the priors around the keys and values of `memory_`.
     key_steps, value_steps: iterations of (4) and (5). Without held values the second do nothing.
     hold: held tokens return their values as they are.
-    annotated: only so many tokens, the first ones, may be held; value steps then look at no others.
     on: scalars, traced or not, that switch key steps and value steps.
     block: tokens and units in flight.
 
@@ -185,14 +184,14 @@ def infer(memory_: Memory, tokens: Tokens, positions: Positions = Positions(), t
   dtype = memory_.values.dtype
   wide = jnp.result_type(jnp.float32, *jax.tree.leaves((memory_, tokens, positions)))
   memory_, tokens, positions, trust = jax.tree.map(lambda x: jnp.asarray(x, wide), (memory_, tokens, positions, trust))
-  first, known = memory_, jax.tree.map(lambda x: x[:annotated], tokens)
+  first = memory_
 
   def key_step(now, _):
     keys = adapt_keys(now, pairs(now, tokens, positions), tokens, positions, first.keys, trust.keys, block)
     return now._replace(keys=jnp.where(on[0], keys, now.keys)), None
 
   def value_step(now, _):
-    values = propagate_values(now, pairs(now, known, positions), known, first.values, trust.values, block)
+    values = propagate_values(now, pairs(now, tokens, positions), tokens, first.values, trust.values, block)
     return now._replace(values=jnp.where(on[1], values, now.values)), None
 
   if key_steps:

@@ -2,9 +2,9 @@
 
 An encoder embeds the image once: tokens at stride 4, and memory units at stride 8 whose keys are mean embeddings (with
 positions as two more entries, so that EM moves units in the image as well) and whose values come from the image alone.
-Clicks are tokens whose value is known: the embedding of "object" or "background". Per click, key adaptation [PA section 3;
-maths/em.py eq. 4] and value propagation [eq. 5] change the units; then every token reads the units and the clicks [eq. 3],
-and a small head turns what it read into a mask. With clicks='channels' the network is the baseline: plain dot-product attention,
+Clicks are tokens whose value is known, the embedding of "object" or "background", and they are units with that value. Per click, key
+adaptation [PA section 3; maths/em.py eq. 4] moves all units and value propagation [eq. 5] changes the values of the image's; then every
+token reads the units [eq. 3], and a small head turns what it read into a mask. With clicks='channels' the network is the baseline: plain dot-product attention,
 and clicks drawn into the input of the encoder.
 """
 
@@ -77,6 +77,7 @@ class Segmenter(nn.Module):
     self.to_values = nn.Dense(self.heads * self.head_channels)
     self.labels = self.param('labels', nn.initializers.normal(1.0), (2, self.heads, self.head_channels))
     self.prior = self.param('click_prior', nn.initializers.constant(4.0), (self.heads,))
+    self.trust_clicks = self.param('log_trust_clicks', nn.initializers.constant(3.0), (self.heads,))
     self.reach = self.param('reach', nn.initializers.constant(2.0), (self.heads,))
     self.precisions = Precisions(self.heads, 0.5, 0.3, 2.0, 0.05)
     self.mix, self.refine, self.out = conv(C), conv(C // 2), conv(1)
@@ -127,28 +128,31 @@ class Segmenter(nn.Module):
     known = self.labels[jnp.maximum(clicks.labels, 0)]  # [B, S, H, V]
     pooled = features.tokens.reshape(B, h // 2, 2, w // 2, 2, H, C).mean((2, 4))
 
-    def head(tokens, pooled, values, clicked, known, pixels, used, on, alpha, beta, trust, prior, reach):
+    def head(tokens, pooled, values, clicked, known, pixels, used, on, alpha, beta, trust, prior, reach, trust_clicks):
       place = lambda x, at: jnp.concatenate([x, at * (reach / REACH)], 1)
       flat = lambda x: x.reshape(-1, x.shape[-1])
       queries = place(flat(tokens), flat(_grid((h, w), 4)))
       clicked = place(clicked, pixels + 0.5)
       keys = place(flat(pooled), flat(_grid((h // 2, w // 2), 8)))
-      values, held = flat(values), used.astype(values.dtype)
-      units = em.memory(keys, values, alpha, beta, jnp.zeros(len(keys)))
+      J, S, held = len(keys), len(clicked), used.astype(keys.dtype)
+      # clicks are tokens and units: their keys adapt, their values are known
+      units = em.memory(jnp.concatenate([keys, clicked]), jnp.concatenate([flat(values), known]), alpha, beta,
+                        jnp.concatenate([jnp.zeros(J), jnp.where(used, prior, -jnp.inf)]))
       everyone = em.Tokens(jnp.concatenate([clicked, queries]), jnp.concatenate([known, jnp.zeros((len(queries), C))]),
                            jnp.concatenate([held, jnp.zeros(len(queries))]))
-      units = em.infer(units, everyone, trust=trust, key_steps=self.key_steps, value_steps=self.value_steps, annotated=len(held), on=on).memory
-      # clicks are units too, with their known values
-      joined = em.Memory(jnp.concatenate([units.keys, clicked]), jnp.concatenate([units.values, known]),
-                         *(jnp.full(len(keys) + len(held), x) for x in (alpha, beta)),
-                         jnp.concatenate([units.log_priors, jnp.where(used, prior, -jnp.inf)]))
-      return em.value_map(joined, em.pairs(joined, em.Tokens(queries)))
+      theta = jnp.concatenate([jnp.full((J, 1), trust.keys), jnp.full((S, 1), trust_clicks)])
+      units = em.infer(units, everyone, trust=em.Trust(theta), key_steps=self.key_steps, on=on).memory
+      # a click would answer to its own unit and tell the others nothing: it teaches the units of the image
+      image = jax.tree.map(lambda x: x[:J], units)
+      image = em.infer(image, em.Tokens(clicked, known, held), trust=trust, value_steps=self.value_steps, on=on).memory
+      units = units._replace(values=jnp.concatenate([image.values, known]))
+      return em.value_map(units, em.pairs(units, em.Tokens(queries)))
 
-    per_head = jax.vmap(head, (2, 2, 2, 1, 1, None, None, None, 0, 0, 0, 0, 0), 1)
-    per_item = jax.vmap(per_head, (0,) * 7 + (0,) + (None,) * 5)
+    per_head = jax.vmap(head, (2, 2, 2, 1, 1, None, None, None, 0, 0, 0, 0, 0, 0), 1)
+    per_item = jax.vmap(per_head, (0,) * 8 + (None,) * 6)
     on = tuple(jnp.broadcast_to(jnp.asarray(flag), (B,)) for flag in on)
     read = per_item(features.tokens, pooled, features.values, clicked, known, clicks.pixels.astype(jnp.float32), used, on,
-                    alpha, beta, trust, self.prior, self.reach)
+                    alpha, beta, trust, self.prior, self.reach, jnp.exp(self.trust_clicks))
     read = read.reshape(B, h, w, H, C)
     # the tokens under the clicks hold their values
     hold = lambda read, at, known, used: read.at[jnp.where(used, at[:, 0], h), at[:, 1]].set(known, mode='drop')
