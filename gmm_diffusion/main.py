@@ -8,8 +8,7 @@ from ml_collections import config_flags
 
 from gmm_diffusion import parallel, specs
 from gmm_diffusion.aliases import UserError
-from gmm_diffusion.data import sources
-from gmm_diffusion.loops import evaluate, pretrained, sample, segmentation, train
+from gmm_diffusion.loops import diffusion, segmentation
 from gmm_diffusion.reports import files
 
 FLAGS = flags.FLAGS
@@ -20,28 +19,8 @@ flags.DEFINE_string('workdir', None, 'Folder for checkpoints, samples and result
 flags.mark_flags_as_required(['config', 'mode', 'workdir'])
 
 
-def diffusion(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
-  """Training a denoiser, sampling and comparing samplers."""
-  data = sources.load(spec.data)
-  needs_training = spec.denoiser.name == 'network'
-  if mode == 'train' and not needs_training:
-    raise UserError(f'denoiser {spec.denoiser.name!r} is exact and has nothing to train; use --mode=sample or evaluate')
-  if mode == 'all':  # find bad settings before the training, not after it
-    evaluate.samplers_with_controls(spec, data)
-  if mode in ('train', 'all') and needs_training:
-    train.train(spec, data, workdir)
-  if mode == 'fetch':
-    pretrained.fetch(spec, data, workdir)
-  if mode == 'convert':
-    pretrained.convert(spec, data, workdir)
-  if mode == 'sample':
-    sample.sample(spec, data, workdir, command)
-  if mode in ('evaluate', 'all'):
-    evaluate.evaluate(spec, data, workdir, command)
-
-
 TASKS = {  # task -> mode -> loop(spec, workdir, command)
-    'diffusion': {mode: functools.partial(diffusion, mode) for mode in MODES},
+    'diffusion': {mode: functools.partial(diffusion.run, mode) for mode in MODES},
     'segmentation': {'train': segmentation.train, 'evaluate': segmentation.evaluate, 'all': segmentation.train_and_evaluate},
 }
 
