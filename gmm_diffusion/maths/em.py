@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from gmm_diffusion.aliases import Array
 from gmm_diffusion.maths import mixtures
 
-BLOCK = 512
+BLOCK = 256
 
 
 class Memory(NamedTuple):
