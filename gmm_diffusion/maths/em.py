@@ -38,15 +38,17 @@ class Memory(NamedTuple):
 
 
 class Tokens(NamedTuple):
-  """Queries [I, C]; values [I, V] where held [I] (float) is 1, and anything where it is 0; bias [I, J]: log pi_ij and masks (-inf).
+  """Queries [I, C]; values [I, V] where held [I] (float) is 1, and anything where it is 0; bias [I, J]: log pi_ij and masks (-inf);
+  present [I] (float): 0 for a slot that is empty, which no unit learns from.
 
-  values None: nothing is held. bias None: the priors are those of the units.
+  values None: nothing is held. bias None: the priors are those of the units. present None: all are.
   """
 
   queries: Array
   values: Array | None = None
   held: Array | None = None
   bias: Array | None = None
+  present: Array | None = None
 
 
 class Positions(NamedTuple):
@@ -128,6 +130,12 @@ def e_step(pairs_: mixtures.Pairs, block: int = BLOCK) -> Array:
   return mixtures.pair_posterior(pairs_, nothing, block).log_normaliser
 
 
+def _e_step(pairs_, tokens, block):
+  """e_step, with -inf for slots that are empty too."""
+  z = e_step(pairs_, block)
+  return z if tokens.present is None else jnp.where(tokens.present > 0, z, -jnp.inf)
+
+
 def value_map(memory_: Memory, pairs_: mixtures.Pairs, block: int = BLOCK) -> Array:
   """Equation (3), [I, V]; sum_j w_ij mu_j where all beta are equal or zero. Zero for a token to which no unit is open."""
   beta = jnp.where(jnp.any(memory_.beta > 0), memory_.beta, 1)[:, None]
@@ -145,7 +153,7 @@ def _towards(prior, theta, scale, total, mass, now):
 def adapt_keys(memory_: Memory, pairs_: mixtures.Pairs, tokens: Tokens, positions: Positions, prior: Array, theta: Array | float,
                block: int = BLOCK) -> Array:
   """Equations (2), by `pairs_`, and (4): keys [J, C] pulled from their prior [J, C] to the queries that they answer."""
-  z = e_step(pairs_, block)
+  z = _e_step(pairs_, tokens, block)
   pull, count = tokens.queries, 1
   if positions.key is not None:
     count = 2
@@ -161,7 +169,7 @@ def propagate_values(memory_: Memory, pairs_: mixtures.Pairs, tokens: Tokens, pr
   """Equations (2), by `pairs_`, and (5): values [J, V] pulled from their prior [J, V] to the held values."""
   held = tokens.held[:, None]
   y = jnp.concatenate([jnp.where(held > 0, held * tokens.values, 0), held], 1)
-  _, sums = mixtures.pair_sums(pairs_, e_step(pairs_, block), y, block)
+  _, sums = mixtures.pair_sums(pairs_, _e_step(pairs_, tokens, block), y, block)
   return _towards(prior, theta, memory_.beta, sums[:, :-1], sums[:, -1], memory_.values)
 
 
@@ -207,7 +215,7 @@ def infer(memory_: Memory, tokens: Tokens, positions: Positions = Positions(), t
 def log_posterior(memory_: Memory, tokens: Tokens, first: Memory, positions: Positions = Positions(), trust: Trust = Trust(),
                   block: int = BLOCK) -> Array:
   """Equation (6), but for constants that no step changes; `first` has the keys and values of the priors."""
-  z = e_step(pairs(memory_, tokens, positions), block)
+  z = _e_step(pairs(memory_, tokens, positions), tokens, block)
   prior = jnp.sum(trust.keys * (memory_.keys - first.keys) ** 2) + jnp.sum(trust.values * (memory_.values - first.values) ** 2)
   return jnp.sum(jnp.where(jnp.isfinite(z), z, 0)) - 0.5 * prior
 

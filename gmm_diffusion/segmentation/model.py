@@ -122,7 +122,7 @@ class Segmenter(nn.Module):
     """Values that the tokens read, [B, h, w, heads, V]."""
     B, h, w, H, C = features.tokens.shape
     alpha, beta, trust = self.precisions()
-    cell = jnp.clip(clicks.pixels // 4, 0, jnp.array([h - 1, w - 1]))
+    cell = jnp.clip(clicks.pixels // 4, 0, jnp.array([[[h - 1, w - 1]]]))
     clicked = jax.vmap(lambda tokens, at: tokens[at[:, 0], at[:, 1]])(features.tokens, cell)  # [B, S, H, C]
     used = clicks.labels >= 0
     known = self.labels[jnp.maximum(clicks.labels, 0)]  # [B, S, H, V]
@@ -139,7 +139,7 @@ class Segmenter(nn.Module):
       units = em.memory(jnp.concatenate([keys, clicked]), jnp.concatenate([flat(values), known]), alpha, beta,
                         jnp.concatenate([jnp.zeros(J), jnp.where(used, prior, -jnp.inf)]))
       everyone = em.Tokens(jnp.concatenate([clicked, queries]), jnp.concatenate([known, jnp.zeros((len(queries), C))]),
-                           jnp.concatenate([held, jnp.zeros(len(queries))]))
+                           jnp.concatenate([held, jnp.zeros(len(queries))]), present=jnp.concatenate([held, jnp.ones(len(queries))]))
       theta = jnp.concatenate([jnp.full((J, 1), trust.keys), jnp.full((S, 1), trust_clicks)])
       units = em.infer(units, everyone, trust=em.Trust(theta), key_steps=self.key_steps, on=on).memory
       # a click would answer to its own unit and tell the others nothing: it teaches the units of the image
