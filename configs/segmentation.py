@@ -8,10 +8,10 @@ def get_config(arg=''):
   variants = common.arguments(arg, ('runlocal',))
   config = common.defaults()
   config.task = 'segmentation'
-  config.train.update(steps=2500, batch=8, learning_rate=2e-3, ema=0.995, checkpoint_every=250)
+  config.train.update(steps=2000, batch=8, learning_rate=2e-3, ema=0.995, checkpoint_every=250)
   config.evaluate.bootstrap = 1000
   if 'runlocal' in variants:
     config.train.update(steps=4, batch=4, warmup=2, checkpoint_every=4, log_every=2)
-    config.segmentation.update(channels=16, heads=1, head_channels=8, crop=(48, 64), clicks=3, objects=4, batch=4, slots=4)
+    config.segmentation.update(channels=8, blocks=1, heads=1, head_channels=8, key_steps=1, value_steps=1, crop=(48, 64), clicks=3, objects=4, batch=4, slots=4)
     config.evaluate.bootstrap = 20
   return config

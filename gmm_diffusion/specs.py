@@ -225,12 +225,13 @@ class Evaluate:
 class Segmentation:
   """Interactive segmentation (segmentation/model.py): the network, and how it is evaluated.
 
-  channels, heads, head_channels, key_steps, value_steps: of the network. crop: height and width to train on. size: images with a
+  channels, blocks, heads, head_channels, key_steps, value_steps: of the network. crop: height and width to train on. size: images with a
   longer side above it are worked on at it. slots: clicks that a session holds. clicks: how many the simulated annotator
   makes, on `objects` objects, `batch` at a time on each device. baseline: also the network that takes clicks as channels.
   """
 
   channels: int = 32
+  blocks: int = 2
   heads: int = 2
   head_channels: int = 16
   key_steps: int = 2
@@ -277,7 +278,7 @@ class Spec:
     for key in ('train.steps', 'train.batch', 'train.log_every', 'train.checkpoint_every', 'sample.count',
                 'sample.batch', 'evaluate.count', 'evaluate.reference', 'evaluate.neighbours', 'net.channels', 'net.blocks', 'schedule.T',
                 'net.patch', 'net.heads', 'autoencoder.batch', 'autoencoder.channels', 'classifier.channels',
-                *(f'segmentation.{name}' for name in ('channels', 'heads', 'head_channels', 'size', 'slots', 'clicks', 'objects', 'batch'))):
+                *(f'segmentation.{name}' for name in ('channels', 'blocks', 'heads', 'head_channels', 'size', 'slots', 'clicks', 'objects', 'batch'))):
       if self.get(key) < 1:
         raise UserError(f'{key} must be at least 1, got {self.get(key)}')
     if len(self.segmentation.crop) != 2 or any(side < 32 or side % 16 for side in self.segmentation.crop):

@@ -10,13 +10,15 @@ from experiments import released_end_to_end
 from gmm_diffusion import main
 from loops import pretrained_test
 
-NOTEBOOK = os.path.join(cases.ROOT, 'experiments', 'notebooks', 'ddim_gmm_colab.ipynb')
+NOTEBOOKS = os.path.join(cases.ROOT, 'experiments', 'notebooks')
 
 
 class NotebookTest(absltest.TestCase):
 
-  def test_runs(self):
-    with open(NOTEBOOK, encoding='utf-8') as file:
+  def run_cells(self, name, small):
+    """Runs a notebook at a small size in a folder of its own: (names that it defines, what it displays)."""
+    path = os.path.join(NOTEBOOKS, name)
+    with open(path, encoding='utf-8') as file:
       cells = [cell for cell in json.load(file)['cells'] if cell['cell_type'] == 'code']
     shown = []
     self.addCleanup(os.chdir, os.getcwd())
@@ -29,11 +31,23 @@ class NotebookTest(absltest.TestCase):
       if 'variant' in tags:
         source = "VARIANT = 'runlocal'"
       source = source.replace('from IPython.display import HTML, display\n', '')  # not a dependency
+      source = source.replace(*small)
       if 'install' not in tags:
-        exec(compile(source, NOTEBOOK, 'exec'), scope)  # pylint: disable=exec-used
+        exec(compile(source, path, 'exec'), scope)  # pylint: disable=exec-used
+    return scope, shown
+
+  def test_ddim_gmm(self):
+    scope, shown = self.run_cells('ddim_gmm_colab.ipynb', ('', ''))
     self.assertLen(shown, 2)
     self.assertIn('its control', shown[1])
     self.assertEqual(int(scope['result'].nfe), 10)
+
+  def test_probabilistic_attention(self):
+    fewer = 'config.segmentation.update(baseline=False, clicks=2, objects=2)'
+    scope, shown = self.run_cells('probabilistic_attention_colab.ipynb', ('config.segmentation.baseline = False', fewer))
+    self.assertLen(shown, 3)
+    self.assertEqual(scope['right'], 1.0)
+    self.assertEqual(shown[1].size, (96, 96))
 
 
 class ExperimentsTest(absltest.TestCase):

@@ -25,7 +25,7 @@ BASELINE = 'clicks as channels, dot-product attention'
 
 
 def network(spec: specs.Segmentation, clicks: str = 'tokens') -> Segmenter:
-  return Segmenter(spec.channels, spec.heads, spec.head_channels, spec.key_steps, spec.value_steps, clicks)
+  return Segmenter(spec.channels, spec.blocks, spec.heads, spec.head_channels, spec.key_steps, spec.value_steps, clicks)
 
 
 def _init(module, spec, seed):
@@ -34,7 +34,7 @@ def _init(module, spec, seed):
 
 
 def _about(spec: specs.Segmentation, clicks: str) -> dict[str, Any]:
-  keys = ('channels', 'heads', 'head_channels', 'key_steps', 'value_steps')
+  keys = ('channels', 'blocks', 'heads', 'head_channels', 'key_steps', 'value_steps')
   return {'segmentation': {key: getattr(spec, key) for key in keys}, 'clicks': clicks}
 
 

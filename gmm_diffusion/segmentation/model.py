@@ -55,9 +55,11 @@ def draw(clicks: Clicks, shape: tuple[int, int]) -> Array:
 
 
 class Segmenter(nn.Module):
-  """Attributes: channels at stride 4; heads of head_channels entries; iterations of EM; clicks 'tokens' or 'channels'."""
+  """Attributes: channels at stride 4; residual blocks per level; heads of head_channels entries; iterations of EM; clicks 'tokens' or
+  'channels'."""
 
   channels: int = 32
+  blocks: int = 2
   heads: int = 2
   head_channels: int = 16
   key_steps: int = 2
@@ -68,10 +70,9 @@ class Segmenter(nn.Module):
     C = self.channels
     conv = lambda width, size=3, stride=1: nn.Conv(width, (size, size), stride)
     self.stem, self.second = conv(C // 2, 3, 2), conv(C, 3, 2)
-    self.level4 = [ResBlock(C), ResBlock(C)]
-    self.level8 = [ResBlock(3 * C // 2, 'down'), ResBlock(3 * C // 2)]
-    self.level16 = [ResBlock(2 * C, 'down'), ResBlock(2 * C)]
-    self.level32 = [ResBlock(2 * C, 'down'), ResBlock(2 * C)]
+    level = lambda width, resample: [ResBlock(width, resample if n == 0 else '') for n in range(self.blocks)]
+    self.level4, self.level8 = level(C, ''), level(3 * C // 2, 'down')
+    self.level16, self.level32 = level(2 * C, 'down'), level(2 * C, 'down')
     self.up16, self.up8, self.up4 = ResBlock(2 * C), ResBlock(3 * C // 2), ResBlock(C)
     self.embed, self.norm = nn.Dense(self.heads * self.head_channels), nn.LayerNorm()
     self.to_values = nn.Dense(self.heads * self.head_channels)

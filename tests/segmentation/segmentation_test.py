@@ -16,7 +16,7 @@ from gmm_diffusion.segmentation import annotator, data, grabcut, metrics, model,
 from gmm_diffusion.segmentation.annotator import Click
 
 SHAPE = (48, 64)
-MODULE = model.Segmenter(8, 1, 8, key_steps=1, value_steps=1)
+MODULE = model.Segmenter(8, 1, 1, 8, key_steps=1, value_steps=1)
 
 
 @functools.cache
