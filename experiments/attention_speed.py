@@ -70,6 +70,7 @@ def main():
   parser.add_argument('--long', type=int, default=16384, help='tokens of the long case, of which only the memory is taken')
   parser.add_argument('--channels', type=int, default=64)
   parser.add_argument('--repeats', type=int, default=7)
+  parser.add_argument('--cases', nargs='+', choices=list(CASES), default=list(CASES), help='which to run beside softmax and em')
   parser.add_argument('--child', help='run one case and print the peak memory')
   args = parser.parse_args()
   if args.child is not None:
@@ -79,24 +80,26 @@ def main():
     jax.block_until_ready(jax.jit(lambda x: x + 1)(arrays[0]))  # the compiler is loaded in every case
     print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
     return
+  cases = {case: CASES[case] for case in CASES if case in (*args.cases, 'softmax', 'em')}
   base = peak('', args.tokens, args.channels)
-  memory = {case: peak(case, args.tokens, args.channels) - base for case in CASES}
+  memory = {case: peak(case, args.tokens, args.channels) - base for case in cases}
   long_base = peak('', args.long, args.channels)
-  long = {case: peak(case, args.long, args.channels) for case in ('em', 'em, forward and backward')}
-  arrays, seconds = inputs(args.tokens, args.channels), {case: [] for case in CASES}
+  long = {case: peak(case, args.long, args.channels) for case in ('em', 'em, forward and backward') if case in cases}
+  arrays, seconds = inputs(args.tokens, args.channels), {case: [] for case in cases}
   error = float(jnp.max(jnp.abs(CASES['em'](*arrays) - CASES['softmax'](*arrays))))
   for n in range(args.repeats + 1):
-    for case, fn in CASES.items():
+    for case, fn in cases.items():
       start = time.perf_counter()
       jax.block_until_ready(fn(*arrays))
       seconds[case] += [time.perf_counter() - start] if n else []  # the first compiles
   best = {case: min(values) for case, values in seconds.items()}
-  rows = [{'case': case, 'seconds': best[case], 'over_softmax': best[case] / best['softmax'], 'extra_mb': memory[case]} for case in CASES]
+  rows = [{'case': case, 'seconds': best[case], 'over_softmax': best[case] / best['softmax'], 'extra_mb': memory[case]} for case in cases]
   for row in rows:
     print(f"{row['case']:32s} {row['seconds']:8.3f} s   {row['over_softmax']:7.3f} x softmax   {row['extra_mb']:7.0f} MB extra")
-  ratios = [{'case': case, 'over': other, 'ratio': best[case] / best[other], 'limit': limit} for case, other, limit in RATIOS]
-  step = (best['em, one key adaptation'] - best['em']) / best['em']
-  ratios.append({'case': 'a key adaptation', 'over': 'em', 'ratio': step, 'limit': 2.5})
+  ratios = [{'case': case, 'over': other, 'ratio': best[case] / best[other], 'limit': limit} for case, other, limit in RATIOS if {case, other} <= set(cases)]
+  if 'em, one key adaptation' in cases:
+    step = (best['em, one key adaptation'] - best['em']) / best['em']
+    ratios.append({'case': 'a key adaptation', 'over': 'em', 'ratio': step, 'limit': 2.5})
   for row in ratios:
     print(f"{row['case']} / {row['over']}: {row['ratio']:.3f}" + (f" (at most {row['limit']:g})" if row['limit'] else ''))
   print(f'{args.long} tokens, whole process: ' + ', '.join(f'{case} {value:.0f} MB' for case, value in long.items()) + f' (inputs alone {long_base:.0f} MB)')
