@@ -1,5 +1,6 @@
 """python -m gmm_diffusion.main --config=configs/digits.py --mode=all --workdir=DIR"""
 
+import functools
 import sys
 
 from absl import app, flags, logging
@@ -7,38 +8,30 @@ from ml_collections import config_flags
 
 from gmm_diffusion import parallel, specs
 from gmm_diffusion.aliases import UserError
-from gmm_diffusion.data import sources
-from gmm_diffusion.loops import evaluate, pretrained, sample, train
+from gmm_diffusion.loops import diffusion, segmentation
 from gmm_diffusion.reports import files
 
 FLAGS = flags.FLAGS
+MODES = ('train', 'fetch', 'convert', 'sample', 'evaluate', 'all')
 config_flags.DEFINE_config_file('config', None, 'Settings, such as configs/digits.py or configs/digits.py:runlocal.', lock_config=True)
-flags.DEFINE_enum('mode', None, ['train', 'fetch', 'convert', 'sample', 'evaluate', 'all'],
-                  'What to do; all is train, then evaluate. fetch and convert get released weights.')
+flags.DEFINE_enum('mode', None, MODES, 'What to do; all is train, then evaluate. fetch and convert get released weights.')
 flags.DEFINE_string('workdir', None, 'Folder for checkpoints, samples and results.')
 flags.mark_flags_as_required(['config', 'mode', 'workdir'])
+
+
+TASKS = {  # task -> mode -> loop(spec, workdir, command)
+    'diffusion': {mode: functools.partial(diffusion.run, mode) for mode in MODES},
+    'segmentation': {'train': segmentation.train, 'evaluate': segmentation.evaluate, 'all': segmentation.train_and_evaluate},
+}
 
 
 def run(mode: str, workdir: str, config, command: str) -> None:
   """Runs a mode with a ConfigDict (or nested dict) of settings."""
   spec = specs.from_config(config)
+  if mode not in TASKS[spec.task]:
+    raise UserError(f'task {spec.task!r} has no mode {mode!r}; valid: {", ".join(TASKS[spec.task])}')
   files.make_workdir(workdir)
-  data = sources.load(spec.data)
-  needs_training = spec.denoiser.name == 'network'
-  if mode == 'train' and not needs_training:
-    raise UserError(f'denoiser {spec.denoiser.name!r} is exact and has nothing to train; use --mode=sample or evaluate')
-  if mode == 'all':  # find bad settings before the training, not after it
-    evaluate.check(spec, data)
-  if mode in ('train', 'all') and needs_training:
-    train.train(spec, data, workdir)
-  if mode == 'fetch':
-    pretrained.fetch(spec, data, workdir)
-  if mode == 'convert':
-    pretrained.convert(spec, data, workdir)
-  if mode == 'sample':
-    sample.sample(spec, data, workdir, command)
-  if mode in ('evaluate', 'all'):
-    evaluate.evaluate(spec, data, workdir, command)
+  TASKS[spec.task][mode](spec, workdir, command)
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -17,6 +17,9 @@ class Data:
 
   tfds reads `dataset` (such as 'mnist') from `path`. none has no items: `size` and `classes` say what a
   pretrained model makes, RGB images of size x size; dataset 'imagenet' gives its classes their names.
+
+  Segmentation: digit scenes, or BSDS500 in `path`; folders `images` and `masks` of one's own replace the test set.
+  split: 'val' or 'test', what is evaluated.
   """
 
   name: str = 'digits'
@@ -24,6 +27,9 @@ class Data:
   path: str = ''
   size: int = 0
   classes: int = 0
+  images: str = ''
+  masks: str = ''
+  split: str = 'test'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +78,7 @@ class Net:
   scale_shift: bool = True
   resblock_updown: bool = True
   pad_end: bool = False
+  attention_kind: str = 'dot'
   legacy_attention: bool = True
   eps: float = 1e-5
   freq_shift: int = 0
@@ -227,9 +234,34 @@ class Evaluate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Spec:
-  """Everything a run depends on."""
+class Segmentation:
+  """Interactive segmentation (segmentation/model.py): the network, and how it is evaluated.
 
+  channels, blocks, heads, head_channels, key_steps, value_steps: of the network. crop: height and width to train on. size: images with a
+  longer side above it are worked on at it. slots: clicks that a session holds. clicks: how many the simulated annotator
+  makes, on `objects` objects, `batch` at a time on each device. baseline: also the network that takes clicks as channels.
+  """
+
+  channels: int = 32
+  blocks: int = 2
+  heads: int = 2
+  head_channels: int = 16
+  key_steps: int = 2
+  value_steps: int = 2
+  crop: tuple[int, ...] = (96, 128)
+  size: int = 240
+  slots: int = 40
+  clicks: int = 20
+  objects: int = 200
+  batch: int = 8
+  baseline: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """Everything a run depends on. task: 'diffusion' or 'segmentation'."""
+
+  task: str = 'diffusion'
   seed: int = 0
   data: Data = Data()
   schedule: Schedule = Schedule()
@@ -241,24 +273,35 @@ class Spec:
   sampler: Sampler = Sampler()
   sample: Sample = Sample()
   evaluate: Evaluate = Evaluate()
+  segmentation: Segmentation = Segmentation()
 
   def __post_init__(self):
+    _choose('task', self.task, ('diffusion', 'segmentation'))
+    _choose('data.split', self.data.split, ('val', 'test'))
     _choose('data.name', self.data.name, ('digits', 'toy', 'tfds', 'none'))
     _choose('denoiser.name', self.denoiser.name, ('network', 'mixture', 'empirical'))
+    _choose('net.attention_kind', self.net.attention_kind, ('dot', 'em'))
+    if self.net.attention_kind == 'em' and (self.net.name != 'unet' or self.net.context_dim or self.net.weights.format):
+      raise UserError("net.attention_kind 'em' needs a U-Net trained here, without a context; use 'dot'")
     _choose('net.dtype', self.net.dtype, ('float32', 'bfloat16'))
     _choose('net.labels', self.net.labels, ('null', 'plain', 'none'))
     _choose('autoencoder.name', self.autoencoder.name, ('', 'vq', 'kl'))
     _choose('train.loss', self.train.loss, ('simple', 'elbo'))
     for key in ('train.steps', 'train.batch', 'train.log_every', 'train.checkpoint_every', 'sample.count',
                 'sample.batch', 'sample.shard', 'evaluate.count', 'evaluate.reference_count', 'evaluate.neighbours', 'net.channels', 'net.blocks', 'schedule.T',
-                'net.patch', 'net.heads', 'autoencoder.batch', 'autoencoder.channels', 'classifier.channels'):
+                'net.patch', 'net.heads', 'autoencoder.batch', 'autoencoder.channels', 'classifier.channels',
+                *(f'segmentation.{name}' for name in ('channels', 'blocks', 'heads', 'head_channels', 'size', 'slots', 'clicks', 'objects', 'batch'))):
       if self.get(key) < 1:
         raise UserError(f'{key} must be at least 1, got {self.get(key)}')
+    if len(self.segmentation.crop) != 2 or any(side < 32 or side % 16 for side in self.segmentation.crop):
+      raise UserError(f'segmentation.crop must be two multiples of 16, each at least 32, got {self.segmentation.crop}')
+    if self.segmentation.slots < self.segmentation.clicks:
+      raise UserError(f'segmentation.slots {self.segmentation.slots} must be at least segmentation.clicks {self.segmentation.clicks}')
     for key in ('train.ema', 'train.label_dropout', 'net.dropout'):
       if not 0 <= self.get(key) < 1:
         raise UserError(f'{key} must be in [0, 1), got {self.get(key)}')
     for key in ('seed', 'sampler.offsets_seed', 'train.warmup', 'denoiser.guidance', 'classifier.scale',
-                'denoiser.guidance_channels'):
+                'denoiser.guidance_channels', 'segmentation.key_steps', 'segmentation.value_steps'):
       if self.get(key) < 0:
         raise UserError(f'{key} must be >= 0, got {self.get(key)}')
     interval = self.denoiser.guidance_interval

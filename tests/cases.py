@@ -15,6 +15,7 @@ from gmm_diffusion.samplers.run import run
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TESTDATA = os.path.join(ROOT, 'tests', 'testdata')
+FAST = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'  # compiles in half the time
 
 
 class X64TestCase(parameterized.TestCase):
@@ -55,8 +56,8 @@ def sample(kernel, denoiser, grid, shape, ids, seed=0, keep='last', dtype=None, 
   return _run(kernel, denoiser, grid, plan, start, shape, keys, keep=keep)
 
 
-def python(*arguments, timeout=500, devices=1):
+def python(*arguments, timeout=500, devices=1, flags=''):
   """Runs Python in the repository's root: (exit code, stdout, stderr)."""
-  environment = dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS=f'--xla_force_host_platform_device_count={devices}')
+  environment = dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS=f'--xla_force_host_platform_device_count={devices} {flags}')
   done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
   return done.returncode, done.stdout, done.stderr

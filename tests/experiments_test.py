@@ -10,30 +10,42 @@ from experiments import released_end_to_end
 from gmm_diffusion import main
 from loops import pretrained_test
 
-NOTEBOOK = os.path.join(cases.ROOT, 'experiments', 'notebooks', 'ddim_gmm_colab.ipynb')
+NOTEBOOKS = os.path.join(cases.ROOT, 'experiments', 'notebooks')
 
 
 class NotebookTest(absltest.TestCase):
 
-  def test_runs(self):
-    with open(NOTEBOOK, encoding='utf-8') as file:
+  def cells(self, name):
+    """The code of a notebook at a small size."""
+    with open(os.path.join(NOTEBOOKS, name), encoding='utf-8') as file:
       cells = [cell for cell in json.load(file)['cells'] if cell['cell_type'] == 'code']
+    for cell in cells:
+      tags = cell['metadata'].get('tags', [])
+      self.assertEqual(cell['outputs'], [])  # no machine's results are kept in the file
+      source = "VARIANT = 'runlocal'" if 'variant' in tags else ''.join(cell['source'])
+      if 'install' not in tags:
+        yield source.replace('from IPython.display import HTML, display\n', '')  # not a dependency
+
+  def test_ddim_gmm(self):
     shown = []
     self.addCleanup(os.chdir, os.getcwd())
     os.chdir(self.create_tempdir().full_path)
     scope = {'display': shown.append, 'HTML': str}
-    for cell in cells:
-      tags = cell['metadata'].get('tags', [])
-      source = ''.join(cell['source'])
-      self.assertEqual(cell['outputs'], [])  # no machine's results are kept in the file
-      if 'variant' in tags:
-        source = "VARIANT = 'runlocal'"
-      source = source.replace('from IPython.display import HTML, display\n', '')  # not a dependency
-      if 'install' not in tags:
-        exec(compile(source, NOTEBOOK, 'exec'), scope)  # pylint: disable=exec-used
+    for source in self.cells('ddim_gmm_colab.ipynb'):
+      exec(compile(source, 'notebook', 'exec'), scope)  # pylint: disable=exec-used
     self.assertLen(shown, 2)
     self.assertIn('its control', shown[1])
     self.assertEqual(int(scope['result'].nfe), 10)
+
+  def test_probabilistic_attention(self):
+    folder = self.create_tempdir().full_path
+    start = f"import os\nos.chdir({folder!r})\nHTML, display = len, lambda x: print('shown:', getattr(x, 'size', x))\n"
+    small = 'config.segmentation.update(baseline=False, clicks=2, objects=2)'
+    source = '\n'.join(self.cells('probabilistic_attention_colab.ipynb')).replace('config.segmentation.baseline = False', small)
+    code, out, error = cases.python('-c', start + source, flags=cases.FAST)
+    self.assertEqual(code, 0, error[-2000:])
+    self.assertIn('100% of the tokens on the right side', out)
+    self.assertRegex(out, r'shown: \d{4,}\n(.*\n)*shown: \(96, 96\)')
 
 
 class ExperimentsTest(absltest.TestCase):
@@ -45,6 +57,15 @@ class ExperimentsTest(absltest.TestCase):
     self.assertEqual(code, 0, error[-2000:])
     self.assertRegex(out, r'ddim_gmm +[\d.]+ s +[\d.]+ x bare +[\d.]+ x ddim')
     self.assertTrue(os.path.exists(os.path.join(workdir, 'sampler_overhead.json')))
+
+  def test_attention_speed(self):
+    workdir = self.create_tempdir().full_path
+    code, out, error = cases.python('-m', 'experiments.attention_speed', f'--workdir={workdir}', '--tokens=64', '--long=64', '--channels=16',
+                                    '--repeats=1', '--cases', 'softmax', 'em')
+    self.assertEqual(code, 0, error[-2000:])
+    self.assertRegex(out, r'em / softmax: [\d.]+ \(at most 1.1\)')
+    with open(os.path.join(workdir, 'attention_speed.json'), encoding='utf-8') as file:
+      self.assertLess(json.load(file)['largest_difference'], 1e-6)
 
   def test_released_speed(self):
     workdir = self.create_tempdir().full_path

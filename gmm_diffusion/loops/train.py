@@ -6,7 +6,7 @@ killed and resumed equals an uninterrupted one, and the number of devices change
 
 import json
 import os
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,6 @@ def make_update(spec: specs.Spec, data: sources.Data, optimiser: optax.GradientT
   else:
     weights = np.ones(len(times.t))
   table = jax.tree.map(lambda x: np.asarray(x, np.float32), (times, weights))
-  ema = spec.train.ema
 
   def loss_fn(params, step, batch):
     x0, labels, position = batch
@@ -78,19 +77,24 @@ def make_update(spec: specs.Spec, data: sources.Data, optimiser: optax.GradientT
     error = output[..., :x0.shape[-1]] - marginals.target(spec.denoiser.prediction, x0, eps, time)
     return jnp.mean(weight * jnp.mean(error**2, axis=tuple(range(1, x0.ndim))))
 
+  return updater(spec.train, optimiser, loss_fn)
+
+
+def updater(spec: specs.Train, optimiser: optax.GradientTransformation, loss_fn: Callable[[Any, Any, Any], Any]):
+  """(State, batch) -> (State, loss) on every device, for loss_fn(params, step, batch)."""
   def update(state, batch):
     loss, gradient = parallel.mean(jax.value_and_grad(loss_fn)(state.params, state.step, batch))
     updates, opt_state = optimiser.update(gradient, state.optimiser, state.params)
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1
-    decay = jnp.minimum(ema, (1 + step) / (10 + step))  # forgets the random start quickly
+    decay = jnp.minimum(spec.ema, (1 + step) / (10 + step))  # forgets the random start quickly
     averaged = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)
     return State(step, params, averaged, opt_state), loss
 
   return parallel.over_devices(update, donate=True)
 
 
-def _optimiser(spec: specs.Train) -> optax.GradientTransformation:
+def make_optimiser(spec: specs.Train) -> optax.GradientTransformation:
   rate = optax.linear_schedule(0.0, spec.learning_rate, spec.warmup) if spec.warmup else spec.learning_rate
   return optax.chain(optax.clip_by_global_norm(spec.clip_norm), optax.adam(rate))
 
@@ -107,58 +111,75 @@ def train(spec: specs.Spec, data: sources.Data, workdir: str) -> None:
                     'valid modes: fetch, convert, sample')
   if parallel.shares(spec.train.batch):
     raise UserError(f'train.batch {spec.train.batch} is {parallel.shares(spec.train.batch)}')
-  module, optimiser = build.net(spec, data), _optimiser(spec.train)
+  module, optimiser = build.net(spec, data), make_optimiser(spec.train)
   images = sources.to_model(data.train)
 
   def fresh():
     params = build.init(module, data.shape, spec.seed)
     return State(jnp.zeros((), jnp.int32), params, params, optimiser.init(params))
 
+  def batch(step, mine):
+    index = sources.batch_indices(spec.seed, step, len(images), spec.train.batch)[mine]
+    return images[index], data.train_labels[index], np.arange(spec.train.batch, dtype=np.int32)[mine]
+
+  fit(spec.train, fresh, lambda: make_update(spec, data, optimiser), batch, build.about(spec, data), workdir)
+
+
+def fit(spec: specs.Train, fresh: Callable[[], State], make: Callable[[], Any], batch: Callable[[int, slice], Any], about: dict[str, Any],
+        workdir: str) -> None:
+  """Trains from the latest checkpoint of the workdir, if there is one, to spec.steps.
+
+  Args:
+    spec: of the loop.
+    fresh: the state to start from.
+    make: () -> an `updater`, called when there is something to do.
+    batch: (step, this host's part of the batch) -> host arrays with a leading batch axis.
+    about: what the weights belong to.
+    workdir: where checkpoints/, training.json and training.png go.
+  """
   store = Store(workdir, create=True)
   curve_path = os.path.join(workdir, 'training.json')
   curve = []
   if store.latest() is None:
     state = jax.jit(fresh)()
   else:
-    if store.about() != json.loads(json.dumps(dict(build.about(spec, data), format=store.about()['format']))):
+    if store.about() != json.loads(json.dumps(dict(about, format=store.about()['format']))):
       raise UserError(f'{store.path} holds the checkpoint of another network; use another --workdir, or remove that folder')
     state = State(**store.training(jax.eval_shape(fresh)._asdict()))
     curve = [row for row in files.read_json(curve_path, []) if row['step'] <= store.latest()]
   start = int(state.step)
-  if start >= spec.train.steps:
+  if start >= spec.steps:
     print(f'already trained to step {start}')
     store.close()
     return
 
-  update = make_update(spec, data, optimiser)
+  update = make()
   state = parallel.replicate(state)
-  mine = parallel.host_slice(spec.train.batch)
-  positions = np.arange(spec.train.batch, dtype=np.int32)[mine]
-  with tqdm(total=spec.train.steps, initial=start, desc='training', unit='step', dynamic_ncols=True) as bar:
+  mine = parallel.host_slice(spec.batch)
+  with tqdm(total=spec.steps, initial=start, desc='training', unit='step', dynamic_ncols=True) as bar:
     losses = []
-    for step in range(start, spec.train.steps):
-      index = sources.batch_indices(spec.seed, step, len(images), spec.train.batch)[mine]
-      state, loss = update(state, parallel.split((images[index], data.train_labels[index], positions)))
+    for step in range(start, spec.steps):
+      state, loss = update(state, parallel.split(batch(step, mine)))
       losses.append(loss)
       bar.update()
       done = step + 1
-      last = done == spec.train.steps
-      save = last or done % spec.train.checkpoint_every == 0
-      if save or done % spec.train.log_every == 0:
+      last = done == spec.steps
+      save = last or done % spec.checkpoint_every == 0
+      if save or done % spec.log_every == 0:
         mean = float(np.mean(parallel.unreplicate(losses)))
         if not np.isfinite(mean):
           bar.close()
           store.close()
           kept = store.latest()
           raise UserError(f'loss is {mean} between steps {done - len(losses)} and {done}; lower train.learning_rate '
-                          f'({spec.train.learning_rate:g}) or train.clip_norm; '
+                          f'({spec.learning_rate:g}) or train.clip_norm; '
                           + (f'checkpoint {kept} is kept' if kept else 'no checkpoint was written'))
         curve.append({'step': done, 'loss': mean})
         bar.set_postfix(loss=f'{mean:.4f}')
         losses = []
       if save:
         local = parallel.unreplicate(state)
-        store.save(done, {'net': local.ema}, local._asdict(), build.about(spec, data))
+        store.save(done, {'net': local.ema}, local._asdict(), about)
         files.write_json(curve_path, curve)
   store.close()
   plots.training_curve(os.path.join(workdir, 'training.png'), curve)

@@ -8,11 +8,14 @@ Unit j has mean m_j, precision alpha_j and log-prior log pi_j. For a query x of 
   (4) E[f|x]  = sum_j w_j f_j                                          posterior mean
   (5) n_j = sum_i w_ij,  s_j = sum_i w_ij y_i                          sums of the M-step
 
-An exact denoiser, a score machine and an attention layer are all (4). Weights exist for
-one block of queries and one block of units at a time, so memory is linear in their numbers.
+An exact denoiser, a score machine and an attention layer are all (4). `Pairs` has the general logit: a
+product of such Gaussians, each observed for some queries only, and a bias for each pair. Weights exist
+for one block of queries and one block of units at a time, forward and backward (they are computed
+again from the log-normaliser), so memory is linear in their numbers.
 """
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +34,26 @@ class Units(NamedTuple):
   log_priors: Array
 
 
+class Factor(NamedTuple):
+  """One Gaussian of the logit: points x [Q, C], weights h [Q] of the points, means m [J, C], precisions [J].
+
+  h_i multiplies the log-density: 1 observed, 0 not; None is 1 for all. Precision 0 is a flat factor, 0.
+  """
+
+  points: Array
+  means: Array
+  precisions: Array
+  weights: Array | None = None
+
+
+class Pairs(NamedTuple):
+  """What all logits follow from: factors, log-priors [J], and a bias [Q, J] or None (-inf closes a pair)."""
+
+  factors: tuple[Factor, ...]
+  log_priors: Array
+  bias: Array | None = None
+
+
 class Posterior(NamedTuple):
   """mean [Q, V] of equation (4) and log_normaliser [Q], the logsumexp of (3)."""
 
@@ -46,25 +69,97 @@ def units(means: Array, precisions: Array | float = 1.0, log_priors: Array | Non
   return Units(means, jnp.broadcast_to(jnp.asarray(precisions, means.dtype), (n,)), log_priors)
 
 
-def _logits(queries: Array, block: Units) -> Array:
-  """Equation (1), [Q, J]. Distances are taken about the block's centre, where cancellation is least."""
-  centre = jnp.mean(block.means, 0, keepdims=True)
-  q, m = queries - centre, block.means - centre
-  squares = jnp.sum(q**2, 1)[:, None] + jnp.sum(m**2, 1)[None] - 2 * jnp.matmul(q, m.T, precision=_HIGHEST)
-  scale = 0.5 * queries.shape[1] * jnp.log(block.precisions)
-  return (block.log_priors + scale)[None] - 0.5 * block.precisions[None] * jnp.maximum(squares, 0)
+def _pairs(queries: Array, units_: Units) -> Pairs:
+  return Pairs((Factor(queries, units_.means, units_.precisions),), units_.log_priors)
 
 
-def _blocks(tree, n: int, size: int, fill: dict):
-  """Splits leading axes of length n into blocks of `size`, the last one padded with fill[field]."""
+class _Rows(NamedTuple):
+  """What belongs to queries: points and weights of each factor."""
+
+  points: tuple
+  weights: tuple
+
+
+class _Columns(NamedTuple):
+  """What belongs to units: means and precisions of each factor, log-priors."""
+
+  means: tuple
+  precisions: tuple
+  log_priors: Array
+
+
+def _sides(pairs: Pairs) -> tuple[_Rows, _Columns]:
+  points, means, precisions, weights = zip(*pairs.factors)
+  return _Rows(points, weights), _Columns(means, precisions, pairs.log_priors)
+
+
+def _logits(rows: _Rows, columns: _Columns, bias: Array | None, flip: bool = False) -> Array:
+  """Equation (1), [Q, J], or [J, Q] if `flip`. Distances are taken about the centre of the open units, where cancellation is least."""
+  of_unit, of_query = (lambda x: x[:, None], lambda x: x[None]) if flip else (lambda x: x[None], lambda x: x[:, None])
+  out = of_unit(columns.log_priors)
+  if bias is not None:
+    out = out + (bias.T if flip else bias)
+  on = (jnp.isfinite(columns.log_priors) if bias is None else jnp.any(jnp.isfinite(out), int(flip)))[:, None]
+  for points, h, means, precisions in zip(rows.points, rows.weights, columns.means, columns.precisions):
+    centre = jnp.sum(jnp.where(on, means, 0), 0, keepdims=True) / jnp.maximum(jnp.sum(on), 1)
+    centre = jax.lax.stop_gradient(centre)  # distances do not depend on it
+    q, m = points - centre, jnp.where(on, means, centre) - centre
+    product = jnp.matmul(m, q.T, precision=_HIGHEST) if flip else jnp.matmul(q, m.T, precision=_HIGHEST)
+    squares = of_query(jnp.sum(q**2, 1)) + of_unit(jnp.sum(m**2, 1)) - 2 * product
+    scale = 0.5 * points.shape[1] * jnp.log(jnp.where(precisions > 0, precisions, 1))
+    term = of_unit(scale) - 0.5 * of_unit(precisions) * jnp.maximum(squares, 0)
+    out = out + (term if h is None else of_query(h) * term)
+  return out
+
+
+def _weights(logits: Array, log_normaliser: Array) -> Array:
+  """Equation (2) from logits and log-normalisers that broadcast; zero for queries to which no unit is open.
+
+  Rounding of huge logits cannot lift a weight above 1.
+  """
+  none = jnp.where(jnp.isfinite(log_normaliser), log_normaliser, jnp.inf)
+  return jnp.exp(jnp.minimum(logits - none, 0))
+
+
+def pair_weights(pairs: Pairs, log_normaliser: Array) -> Array:
+  """All responsibilities at once, [Q, J]: for small problems."""
+  rows, columns = _sides(pairs)
+  return _weights(_logits(rows, columns, pairs.bias), log_normaliser[:, None])
+
+
+def _split(tree: Any, n: int, size: int, fill: float = 0) -> Any:
+  """Splits leading axes of length n into blocks of `size`, the last one padded with `fill`."""
   count = -(-n // size)
-  pad = count * size - n
 
-  def split(x, value):
-    x = jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1), constant_values=value)
+  def split(x):
+    x = jnp.pad(x, [(0, count * size - n)] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
     return x.reshape((count, size) + x.shape[1:])
 
-  return {name: split(x, fill.get(name, 0)) for name, x in tree.items()}
+  return jax.tree.map(split, tree)
+
+
+def _split_columns(columns: _Columns, n: int, size: int) -> _Columns:
+  """Units in blocks; those that pad are switched off."""
+  return _Columns(_split(columns.means, n, size), _split(columns.precisions, n, size, 1), _split(columns.log_priors, n, size, -jnp.inf))
+
+
+def _split_bias(bias: Array | None, size: tuple[int, int]) -> Array | None:
+  """[Q, J] -> [row blocks, column blocks, q, j]."""
+  if bias is None:
+    return None
+  (Q, J), (q, j) = bias.shape, size
+  bias = jnp.pad(bias, ((0, -Q % q), (0, -J % j)), constant_values=-jnp.inf)
+  return bias.reshape(-(-Q // q), q, -(-J // j), j).transpose(0, 2, 1, 3)
+
+
+def _join(tree: Any, n: int) -> Any:
+  """Undoes _split."""
+  return jax.tree.map(lambda x: x.reshape((x.shape[0] * x.shape[1],) + x.shape[2:])[:n], tree)
+
+
+def _scan(body, carry: Any, parts: Any) -> tuple[Any, Any]:
+  """jax.lax.scan, without a loop where there is one block only: that compiles faster."""
+  return jax.lax.scan(body, carry, parts, unroll=len(jax.tree.leaves(parts)[0]) == 1 or 1)
 
 
 def posterior(queries: Array, units_: Units, values: Array, block: int = 1024) -> Posterior:
@@ -80,37 +175,93 @@ def posterior(queries: Array, units_: Units, values: Array, block: int = 1024) -
     Posterior. A query to which no unit is open (all log-priors -inf) has mean 0 and
     log-normaliser -inf.
   """
-  J = len(units_.means)
-  size = min(block, J)
-  parts = _blocks(dict(units_._asdict(), values=values), J, size, {'precisions': 1, 'log_priors': -jnp.inf})
+  return pair_posterior(_pairs(queries, units_), values, block)
 
-  def rows(q):
+
+def pair_posterior(pairs: Pairs, values: Array, block: int = 1024) -> Posterior:
+  """`posterior` for any logits."""
+  return _posterior(block, *_sides(pairs), pairs.bias, values)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _posterior(block, rows, columns, bias, values):
+  Q, J = len(rows.points[0]), len(columns.log_priors)
+  size = min(block, Q), min(block, J)
+  ones = jnp.ones((J, 1), values.dtype)
+  parts = _split_columns(columns, J, size[1]), _split(jnp.concatenate([values, ones], 1), J, size[1])
+
+  def of_rows(args):
+    row, row_bias = args
+
     def body(carry, part):
-      top, total, mean = carry
-      logits = _logits(q, Units(part['means'], part['precisions'], part['log_priors']))
+      top, sums = carry
+      (column, value), b = part
+      logits = _logits(row, column, b)
       new_top = jnp.maximum(top, jnp.max(logits, 1))
       safe = jnp.where(jnp.isfinite(new_top), new_top, 0)  # all units so far switched off
-      shrink = jnp.exp(top - safe)
-      weights = jnp.exp(logits - safe[:, None])
-      total = total * shrink + jnp.sum(weights, 1)
-      mean = mean * shrink[:, None] + jnp.matmul(weights, part['values'], precision=_HIGHEST)
-      return (new_top, total, mean), None
+      sums = sums * jnp.exp(top - safe)[:, None] + jnp.matmul(jnp.exp(logits - safe[:, None]), value, precision=_HIGHEST)
+      return (new_top, sums), None
 
-    start = (jnp.full(len(q), -jnp.inf, q.dtype), jnp.zeros(len(q), q.dtype),
-             jnp.zeros((len(q), values.shape[1]), q.dtype))
-    (top, total, mean), _ = jax.lax.scan(body, start, parts)
-    return Posterior(mean / jnp.where(total > 0, total, 1)[:, None], top + jnp.log(total))
+    start = jnp.full(size[0], -jnp.inf, values.dtype), jnp.zeros((size[0], values.shape[1] + 1), values.dtype)
+    (top, sums), _ = _scan(body, start, (parts, row_bias))
+    total = sums[:, -1]
+    return Posterior(sums[:, :-1] / jnp.where(total > 0, total, 1)[:, None], top + jnp.log(total))
 
-  return _over_queries(rows, queries, block)
+  _, out = _scan(lambda _, part: (None, of_rows(part)), None, (_split(rows, Q, size[0]), _split_bias(bias, size)))
+  return _join(out, Q)
 
 
-def _over_queries(rows, queries, block):
-  """Applies rows([q, C]) to blocks of queries and joins the results."""
-  Q = len(queries)
-  if Q <= block:
-    return rows(queries)
-  parts = _blocks({'q': queries}, Q, block, {})['q']
-  return jax.tree.map(lambda x: x.reshape((x.shape[0] * x.shape[1],) + x.shape[2:])[:Q], jax.lax.map(rows, parts))
+def _pull(block, rows, columns, bias, log_normaliser, row_side, column_side, gradient):
+  """The backward pass of (4) and (5): weights again, block by block, and what d logits and d w do.
+
+  gradient(w, row_side, column_side) -> (d logits, d row_side, d column_side) for a block.
+  """
+  Q, J = len(rows.points[0]), len(columns.log_priors)
+  size = min(block, Q), min(block, J)
+  column_parts = _split_columns(columns, J, size[1]), _split(column_side, J, size[1])
+  zero = functools.partial(jax.tree.map, jnp.zeros_like)
+  add = functools.partial(jax.tree.map, jnp.add)
+
+  def of_rows(carry, part):
+    (row, z, side), row_bias = part
+
+    def of_columns(total, part):
+      (column, other), b = part
+      logits, pull = jax.vjp(_logits, row, column, b)
+      d_logits, d_side, d_other = gradient(_weights(logits, z[:, None]), side, other)
+      d_row, d_column, d_bias = pull(d_logits)
+      return add(total, (d_row, d_side)), (d_column, d_other, d_bias)
+
+    total, (d_column, d_other, d_bias) = _scan(of_columns, zero((row, side)), (column_parts, row_bias))
+    return add(carry, (d_column, d_other)), (total, d_bias)
+
+  row_parts = _split((rows, row_side), Q, size[0]), _split_bias(bias, size)
+  row_parts = ((row_parts[0][0], _split(log_normaliser, Q, size[0], -jnp.inf), row_parts[0][1]), row_parts[1])
+  d_columns, (d_rows, d_bias) = _scan(of_rows, zero(column_parts), row_parts)
+  if bias is not None:
+    d_bias = d_bias.transpose(0, 2, 1, 3).reshape(d_bias.shape[0] * size[0], -1)[:Q, :J]
+  return *_join(d_rows, Q), *_join(d_columns, J), d_bias
+
+
+def _posterior_forward(block, rows, columns, bias, values):
+  out = _posterior(block, rows, columns, bias, values)
+  return out, (rows, columns, bias, values, out)
+
+
+def _posterior_backward(block, saved, cotangent):
+  rows, columns, bias, values, out = saved
+  offset = cotangent.log_normaliser - jnp.sum(cotangent.mean * out.mean, 1)
+
+  def gradient(w, side, value):  # d mean_i / d logit_ij = w_ij (f_j - mean_i)
+    mean, offset = side
+    d_logits = w * (jnp.matmul(mean, value.T, precision=_HIGHEST) + offset[:, None])
+    return d_logits, jax.tree.map(jnp.zeros_like, side), jnp.matmul(w.T, mean, precision=_HIGHEST)
+
+  d_rows, _, d_columns, d_values, d_bias = _pull(block, rows, columns, bias, out.log_normaliser, (cotangent.mean, offset), values, gradient)
+  return d_rows, d_columns, d_bias, d_values
+
+
+_posterior.defvjp(_posterior_forward, _posterior_backward)
 
 
 def transposed_sums(queries: Array, units_: Units, log_normaliser: Array, values: Array,
@@ -119,25 +270,55 @@ def transposed_sums(queries: Array, units_: Units, log_normaliser: Array, values
 
   `log_normaliser` [Q] is that of `posterior`; queries with -inf carry no weight.
   """
-  Q, J = len(queries), len(units_.means)
-  size = min(block, Q)
-  parts = _blocks({'q': queries, 'z': log_normaliser, 'y': values}, Q, size, {'z': -jnp.inf})
-  columns = _blocks(units_._asdict(), J, min(block, J), {'precisions': 1, 'log_priors': -jnp.inf})
+  return pair_sums(_pairs(queries, units_), log_normaliser, values, block)
 
-  def column(unit_block):
-    def body(carry, part):
-      open_ = jnp.isfinite(part['z'])
-      logits = _logits(part['q'], Units(**unit_block)) - jnp.where(open_, part['z'], 0)[:, None]
-      weights = jnp.where(open_[:, None], jnp.exp(logits), 0)
-      mass, total = carry
-      return (mass + jnp.sum(weights, 0), total + jnp.matmul(weights.T, part['y'], precision=_HIGHEST)), None
 
-    n = unit_block['precisions'].shape[0]
-    start = (jnp.zeros(n, queries.dtype), jnp.zeros((n, values.shape[1]), queries.dtype))
-    return jax.lax.scan(body, start, parts)[0]
+def pair_sums(pairs: Pairs, log_normaliser: Array, values: Array, block: int = 1024) -> tuple[Array, Array]:
+  """`transposed_sums` for any logits."""
+  sums = _sums(block, *_sides(pairs), pairs.bias, log_normaliser, jnp.concatenate([values, jnp.ones((len(values), 1), values.dtype)], 1))
+  return sums[:, -1], sums[:, :-1]
 
-  mass, total = jax.lax.map(column, columns)
-  return mass.reshape(-1)[:J], total.reshape(mass.size, values.shape[1])[:J]
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sums(block, rows, columns, bias, log_normaliser, values):
+  Q, J = len(values), len(columns.log_priors)
+  size = min(block, Q), min(block, J)
+  parts = _split(rows, Q, size[0]), _split(log_normaliser, Q, size[0], -jnp.inf), _split(values, Q, size[0])
+  row_bias = _split_bias(bias, size)
+
+  def of_column(args):
+    column, column_bias = args
+
+    def body(total, part):
+      (row, z, y), b = part
+      weights = _weights(_logits(row, column, b, flip=True), z[None])  # in the layout that the product wants: 1.8 times faster
+      return total + jnp.matmul(weights, y, precision=_HIGHEST), None
+
+    return _scan(body, jnp.zeros((size[1], values.shape[1]), values.dtype), (parts, column_bias))[0]
+
+  column_bias = None if bias is None else row_bias.swapaxes(0, 1)
+  _, out = _scan(lambda _, part: (None, of_column(part)), None, (_split_columns(columns, J, size[1]), column_bias))
+  return _join(out, J)
+
+
+def _sums_forward(block, rows, columns, bias, log_normaliser, values):
+  return _sums(block, rows, columns, bias, log_normaliser, values), (rows, columns, bias, log_normaliser, values)
+
+
+def _sums_backward(block, saved, cotangent):
+  rows, columns, bias, log_normaliser, values = saved
+
+  def gradient(w, side, d_sum):
+    y, _ = side
+    d_logits = w * jnp.matmul(y, d_sum.T, precision=_HIGHEST)
+    return d_logits, (jnp.matmul(w, d_sum, precision=_HIGHEST), -jnp.sum(d_logits, 1)), jnp.zeros_like(d_sum)
+
+  d_rows, (d_values, d_log_normaliser), d_columns, _, d_bias = _pull(block, rows, columns, bias, log_normaliser,
+                                                                    (values, jnp.zeros_like(log_normaliser)), cotangent, gradient)
+  return d_rows, d_columns, d_bias, d_log_normaliser, d_values
+
+
+_sums.defvjp(_sums_forward, _sums_backward)
 
 
 def log_prob(queries: Array, units_: Units, block: int = 1024) -> Array:

@@ -8,7 +8,7 @@ fixed, as it is wherever numbers are compared. The interval says nothing of the 
 """
 
 import math
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import numpy as np
 
@@ -52,6 +52,13 @@ def within(value: float, error: float) -> Estimate:
 def jackknife(value: float, influence: np.ndarray) -> Estimate:
   """Estimate of a value from the influence [N] of each sample; N is at least 2."""
   return within(value, np.std(influence, ddof=1) / np.sqrt(len(influence)))
+
+
+def bootstrap(statistic: Callable[[np.ndarray], float], n: int, resamples: int = 1000, seed: int = 0) -> Estimate:
+  """Estimate of statistic(counts), where counts [n] says how often each item is taken: for medians, where a jackknife fails, and means."""
+  random = np.random.RandomState(seed)
+  draws = [statistic(random.multinomial(n, np.full(n, 1 / n)).astype(np.float64)) for _ in range(resamples)]
+  return within(statistic(np.ones(n)), np.std(draws, ddof=1))
 
 
 def blocks(n: int, size: int) -> list[slice]:

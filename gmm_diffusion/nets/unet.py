@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from gmm_diffusion.aliases import Array, UserError
 from gmm_diffusion.nets.blocks import (AttentionBlock, GroupNorm, ResBlock, SpatialTransformer, attend, timestep_embedding, upsample,
                                        widen, zero_init)
+from gmm_diffusion.nets.em_attention import EMAttentionBlock
 
 
 class Encoder(nn.Module):
@@ -30,6 +31,7 @@ class Encoder(nn.Module):
     scale_shift: time embedding as scale and shift, or added.
     resblock_updown: residual blocks or plain (convolution) layers change the resolution.
     pad_end: strided convolutions pad at the end only (DDPM), or on both sides.
+    attention_kind: 'dot' (dot-product), or 'em' for self-attention with key adaptation (nets/em_attention.py).
     legacy_attention: order of the packed q, k, v (ADM 128, 256, 512 and LDM: legacy; ADM 64: new).
     eps: of the group normalisations.
     freq_shift, sin_first: form of the time embedding (ADM, LDM: 0, False; DDPM: 1, True).
@@ -49,6 +51,7 @@ class Encoder(nn.Module):
   scale_shift: bool = True
   resblock_updown: bool = True
   pad_end: bool = False
+  attention_kind: str = 'dot'
   legacy_attention: bool = True
   eps: float = 1e-5
   freq_shift: int = 0
@@ -70,6 +73,8 @@ class Encoder(nn.Module):
     heads = self._heads(h.shape[-1])
     if self.context_dim:
       return SpatialTransformer(heads, self.dtype, name=name)(h, context)
+    if self.attention_kind == 'em':
+      return EMAttentionBlock(heads, self.eps, self.dtype, name=name)(h)
     return AttentionBlock(heads, self.legacy_attention, self.eps, self.dtype, name=name)(h)
 
   def _down(self, h, emb, train, name):

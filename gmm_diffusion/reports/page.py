@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Sequence
 
 from gmm_diffusion.reports import files
 
-_STYLE = '''
+STYLE = '''
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; font-size: 14px } td, th { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ddd }
 td { white-space: nowrap } td:first-child, th:first-child { text-align: left }
@@ -39,7 +39,8 @@ class Row(NamedTuple):
   report: str
 
 
-def _image(png: bytes) -> str:
+def image(png: bytes) -> str:
+  """An image inside the page."""
   return f'<img alt="" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
@@ -79,13 +80,13 @@ def write(path: str, title: str, command: str, facts: dict[str, Any], rows: Sequ
     config: shown at the end.
     notes: sentences below the table.
   """
-  strips = ''.join(f'<div class=row><span>{html.escape(row.name)}</span>{_image(row.strip)}</div>' for row in rows)
+  strips = ''.join(f'<div class=row><span>{html.escape(row.name)}</span>{image(row.strip)}</div>' for row in rows)
   mixtures = [row for row in rows if row.report]
   reports = ''.join(
       f'<details{" open" * (row is mixtures[0])}><summary>{html.escape(row.name)}</summary><pre>{html.escape(row.report)}</pre></details>'
       for row in mixtures)
   parts = [
-      f'<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>',
+      f'<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>',
       f'<h1>{html.escape(title)}</h1><pre>{html.escape(command)}</pre>',
       '<ul>' + ''.join(f'<li>{html.escape(str(k))}: {html.escape(str(v))}</li>' for k, v in facts.items()) + '</ul>',
       '<h2>Metrics</h2>', _table(rows, lower), ''.join(f'<p>{html.escape(note)}</p>' for note in notes),
@@ -94,6 +95,6 @@ def write(path: str, title: str, command: str, facts: dict[str, Any], rows: Sequ
     parts += ['<h2>Moment report</h2><p>What each step does to q(x_s | x_0), whose mean should be a_s x_0 and whose covariance b_s² I. '
               'Residuals: length of the mean offset, and ‖covariance error‖ / √D; added var.: per coordinate.</p>', reports]
   if curve:
-    parts.append('<h2>Training</h2>' + _image(curve))
+    parts.append('<h2>Training</h2>' + image(curve))
   parts.append(f'<h2>Config</h2><details><summary>all keys</summary><pre>{html.escape(json.dumps(config, indent=1))}</pre></details></html>')
   files.write_text(path, '\n'.join(parts))

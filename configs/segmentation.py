@@ -1,0 +1,15 @@
+"""Interactive segmentation: digit scenes without a download, or BSDS500 with --config.data.path=."""
+
+from configs import common
+
+
+def get_config(arg=''):
+  """Variants: runlocal (seconds; shows that everything runs, not that it segments well)."""
+  variants = common.arguments(arg, ('runlocal',))
+  config = common.defaults()
+  config.task = 'segmentation'
+  config.train.update(steps=2000, batch=8, learning_rate=2e-3, ema=0.995, checkpoint_every=250)
+  if 'runlocal' in variants:
+    config.train.update(steps=4, batch=4, warmup=2, checkpoint_every=4, log_every=2)
+    config.segmentation.update(channels=8, blocks=1, heads=1, head_channels=8, key_steps=1, value_steps=1, crop=(48, 64), clicks=3, objects=4, batch=4, slots=4)
+  return config
