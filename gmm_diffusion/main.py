@@ -8,10 +8,11 @@ from ml_collections import config_flags
 from gmm_diffusion import parallel, specs
 from gmm_diffusion.aliases import UserError
 from gmm_diffusion.data import sources
-from gmm_diffusion.loops import evaluate, pretrained, sample, train
+from gmm_diffusion.loops import creativity, evaluate, pretrained, sample, train
 from gmm_diffusion.reports import files
 
 FLAGS = flags.FLAGS
+LOOPS = {('creativity', 'train'): creativity.train, ('creativity', 'evaluate'): creativity.evaluate, ('creativity', 'all'): creativity.run}
 config_flags.DEFINE_config_file('config', None, 'Settings, such as configs/digits.py or configs/digits.py:runlocal.', lock_config=True)
 flags.DEFINE_enum('mode', None, ['train', 'fetch', 'convert', 'sample', 'evaluate', 'all'],
                   'What to do; all is train, then evaluate. fetch and convert get released weights.')
@@ -24,6 +25,10 @@ def run(mode: str, workdir: str, config, command: str) -> None:
   spec = specs.from_config(config)
   files.make_workdir(workdir)
   data = sources.load(spec.data)
+  if spec.task != 'diffusion':
+    if (spec.task, mode) not in LOOPS:
+      raise UserError(f'task {spec.task!r} has no mode {mode!r}; valid: {", ".join(name for task, name in LOOPS if task == spec.task)}')
+    return LOOPS[spec.task, mode](spec, data, workdir, command)
   needs_training = spec.denoiser.name == 'network'
   if mode == 'train' and not needs_training:
     raise UserError(f'denoiser {spec.denoiser.name!r} is exact and has nothing to train; use --mode=sample or evaluate')

@@ -13,9 +13,9 @@ from gmm_diffusion.aliases import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """name: 'digits', 'toy', 'tfds' or 'none'.
+  """name: 'digits', 'toy', 'tfds', 'crafted' (creativity.crafted) or 'none'.
 
-  tfds reads `dataset` (such as 'mnist') from `path`. none has no items: `size` and `classes` say what a
+  limit: only so many training items, the first ones; 0 is all. tfds reads `dataset` (such as 'mnist') from `path`. none has no items: `size` and `classes` say what a
   pretrained model makes, RGB images of size x size; dataset 'imagenet' gives its classes their names.
   """
 
@@ -24,6 +24,7 @@ class Data:
   path: str = ''
   size: int = 0
   classes: int = 0
+  limit: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,9 @@ class Net:
   freq_shift: int = 0
   sin_first: bool = False
   patch: int = 2
+  padding: str = 'zero'
+  final: str = 'none'
+  temperature: tuple[float, ...] = (2.0, 0.1)
   dropout: float = 0.0
   learn_sigma: bool = False
   dtype: str = 'float32'
@@ -215,9 +219,28 @@ class Evaluate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Spec:
-  """Everything a run depends on."""
+class Creativity:
+  """Score machines beside networks that differ in their final layer (task 'creativity').
 
+  networks: names in nets.cnn.FINALS, the first is the one that patch sizes are calibrated on. machines: names in
+  denoisers.score_machines.MACHINES. sizes: patch sizes to choose from. images: training images that the machines
+  see, the first ones; 0 is all. pairs: samples of machines, of the same noise as the networks' first. probes:
+  trajectories to calibrate on.
+  """
+
+  networks: tuple[str, ...] = ('none', 'top1', 'gumbel', 'softmax', 'identity')
+  machines: tuple[str, ...] = ('ELS', 'bbELS', 'LS', 'IS', 'consistent')
+  sizes: tuple[int, ...] = (3, 5, 7, 9)
+  images: int = 0
+  pairs: int = 100
+  probes: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """Everything a run depends on. task: what main.py does with it, 'diffusion' or 'creativity'."""
+
+  task: str = 'diffusion'
   seed: int = 0
   data: Data = Data()
   schedule: Schedule = Schedule()
@@ -229,9 +252,11 @@ class Spec:
   sampler: Sampler = Sampler()
   sample: Sample = Sample()
   evaluate: Evaluate = Evaluate()
+  creativity: Creativity = Creativity()
 
   def __post_init__(self):
-    _choose('data.name', self.data.name, ('digits', 'toy', 'tfds', 'none'))
+    _choose('task', self.task, ('diffusion', 'creativity'))
+    _choose('data.name', self.data.name, ('digits', 'toy', 'tfds', 'crafted', 'none'))
     _choose('denoiser.name', self.denoiser.name, ('network', 'mixture', 'empirical'))
     _choose('net.dtype', self.net.dtype, ('float32', 'bfloat16'))
     _choose('net.labels', self.net.labels, ('null', 'plain', 'none'))
@@ -239,13 +264,13 @@ class Spec:
     _choose('train.loss', self.train.loss, ('simple', 'elbo'))
     for key in ('train.steps', 'train.batch', 'train.log_every', 'train.checkpoint_every', 'sample.count',
                 'sample.batch', 'evaluate.count', 'evaluate.reference', 'evaluate.neighbours', 'net.channels', 'net.blocks', 'schedule.T',
-                'net.patch', 'net.heads', 'autoencoder.batch', 'autoencoder.channels', 'classifier.channels'):
+                'net.patch', 'net.heads', 'autoencoder.batch', 'autoencoder.channels', 'classifier.channels', 'creativity.pairs', 'creativity.probes'):
       if self.get(key) < 1:
         raise UserError(f'{key} must be at least 1, got {self.get(key)}')
     for key in ('train.ema', 'train.label_dropout', 'net.dropout'):
       if not 0 <= self.get(key) < 1:
         raise UserError(f'{key} must be in [0, 1), got {self.get(key)}')
-    for key in ('seed', 'sampler.offsets_seed', 'train.warmup', 'denoiser.guidance', 'classifier.scale',
+    for key in ('seed', 'data.limit', 'creativity.images', 'sampler.offsets_seed', 'train.warmup', 'denoiser.guidance', 'classifier.scale',
                 'denoiser.guidance_channels'):
       if self.get(key) < 0:
         raise UserError(f'{key} must be >= 0, got {self.get(key)}')
