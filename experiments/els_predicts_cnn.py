@@ -62,11 +62,12 @@ def predict(args, padding: str) -> dict:
   network = sample_loop.generate(spec, data, weights, spec.sampler, args.pairs).x
   denoiser = build.denoiser(spec, data)(weights)
   few = dataclasses.replace(spec, creativity=dataclasses.replace(spec.creativity, images=args.calibration_images))
+  states = creativity.trajectories(spec, data, denoiser, args.probes)
   rows, made = {}, {}
   for name in ('ELS', 'bbELS', 'LS', 'IS') if padding == 'zero' else ('ELS', 'LS', 'IS'):
     size, found = args.sizes[0], None
     if name != 'IS':
-      found = creativity.calibrated(few, data, denoiser, name)
+      found = creativity.calibrated(few, data, denoiser, states, name)
       size = found.sizes
     made[name] = creativity.machine_samples(spec, data, name, size, args.pairs)
     rows[name] = {**creativity.plain(compare.agreement(made[name], network)), 'sizes': size if found else None,

@@ -240,7 +240,6 @@ class Creativity:
 class Spec:
   """Everything a run depends on. task: what main.py does with it, 'diffusion' or 'creativity'."""
 
-  task: str = 'diffusion'
   seed: int = 0
   data: Data = Data()
   schedule: Schedule = Schedule()
@@ -253,6 +252,7 @@ class Spec:
   sample: Sample = Sample()
   evaluate: Evaluate = Evaluate()
   creativity: Creativity = Creativity()
+  task: str = 'diffusion'
 
   def __post_init__(self):
     _choose('task', self.task, ('diffusion', 'creativity'))

@@ -259,15 +259,21 @@ def make(name: str, images: Array, size: int | tuple[tuple[float, int], ...] = 3
   """
   if name not in MACHINES:
     raise UserError(f'unknown machine {name!r}; valid: {", ".join(MACHINES)}')
-  shape = images.shape[1:]
+  places = places or ('interior' if padding == 'zero' else 'all')
   levels = ((math.inf, size),) if isinstance(size, int) else tuple(size)
+  return of(lambda shape, k: MACHINES[name](shape, k, padding, places), images, levels, labels, log_priors, collectives, memory)
+
+
+def of(build: Callable[[tuple[int, ...], int], Parts], images: Array, levels: tuple[tuple[float, int], ...], labels: Array | None = None,
+       log_priors: Array | None = None, collectives: Collectives | None = None, memory: int = MEMORY) -> Denoiser:
+  """The Denoiser of a machine of one's own: build(shape, patch size) -> Parts; everything else as in `make`."""
+  shape = images.shape[1:]
   if not levels or any(low[0] >= high[0] for low, high in zip(levels, levels[1:])):
-    raise UserError(f'patch sizes must be a number or ((b, size), ...) with increasing noise levels b, got {size}')
+    raise UserError(f'patch sizes must be a number or ((b, size), ...) with increasing noise levels b, got {levels}')
   for _, k in levels:
     patches.check(k, shape)
-  places = places or ('interior' if padding == 'zero' else 'all')
   sizes = sorted({k for _, k in levels})
-  branches = [MACHINES[name](shape, k, padding, places) for k in sizes]
+  branches = [build(shape, k) for k in sizes]
   edges, which = np.array([b for b, _ in levels[:-1]]), np.array([sizes.index(k) for _, k in levels])
   known = None if labels is None or isinstance(labels, jax.core.Tracer) else np.unique(labels)
 

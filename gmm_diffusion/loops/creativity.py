@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gmm_diffusion import parallel, samplers, specs
-from gmm_diffusion.aliases import Denoiser, StepGrid, UserError
+from gmm_diffusion.aliases import Denoiser, StepGrid, Time, UserError
 from gmm_diffusion.creativity import calibrate, compare, crafted, locality, provenance
 from gmm_diffusion.data import sources
 from gmm_diffusion.denoisers import score_machines
@@ -123,12 +123,11 @@ def trajectories(spec: specs.Spec, data: sources.Data, denoiser: Denoiser, count
   return np.concatenate([start[None], path[:-1]])
 
 
-def calibrated(spec: specs.Spec, data: sources.Data, denoiser: Denoiser, name: str) -> calibrate.Calibration:
-  """Patch sizes of a machine along the trajectories of a network."""
-  states = trajectories(spec, data, denoiser, spec.creativity.probes)
+def calibrated(spec: specs.Spec, data: sources.Data, denoiser: Denoiser, states: np.ndarray, name: str) -> calibrate.Calibration:
+  """Patch sizes of a machine along trajectories (`states`) of a network."""
   arrays = machine_images(spec, data)
   priors = np.zeros(len(arrays), np.float32)
-  labels = np.zeros(spec.creativity.probes, np.int32)
+  labels = np.zeros(states.shape[1], np.int32)
   eps = lambda bound: jax.jit(lambda x, time, arrays: bound(arrays)(x, time, labels).eps)
 
   def machine(size):
@@ -164,12 +163,13 @@ def evaluate(spec: specs.Spec, data: sources.Data, workdir: str, command: str) -
     weights = build.weights(one, data, folder)
     networks[final] = sample_loop.write(one, data, weights, one.sampler, spec.sample.count, folder, command).x
     denoisers[final] = build.denoiser(one, data)(weights)
+  states = {final: trajectories(spec, data, denoiser, pairs) for final, denoiser in denoisers.items()}
   first = wanted.networks[0]
   calibrations, machines = {}, {}
   for name in wanted.machines:
     size = wanted.sizes[0]
     if name in PATCHED:
-      calibrations[name] = calibrated(spec, data, denoisers[first], name)
+      calibrations[name] = calibrated(spec, data, denoisers[first], states[first][:, :wanted.probes], name)
       size = calibrations[name].sizes
       print(f'{name}: patch sizes ' + ', '.join(f'{k} to b = {b:.3g}' for b, k in size), flush=True)
     machines[name] = machine_samples(spec, data, name, size, pairs)
@@ -179,11 +179,12 @@ def evaluate(spec: specs.Spec, data: sources.Data, workdir: str, command: str) -
       'agreement': {final: {name: compare.agreement(made, x[:pairs]) for name, made in machines.items()} for final, x in networks.items()},
       'baselines': {final: compare.baselines(x[:pairs], data.train) for final, x in networks.items()},
       'fixed': {size: quality(spec, data, x) for size, x in fixed.items()},
-      'early': {name: early(spec, data, denoiser) for name, denoiser in denoisers.items()}}
+      'early': {final: early(spec, denoiser, states[final]) for final, denoiser in denoisers.items()}}
   middle = np.argsort(grid_of(spec).b_t)[[len(grid_of(spec).b_t) // 4, len(grid_of(spec).b_t) // 2]]
-  states = {final: trajectories(spec, data, denoiser, wanted.probes) for final, denoiser in denoisers.items()}
-  maps = {final: [locality.sensitivity(denoiser, jnp.asarray(states[final][n]), jax.tree.map(lambda v, n=n: np.float32(v[n]), grid_of(spec).now),
-                                       jnp.zeros(wanted.probes, jnp.int32)) for n in middle] for final, denoiser in denoisers.items()}
+  maps = {}
+  for final, denoiser in denoisers.items():
+    sensitivity, probes = locality.sensitivity(denoiser), states[final][:, :wanted.probes]
+    maps[final] = [sensitivity(probes[n], time_at(spec, n), np.zeros(wanted.probes, np.int32)) for n in middle]
   known = data.train[:wanted.images or None]
   size = min(wanted.sizes)
   traces = {name: (x[:8], provenance.trace(sources.to_model(x[:8]), sources.to_model(known), size)) for name, x in {
@@ -203,15 +204,18 @@ def evaluate(spec: specs.Spec, data: sources.Data, workdir: str, command: str) -
   print(f"report: {os.path.join(workdir, 'report.html')}")
 
 
-def early(spec: specs.Spec, data: sources.Data, denoiser: Denoiser) -> list[float]:
+def time_at(spec: specs.Spec, step: int) -> Time:
+  """Time of a step, float32."""
+  return jax.tree.map(lambda value: np.float32(value[step]), grid_of(spec).now)
+
+
+def early(spec: specs.Spec, denoiser: Denoiser, states: np.ndarray) -> list[float]:
   """Share of consistent x_0 predictions at each step of the crafted set: when the theme is decided."""
   if spec.data.name != 'crafted':
     return []
-  states = trajectories(spec, data, denoiser, spec.creativity.pairs)
-  labels = jnp.zeros(spec.creativity.pairs, jnp.int32)
-  predict = jax.jit(lambda x, time: denoiser(x, time, labels).x0)
-  times = [jax.tree.map(lambda v, n=n: np.float32(v[n]), grid_of(spec).now) for n in range(len(states))]
-  return [float(np.mean(crafted.consistent(crafted.read(sources.to_image(predict(x, time)))))) for x, time in zip(states, times)]
+  predict = jax.jit(lambda x, time: denoiser(x, time, jnp.zeros(len(x), jnp.int32)).x0)
+  answers = [sources.to_image(predict(x, time_at(spec, n))) for n, x in enumerate(states)]
+  return [float(np.mean(crafted.consistent(crafted.read(images)))) for images in answers]
 
 
 def plain(value: Any) -> Any:

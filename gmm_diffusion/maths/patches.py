@@ -18,7 +18,6 @@ of k - 1 pixels on each axis in the box forms): (images x places x pixels x wind
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -181,9 +180,3 @@ def same_distances(query: Array, images: Array, size: int) -> Array:
 def bands(images: Array, size: int, rows: np.ndarray) -> Array:
   """The `size` rows that start at each of `rows`: [..., G, size, W, C]."""
   return jnp.stack([jax.lax.slice_in_dim(images, int(y), int(y) + size, axis=images.ndim - 3) for y in rows], images.ndim - 3)
-
-
-def images_at_once(query: tuple[int, ...], image: tuple[int, ...], size: int, memory: int, itemsize: int) -> int:
-  """How many images a block may have so that `distances` and the weights made from them take about `memory` bytes."""
-  pairs = math.prod(n - size + 1 for n in query[:2] + image[:2])
-  return max(1, memory // (3 * itemsize * pairs))

@@ -148,16 +148,13 @@ class BruteForceTest(cases.X64TestCase):
       image = sum(special.logsumexp(log[y], 1) for y in attended if y != p)
       w = special.softmax(log[p] + image[:, None])
       expected[p] = np.einsum('nj,njc->c', w, centres)
-    replaced = dict(score_machines.MACHINES, consistent=lambda *_: machine(attended))
-    with absltest.mock.patch.object(score_machines, 'MACHINES', replaced):
-      found = score_machines.make('consistent', jnp.asarray(IMAGES))(jnp.asarray(x[None]), time, None)
+    found = score_machines.of(lambda *_: machine(attended), jnp.asarray(IMAGES), ((1.0, 3),))(jnp.asarray(x[None]), time, None)
     np.testing.assert_allclose(found.x0[0], expected, atol=1e-9)
 
   def test_attending_to_nothing_is_the_local_machine(self):
     time = time_of(0.4)
-    replaced = dict(score_machines.MACHINES, none=lambda *options: score_machines.consistent(*options, attended=[]))
-    with absltest.mock.patch.object(score_machines, 'MACHINES', replaced):
-      found = score_machines.make('none', jnp.asarray(IMAGES))(jnp.asarray(QUERIES), time, None)
+    alone = lambda shape, k: score_machines.consistent(shape, k, 'zero', 'interior', attended=[])
+    found = score_machines.of(alone, jnp.asarray(IMAGES), ((1.0, 3),))(jnp.asarray(QUERIES), time, None)
     np.testing.assert_allclose(found.x0, answer('ELS', 3, 'zero', '', IMAGES, QUERIES, time).x0, atol=1e-12)
 
 
@@ -201,12 +198,12 @@ class ClosedFormTest(cases.X64TestCase):
   @parameterized.parameters('ES', 'ELS', 'consistent')
   def test_equivariance(self, name):
     # a moved query has a moved answer (consistent: where every pixel attends to every other)
-    replaced = dict(score_machines.MACHINES, consistent=lambda *options: score_machines.consistent(*options, attended=np.argwhere(np.ones((6, 7)))))
-    with absltest.mock.patch.object(score_machines, 'MACHINES', replaced):
-      machine = score_machines.make(name, jnp.asarray(IMAGES), 3, 'circular')
-      moved = lambda y: jnp.roll(y, (2, 3), (1, 2))
-      found = machine(moved(jnp.asarray(QUERIES)), time_of(0.4), None).x0
-      np.testing.assert_allclose(found, moved(machine(jnp.asarray(QUERIES), time_of(0.4), None).x0), atol=1e-11)
+    build = lambda shape, k: score_machines.MACHINES[name](shape, k, 'circular', 'all')
+    if name == 'consistent':
+      build = lambda shape, k: score_machines.consistent(shape, k, 'circular', 'all', np.argwhere(np.ones((6, 7))))
+    machine = jax.jit(lambda x: score_machines.of(build, jnp.asarray(IMAGES), ((1.0, 3),))(x, time_of(0.4), None).x0)
+    moved = lambda y: jnp.roll(y, (2, 3), (1, 2))
+    np.testing.assert_allclose(machine(moved(jnp.asarray(QUERIES))), moved(machine(jnp.asarray(QUERIES))), atol=1e-11)
 
   @parameterized.parameters(*score_machines.MACHINES)
   def test_blocks_and_batches(self, name):
