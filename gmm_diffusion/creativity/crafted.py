@@ -1,14 +1,17 @@
 """A data set whose images are locally ambiguous and globally consistent; ours, made for the question what attention adds.
 
-An 18 x 18 image has four cells of 9 x 9, each with one object on dark ground: one of three shapes of 4 x 4 pixels, at one of
-four places of the cell, drawn freely for each cell. The objects of an image all have the same colour, its theme, one of four.
-Between objects there are at least four dark pixels, so that no 9 x 9 patch about a pixel of an object sees another object:
-each patch shows a theme, any four fit together locally, and only an agreement over the whole image is consistent.
+A 12 x 12 image has an object near each of its four corners, on dark ground: one of three shapes of 3 x 3 pixels, drawn freely
+for each corner. The objects of an image all have the same colour, its theme, one of four. Between objects there are four
+dark pixels, so that no 7 x 7 patch about a pixel of an object sees another object: each patch shows a theme, any four fit
+together locally, and only an agreement over the whole image is consistent.
 
 Of the 4 x 3^4 = 324 combinations (theme, shapes of the four cells) a quarter is held out of training. So
 
-- consistency, all four cells show one theme, has chance level 4^-3 = 1.6 % (cells independent, themes equally frequent);
-- novelty, a consistent image's combination was never seen in training, has chance level 25 % (all combinations alike).
+- consistency asks for one theme in the whole image, wherever its objects are: of the four cells (quarters) at least two show
+  coloured pixels, and the theme of most coloured pixels is the same in all that do. Chance level: 4^-3 = 1.6 % where all
+  four cells show something and are independent; `chance` computes it for the cells' own frequencies.
+- recognition asks for more: every cell shows one of the twelve objects at its place.
+- novelty, a consistent and recognised image's combination was never seen in training, has chance level 25 %.
 """
 
 import itertools
@@ -21,30 +24,34 @@ from gmm_diffusion.data.sources import Data
 THEMES = np.array([[220, 50, 50], [50, 180, 60], [60, 90, 230], [230, 200, 40]], np.uint8)
 GROUND = np.array([30, 30, 30], np.uint8)
 SHAPES = np.array([
-    [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]],  # square
-    [[1, 1, 1, 1], [1, 0, 0, 1], [1, 0, 0, 1], [1, 1, 1, 1]],  # frame
-    [[1, 0, 0, 1], [0, 1, 1, 0], [0, 1, 1, 0], [1, 0, 0, 1]],  # cross
+    [[1, 1, 1], [1, 1, 1], [1, 1, 1]],  # square
+    [[1, 0, 1], [0, 1, 0], [1, 0, 1]],  # cross
+    [[0, 1, 0], [1, 1, 1], [0, 1, 0]],  # plus
 ], bool)
-CELL, CELLS = 9, 4
-PLACES = tuple(itertools.product((2, 3), (2, 3)))
+CELL, CELLS = 6, 4
+# First row and column of the object in each cell: one pixel from the edge of the image.
+CORNERS = ((1, 1), (1, 2), (2, 1), (2, 2))
 CHANCE_CONSISTENT, HELD_OUT = len(THEMES) ** (1 - CELLS), 0.25
 # A cell is recognised where the root mean square distance of its values from the nearest perfect cell is below this.
-TOLERANCE = 25.0
+TOLERANCE = 40.0
+# A pixel is coloured where it is farther from the ground than this, the root of the sum of squares over channels.
+COLOURED = 80.0
+EMPTY = len(THEMES)
 
 
 class Reading(NamedTuple):
-  """What images show: theme and shape of each cell [N, 4], and whether all cells of an image are recognised [N]."""
+  """What images show: theme (or EMPTY) and nearest shape of each cell [N, 4], and whether all cells of an image are recognised [N]."""
 
   themes: np.ndarray
   shapes: np.ndarray
   recognised: np.ndarray
 
 
-def cell(theme: int, shape: int, place: tuple[int, int]) -> np.ndarray:
-  """One cell, uint8 [9, 9, 3]."""
-  out = np.broadcast_to(GROUND, (CELL, CELL, 3)).copy()
-  y, x = place
-  out[y:y + 4, x:x + 4][SHAPES[shape]] = THEMES[theme]
+def cells_of(theme: int, shape: int) -> np.ndarray:
+  """An object in each of the four cells, uint8 [4, 6, 6, 3]."""
+  out = np.broadcast_to(GROUND, (CELLS, CELL, CELL, 3)).copy()
+  for cell, (y, x) in zip(out, CORNERS):
+    cell[y:y + 3, x:x + 3][SHAPES[shape]] = THEMES[theme]
   return out
 
 
@@ -56,37 +63,40 @@ def combinations() -> tuple[np.ndarray, np.ndarray]:
   return every[np.sort(order[held_out:])], every[np.sort(order[:held_out])]
 
 
-def _draw(from_, count, seed):
-  random = np.random.RandomState(seed)
-  chosen = from_[random.randint(len(from_), size=count)]
-  places = random.randint(len(PLACES), size=(count, CELLS))
-  cells = np.array([[[cell(theme, shape, place) for place in PLACES] for shape in range(len(SHAPES))] for theme in range(len(THEMES))])
-  parts = cells[chosen[:, :1], chosen[:, 1:], places]  # [N, 4, 9, 9, 3]
-  rows = parts.reshape(count, 2, 2, CELL, CELL, 3).transpose(0, 1, 3, 2, 4, 5)
-  return rows.reshape(count, 2 * CELL, 2 * CELL, 3), chosen[:, 0].astype(np.int32)
+def _images(chosen: np.ndarray) -> np.ndarray:
+  """The images of combinations [N, 5]."""
+  known = np.array([[cells_of(theme, shape) for shape in range(len(SHAPES))] for theme in range(len(THEMES))])
+  parts = known[chosen[:, :1], chosen[:, 1:], np.arange(CELLS)[None]]  # [N, 4, 6, 6, 3]
+  rows = parts.reshape(-1, 2, 2, CELL, CELL, 3).transpose(0, 1, 3, 2, 4, 5)
+  return rows.reshape(-1, 2 * CELL, 2 * CELL, 3)
 
 
-def load(train: int = 2000, test: int = 500) -> Data:
-  """Images of the training combinations, and of the held-out ones for testing; the label is the theme."""
+def load() -> Data:
+  """One image of each training combination, and of each held-out one for testing; the label is the theme."""
   seen, held_out = combinations()
-  return Data(*_draw(seen, train, 1), *_draw(held_out, test, 2), len(THEMES))
+  return Data(_images(seen), seen[:, 0].astype(np.int32), _images(held_out), held_out[:, 0].astype(np.int32), len(THEMES))
 
 
 def read(images: np.ndarray) -> Reading:
-  """Reads uint8 images [N, 18, 18, 3], cell by cell, by the nearest perfect cell."""
-  kinds = list(itertools.product(range(len(THEMES)), range(len(SHAPES)), PLACES))
-  known = np.array([cell(*kind) for kind in kinds], np.float64).reshape(len(kinds), -1)
-  cells = images.reshape(len(images), 2, CELL, 2, CELL, 3).transpose(0, 1, 3, 2, 4, 5).reshape(len(images) * CELLS, -1).astype(np.float64)
-  squares = np.sum(cells**2, 1)[:, None] + np.sum(known**2, 1)[None] - 2 * cells @ known.T
-  best = np.argmin(squares, 1)
-  rms = np.sqrt(np.maximum(np.min(squares, 1), 0) / known.shape[1])
-  shaped = lambda values: np.array(values).reshape(len(images), CELLS)
-  return Reading(shaped([kinds[i][0] for i in best]), shaped([kinds[i][1] for i in best]), np.all(shaped(rms) < TOLERANCE, 1))
+  """Reads uint8 images [N, 12, 12, 3], cell by cell."""
+  kinds = np.array(list(itertools.product(range(len(THEMES)), range(len(SHAPES)))))
+  known = np.array([cells_of(*kind) for kind in kinds], np.float64).reshape(len(kinds), CELLS, -1)
+  cells = images.reshape(-1, 2, CELL, 2, CELL, 3).transpose(0, 1, 3, 2, 4, 5).reshape(len(images), CELLS, -1).astype(np.float64)
+  squares = np.sum((cells[:, None] - known[None]) ** 2, 3)  # [N, kinds, 4]
+  rms = np.sqrt(np.min(squares, 1) / known.shape[2])
+  pixels = cells.reshape(len(images), CELLS, -1, 1, 3)
+  nearest = np.argmin(np.sum((pixels - THEMES.astype(np.float64)) ** 2, -1), -1)
+  coloured = np.sum((pixels[..., 0, :] - GROUND) ** 2, -1) > COLOURED**2
+  votes = np.stack([np.sum(coloured & (nearest == theme), 2) for theme in range(len(THEMES))], -1)
+  themes = np.where(votes.any(-1), np.argmax(votes, -1), EMPTY)
+  return Reading(themes, kinds[np.argmin(squares, 1), 1], np.all(rms < TOLERANCE, 1))
 
 
 def consistent(reading: Reading) -> np.ndarray:
-  """Whether all cells show one theme, [N]."""
-  return np.all(reading.themes == reading.themes[:, :1], 1)
+  """Whether at least two cells show a theme, and all that do the same, [N]."""
+  shown = reading.themes != EMPTY
+  lowest = np.min(reading.themes, 1, keepdims=True)  # EMPTY is the largest
+  return (shown.sum(1) >= 2) & np.all(~shown | (reading.themes == lowest), 1)
 
 
 def novel(reading: Reading) -> np.ndarray:
@@ -98,6 +108,8 @@ def novel(reading: Reading) -> np.ndarray:
 
 
 def chance(reading: Reading) -> float:
-  """Consistency of cells that are independent but as frequent in each theme as these."""
-  shares = np.stack([np.mean(reading.themes == theme, 0) for theme in range(len(THEMES))])
-  return float(np.sum(np.prod(shares, 1)))
+  """Consistency of cells that are independent, but each as often of each theme or empty as here."""
+  shares = np.stack([np.mean(reading.themes == theme, 0) for theme in range(EMPTY + 1)])  # [5, 4]
+  outcomes = np.array(list(itertools.product(range(EMPTY + 1), repeat=CELLS)))
+  odds = np.prod(shares[outcomes, np.arange(CELLS)[None]], 1)
+  return float(np.sum(odds[consistent(Reading(outcomes, outcomes, outcomes[:, 0] >= 0))]))

@@ -7,11 +7,11 @@ All are posterior means E_W[phi'] over training images phi', for x = a phi + b e
   (3) LS          for each pixel the k x k patch about it, at the same place of phi'
   (4) ELS         for each pixel the k x k patch about it, at any place of phi'; the value is the patch's centre
   (5) bbELS       as (4), but only places whose patch overhangs the edges in the same way
-  (6) consistent  as (4), and for all pixels of an image the places may be anywhere but in one and the same phi':
+  (6) consistent  as (5) (as (4) around the edges), and all that a pixel sees is in one and the same phi':
                   W(phi', x') prop. to N(patch_x | a patch'_x', b^2) prod_{y in A} sum_y' N(patch_y | a patch'_y', b^2)
 
 (6) is our extension for networks with attention: A are the attended patches, a tiling of the image by default; with
-A empty it is (4). The published code of (4) pads the query around the edges but takes training patches from the
+A empty it is (5) with zero padding and (4) with circular padding. The published code of (4) pads the query around the edges but takes training patches from the
 interior only; here that is padding='circular', places='interior'.
 
 Training images come in blocks with a streaming log-sum-exp, one query at a time: memory is that of a block.
@@ -194,19 +194,29 @@ def tiling(shape: tuple[int, int, int], size: int) -> np.ndarray:
   return np.stack(np.meshgrid(*axes, indexing='ij'), -1).reshape(-1, 2)
 
 
-def consistent(shape: tuple[int, int, int], size: int, padding: str, places: str, attended: np.ndarray | None = None) -> Parts:
+def overhang(shape: tuple[int, int, int], size: int) -> np.ndarray:
+  """How far the patch about each pixel reaches beyond each edge, [H, W, 4]."""
+  y, x = np.indices(shape[:2])
+  return np.maximum(0, np.stack([size // 2 - y, size // 2 - x, size // 2 + y + 1 - shape[0], size // 2 + x + 1 - shape[1]], -1))
+
+
+def consistent(shape: tuple[int, int, int], size: int, padding: str, attended: np.ndarray | None = None) -> Parts:
   """Equation (6); attended [M, 2] are the centres of the attended patches, the same for all pixels (but none attends to itself)."""
   H, W, C = shape
-  pad, units, centres, n = _windows(shape, size, padding, places)
+  n = H * W
   attended = tiling(shape, size) if attended is None else np.asarray(attended, int).reshape(-1, 2)
   chosen = np.zeros((H, W))
   chosen[attended[:, 0], attended[:, 1]] = 1
+  beyond = overhang(shape, size).reshape(n, 4)
+  alike = np.all(beyond[:, None] == beyond[None], -1).reshape(n, H, W) if padding == 'zero' else np.ones((n, H, W), bool)
+  pad = lambda y: patches.pad(y, size, padding)
 
   def observe(x, scaled, images, precision):
-    logits = _logits(patches.distances(pad(x), units(scaled), size), precision).reshape(-1, n, H, W)
+    logits = _logits(patches.distances(pad(x), pad(scaled), size), precision).reshape(-1, n, H, W)
+    logits = jnp.where(alike[None], logits, -jnp.inf)
     top = jnp.max(logits, 1)
     weights = jnp.exp(logits - top[:, None])
-    sums = jnp.einsum('njc,njyx->nyxc', _ones(centres(images).reshape(-1, n, C)), weights, precision=jax.lax.Precision.HIGHEST)
+    sums = jnp.einsum('njc,njyx->nyxc', _ones(images.reshape(-1, n, C)), weights, precision=jax.lax.Precision.HIGHEST)
     evidence = top + jnp.log(sums[..., -1])  # of each patch under each image
     own = jnp.asarray(chosen, x.dtype)[None] * evidence
     return evidence + jnp.sum(own, (1, 2), keepdims=True) - own, _own(sums[..., :-1] / sums[..., -1:])
@@ -221,7 +231,7 @@ MACHINES = {
     'LS': lambda shape, size, padding, places: local(shape, size, padding),
     'ELS': equivariant_local,
     'bbELS': lambda shape, size, padding, places: boundary_broken(shape, size),
-    'consistent': consistent,
+    'consistent': lambda shape, size, padding, places: consistent(shape, size, padding),
 }
 
 
@@ -243,7 +253,7 @@ def make(name: str, images: Array, size: int | tuple[tuple[float, int], ...] = 3
     size: side k of the patches, odd; or ((b_1, k_1), (b_2, k_2), ...) with increasing b: k_1 for noise levels up to
       b_1, k_2 up to b_2, and so on, the last for all above.
     padding: 'zero' or 'circular', beyond the edges of the query (LS, and places 'all': of the images too). bbELS has zeros.
-    places: 'interior' or 'all': where training patches come from (ELS, consistent); '' is interior for zero padding
+    places: 'interior' or 'all': where training patches come from (ELS); '' is interior for zero padding
       and all for circular padding.
     labels: class [N] of each image; the denoiser then takes cond [B], and each query sees its class only.
     log_priors: [N]; -inf leaves an image out.

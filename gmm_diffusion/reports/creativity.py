@@ -127,7 +127,8 @@ def _notes(spec, found) -> list[str]:
   if spec.data.name != 'crafted':
     return ['memorised: nearer to a training image than 95 % of the held-out images are. Distances are root mean squares of values in 0..255.']
   return [
-      f'consistent: all four cells show one theme; chance {100 * crafted.CHANCE_CONSISTENT:.1f} % for independent cells, and as in the column '
-      '"chance" for cells as frequent in each theme as these. recognised: every cell is close to a perfect one. novel: of the consistent and '
-      f'recognised, those whose combination is in no training image; {100 * crafted.HELD_OUT:.0f} % of all combinations are held out.',
+      f'consistent: all cells that show colour show one theme; chance {100 * crafted.CHANCE_CONSISTENT:.1f} % where all four show some and are '
+      'independent, and as in the column "chance" for independent cells as frequent in each theme as these. recognised: every cell shows '
+      'one of the objects at its place. novel: of the consistent and recognised, those whose combination is in no training image; '
+      f'{100 * crafted.HELD_OUT:.0f} % of all combinations are held out.',
       'memorised: nearer to a training image than 95 % of the held-out images are.', found.published]

@@ -82,7 +82,7 @@ class BadTest(parameterized.TestCase):
       (dict(networks=('hard',)), "unknown name 'hard' .* valid: none, softmax"),
       (dict(pairs=9), r'creativity.pairs must be in 2..4 \(sample.count\), got 9'),
       (dict(sizes=(3, 4)), 'patch size must be odd'),
-      (dict(sizes=(19,)), 'patch size 19 is larger than the images of 18 x 18'),
+      (dict(sizes=(13,)), 'patch size 13 is larger than the images of 12 x 12'),
   )
   def test_settings(self, options, message):
     workdir = self.create_tempdir().full_path
