@@ -131,12 +131,13 @@ def main():
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--bound', action='store_true')
   args = parser.parse_args()
-  about = {key: value for key, value in vars(args).items() if key not in ('workdir', 'path')}
+  about = {key: value for key, value in vars(args).items() if key not in ('workdir', 'path', 'paddings')}
   files.make_workdir(args.workdir)
   if args.bound:
     common.save(args.workdir, f'bbels_bound_{args.data}', {**about, 'rows': bound(args)})
   else:
-    common.save(args.workdir, f'els_predicts_cnn_{args.data}', {**about, **{padding: predict(args, padding) for padding in args.paddings}})
+    for padding in args.paddings:
+      common.save(args.workdir, f'els_predicts_cnn_{args.data}_{padding}', {**about, **predict(args, padding)})
 
 
 if __name__ == '__main__':
