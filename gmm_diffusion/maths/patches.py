@@ -6,18 +6,16 @@ With windows w_p(x) at place p,
 
 Three forms of (1), equal but for rounding; C channels, per pair of windows:
 
-  patches  one matrix product of unrolled windows            2 k^2 C operations
-  strips   matrix products of k x 1 strips give the sums     2 k C operations, and log2(k) additions of the
-           over rows; box sums along the columns             strips' products
-  boxes    matrix product of pixels, box sums along both     2 C operations, and 2 log2(k) additions of the
-           axes: an integral image for every displacement    pixels' products
+  patches  one matrix product of unrolled windows            2 (k^2 C + 2) operations
+  strips   matrix product of k x 1 strips, box sums          2 (k C + 2) operations, and log2(k) additions
+           along the columns
+  boxes    matrix product of pixels, box sums along rows     2 (C + 2) operations, and 2 log2(k) additions: an
+           and columns                                       integral image for every displacement
 
-Box sums are made by doubling (windows of 1, 2, 4, ... columns), so nothing is subtracted and rounding
-stays that of a sum. No array is larger than images x places x pixels of a block (times the overhang
+The products give whole squared distances: of vectors (-2 u, |u|^2, 1) and (x, 1, |x|^2). Box sums are
+made by doubling (windows of 1, 2, 4, ...), so nothing is subtracted and rounding stays that of a sum. No array is larger than images x places x pixels of a block (times the overhang
 of k - 1 pixels on each axis in the box forms): (images x places x pixels x window) never exists.
 """
-
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -100,8 +98,8 @@ def cost(form: str, query: tuple[int, ...], image: tuple[int, ...], size: int) -
   """Operations of `distances` per image, with the box sums counted as what takes as long."""
   (H, W, C), (U, V, _) = query, image
   h, w, u, v = (n - size + 1 for n in (H, W, U, V))
-  return {'patches': 2.0 * size**2 * C * h * w * u * v,
-          'strips': (2.0 * size * C + _COLUMN_PASS) * h * W * u * V,
+  return {'patches': 2.0 * (size**2 * C + 2) * h * w * u * v,
+          'strips': (2.0 * (size * C + 2) + _COLUMN_PASS) * h * W * u * V,
           'boxes': (2.0 * (C + 2) + _ROW_PASS) * H * W * U * V + _COLUMN_PASS * h * W * u * V}[form]
 
 
@@ -123,53 +121,55 @@ def distances(query: Array, images: Array, size: int, form: str = '') -> Array:
     [n, U - k + 1, V - k + 1, H - k + 1, W - k + 1]: units first, pixels last.
   """
   form = form or cheapest(query.shape, images.shape[1:], size)
-  # about the block's mean colour, where cancellation is least
-  colour = jnp.mean(images, (0, 1, 2), keepdims=True)
-  query, images = query - colour[0], images - colour
-  if form == 'boxes':
-    # a while loop: what it returns exists once, and is not computed again in each use
-    return jax.lax.map(functools.partial(_boxes, query, size), images)
-  norms = squares(images, size)[:, :, :, None, None] + squares(query, size)[None, None, None]
+  query, images = _centred(query, images)
   if form == 'patches':
-    product = jnp.einsum('nuvk,yxk->nuvyx', windows(images, size), windows(query, size), precision=_HIGHEST)
+    out = vector_distances(windows(images, size), windows(query, size))
   elif form == 'strips':
-    product = jax.lax.map(functools.partial(_strips, strips(query, size), size), images)
+    # a loop over images: what it returns exists once, and is not computed again in each use
+    right = strips(query, size)
+    out = jax.lax.map(lambda image: box(vector_distances(strips(image, size), right), size, (1, 3)), images)
+  elif form == 'boxes':
+    out = jax.lax.map(lambda image: _boxes(vector_distances(image, query), size), images)
   else:
     raise UserError(f'unknown form {form!r}; valid: {", ".join(FORMS)}')
-  return jnp.maximum(norms - 2 * product, 0)
+  return jnp.maximum(out, 0)
 
 
-def _strips(query, size, image):
-  """Inner products of all windows [u, v, y, x] of strips [y, W, k C] and one image [U, V, C]."""
-  product = jnp.einsum('uvk,yxk->uvyx', strips(image, size), query, precision=_HIGHEST)
-  return box(product, size, (1, 3))
+def _centred(query, images):
+  """Both about the mean colour of the images, where cancellation is least."""
+  colour = jnp.mean(images, tuple(range(images.ndim - 1)))
+  return query - colour.reshape((1,) * (query.ndim - 1) + (-1,)), images - colour.reshape((1,) * (images.ndim - 1) + (-1,))
 
 
-def _boxes(query, size, image):
-  """Distances of all windows [u, v, y, x] from those of the pixels; one row of places at a time."""
+def _sides(left, right):
+  """Vectors [..., K + 2] whose inner products are the squared distances of left and right; but for rounding, which may make them negative."""
   one = lambda x: jnp.ones_like(x[..., :1])
   square = lambda x: jnp.sum(x**2, -1, keepdims=True)
-  left = jnp.concatenate([-2 * image, square(image), one(image)], -1)
-  right = jnp.concatenate([query, one(query), square(query)], -1)
-  pixels = jnp.einsum('uvk,yxk->uvyx', left, right, precision=_HIGHEST)
-  rows = image.shape[0] - size + 1
+  return jnp.concatenate([-2 * left, square(left), one(left)], -1), jnp.concatenate([right, one(right), square(right)], -1)
+
+
+def vector_distances(left: Array, right: Array) -> Array:
+  """|l - r|^2 of all vectors of left [..., K] and right [..., K], as one matrix product: the axes of left, then those of right."""
+  left, right = _sides(left, right)
+  return jnp.tensordot(left, right, ((left.ndim - 1,), (right.ndim - 1,)), precision=_HIGHEST)
+
+
+def _boxes(pixels, size):
+  """Box sums of distances of pixels [U, V, H, W] along rows and columns; one row of places at a time."""
   row = lambda u: box(jax.lax.dynamic_slice_in_dim(pixels, u, size, 0), size, (0, 2))[0]
-  return jnp.maximum(box(jax.lax.map(row, jnp.arange(rows)), size, (1, 3)), 0)
+  return box(jax.lax.map(row, jnp.arange(pixels.shape[0] - size + 1)), size, (1, 3))
 
 
 def row_distances(query: Array, images: Array, size: int) -> Array:
   """Equation (1) for windows of the same row band: query [G, k, W, C] and images [n, G, k, V, C] -> [n, v, G, x]."""
-  colour = jnp.mean(images, (0, 1, 2, 3), keepdims=True)
-  query, images = query - colour[0], images - colour
+  query, images = _centred(query, images)
 
   def unroll(x):  # [..., G, k, W, C] -> [..., G, W, k C]
     x = jnp.moveaxis(x, -3, -2)
     return x.reshape(x.shape[:-2] + (-1,))
 
-  q, u = unroll(query), unroll(images)
-  product = box(jnp.einsum('ngvk,gxk->nvgx', u, q, precision=_HIGHEST), size, (1, 3))
-  norm = lambda x, axis: box(jnp.sum(x**2, -1), size, (axis,))
-  return jnp.maximum(jnp.swapaxes(norm(u, 2), 1, 2)[..., None] + norm(q, 1)[None, None] - 2 * product, 0)
+  left, right = _sides(unroll(images), unroll(query))
+  return jnp.maximum(box(jnp.einsum('ngvk,gxk->nvgx', left, right, precision=_HIGHEST), size, (1, 3)), 0)
 
 
 def same_distances(query: Array, images: Array, size: int) -> Array:
