@@ -136,8 +136,9 @@ def main():
   if args.bound:
     common.save(args.workdir, f'bbels_bound_{args.data}', {**about, 'rows': bound(args)})
   else:
-    for padding in args.paddings:
-      common.save(args.workdir, f'els_predicts_cnn_{args.data}_{padding}', {**about, **predict(args, padding)})
+    for padding in args.paddings:  # saved after each
+      about[padding] = predict(args, padding)
+      common.save(args.workdir, f'els_predicts_cnn_{args.data}', about)
 
 
 if __name__ == '__main__':

@@ -51,8 +51,8 @@ class ExperimentsTest(absltest.TestCase):
     code, out, error = cases.python(*common, '--pairs=3', '--probes=2', '--sizes', '3', '--steps=2', '--paddings', 'circular')
     self.assertEqual(code, 0, error[-2000:])
     self.assertRegex(out, r'circular  ELS    r -?[\d.]+ ± [\d.]+   sizes \[3, 3\]')
-    with open(os.path.join(workdir, 'els_predicts_cnn_digits_circular.json'), encoding='utf-8') as file:
-      found = json.load(file)
+    with open(os.path.join(workdir, 'els_predicts_cnn_digits.json'), encoding='utf-8') as file:
+      found = json.load(file)['circular']
     self.assertEqual(set(found['differences of r']), {'ELS - LS', 'ELS - IS'})
     code, out, error = cases.python(*common, '--pairs=4', '--bound')
     self.assertEqual(code, 0, error[-2000:])
