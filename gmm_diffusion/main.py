@@ -8,7 +8,7 @@ from ml_collections import config_flags
 
 from gmm_diffusion import parallel, specs
 from gmm_diffusion.aliases import UserError
-from gmm_diffusion.loops import diffusion, segmentation
+from gmm_diffusion.loops import creativity, diffusion, segmentation
 from gmm_diffusion.reports import files
 
 FLAGS = flags.FLAGS
@@ -22,6 +22,7 @@ flags.mark_flags_as_required(['config', 'mode', 'workdir'])
 TASKS = {  # task -> mode -> loop(spec, workdir, command)
     'diffusion': {mode: functools.partial(diffusion.run, mode) for mode in MODES},
     'segmentation': {'train': segmentation.train, 'evaluate': segmentation.evaluate, 'all': segmentation.train_and_evaluate},
+    'creativity': {mode: functools.partial(creativity.run, mode) for mode in ('train', 'evaluate', 'all')},
 }
 
 

@@ -68,6 +68,16 @@ def mean(tree: Any) -> Any:
   return jax.lax.pmean(tree, AXIS)
 
 
+def total(tree: Any) -> Any:
+  """Sum over all devices, inside a function given to `over_devices`."""
+  return jax.lax.psum(tree, AXIS)
+
+
+def largest(tree: Any) -> Any:
+  """Maximum over all devices, inside a function given to `over_devices`."""
+  return jax.lax.pmax(tree, AXIS)
+
+
 def over_devices(fn: Callable[[Any, Any], Any], donate: bool = False, local: bool = False) -> Callable[[Any, Any], Any]:
   """pmap of fn(replicated, batch), where batch leaves have leading axes [devices, per device].
 
@@ -80,6 +90,13 @@ def split(tree: Any) -> Any:
   """[B, ...] host arrays -> [devices, B / devices, ...]."""
   n = jax.local_device_count()
   return jax.tree.map(lambda x: np.reshape(x, (n, len(x) // n) + np.shape(x)[1:]), tree)
+
+
+def split_uneven(x: np.ndarray, fill: float) -> np.ndarray:
+  """[N, ...] -> [devices, per device, ...] with `fill` behind the last item: this host's part of items of all hosts."""
+  per_device = -(-len(x) // jax.device_count())
+  x = np.pad(x, [(0, per_device * jax.device_count() - len(x))] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
+  return split(x[host_slice(len(x))])
 
 
 def host_slice(n: int) -> slice:

@@ -13,9 +13,9 @@ from gmm_diffusion.aliases import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """name: 'digits', 'toy', 'tfds' or 'none'.
+  """name: 'digits', 'toy', 'tfds', 'crafted' (creativity.crafted) or 'none'.
 
-  tfds reads `dataset` (such as 'mnist') from `path`. none has no items: `size` and `classes` say what a
+  limit: only so many training items, the first ones; 0 is all. tfds reads `dataset` (such as 'mnist') from `path`. none has no items: `size` and `classes` say what a
   pretrained model makes, RGB images of size x size; dataset 'imagenet' gives its classes their names.
 
   Segmentation: digit scenes, or BSDS500 in `path`; folders `images` and `masks` of one's own replace the test set.
@@ -30,6 +30,7 @@ class Data:
   images: str = ''
   masks: str = ''
   split: str = 'test'
+  limit: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,9 @@ class Net:
   freq_shift: int = 0
   sin_first: bool = False
   patch: int = 2
+  padding: str = 'zero'
+  final: str = 'none'
+  temperature: tuple[float, ...] = (2.0, 0.1)
   dropout: float = 0.0
   learn_sigma: bool = False
   dtype: str = 'float32'
@@ -258,8 +262,26 @@ class Segmentation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Creativity:
+  """Score machines beside networks that differ in their final layer (task 'creativity').
+
+  networks: names in nets.cnn.FINALS, the first is the one that patch sizes are calibrated on. machines: names in
+  denoisers.score_machines.MACHINES. sizes: patch sizes to choose from. images: training images that the machines
+  see, the first ones; 0 is all. pairs: samples of machines, of the same noise as the networks' first. probes:
+  trajectories to calibrate on.
+  """
+
+  networks: tuple[str, ...] = ('none', 'top1', 'gumbel', 'softmax', 'identity')
+  machines: tuple[str, ...] = ('ELS', 'bbELS', 'LS', 'IS', 'consistent')
+  sizes: tuple[int, ...] = (3, 5, 7, 9)
+  images: int = 0
+  pairs: int = 100
+  probes: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
 class Spec:
-  """Everything a run depends on. task: 'diffusion' or 'segmentation'."""
+  """Everything a run depends on. task: what main.py does with it, 'diffusion', 'segmentation' or 'creativity'."""
 
   task: str = 'diffusion'
   seed: int = 0
@@ -274,11 +296,12 @@ class Spec:
   sample: Sample = Sample()
   evaluate: Evaluate = Evaluate()
   segmentation: Segmentation = Segmentation()
+  creativity: Creativity = Creativity()
 
   def __post_init__(self):
-    _choose('task', self.task, ('diffusion', 'segmentation'))
+    _choose('task', self.task, ('diffusion', 'segmentation', 'creativity'))
     _choose('data.split', self.data.split, ('val', 'test'))
-    _choose('data.name', self.data.name, ('digits', 'toy', 'tfds', 'none'))
+    _choose('data.name', self.data.name, ('digits', 'toy', 'tfds', 'crafted', 'none'))
     _choose('denoiser.name', self.denoiser.name, ('network', 'mixture', 'empirical'))
     _choose('net.attention_kind', self.net.attention_kind, ('dot', 'em'))
     if self.net.attention_kind == 'em' and (self.net.name != 'unet' or self.net.context_dim or self.net.weights.format):
@@ -289,7 +312,7 @@ class Spec:
     _choose('train.loss', self.train.loss, ('simple', 'elbo'))
     for key in ('train.steps', 'train.batch', 'train.log_every', 'train.checkpoint_every', 'sample.count',
                 'sample.batch', 'sample.shard', 'evaluate.count', 'evaluate.reference_count', 'evaluate.neighbours', 'net.channels', 'net.blocks', 'schedule.T',
-                'net.patch', 'net.heads', 'autoencoder.batch', 'autoencoder.channels', 'classifier.channels',
+                'net.patch', 'net.heads', 'autoencoder.batch', 'autoencoder.channels', 'classifier.channels', 'creativity.pairs', 'creativity.probes',
                 *(f'segmentation.{name}' for name in ('channels', 'blocks', 'heads', 'head_channels', 'size', 'slots', 'clicks', 'objects', 'batch'))):
       if self.get(key) < 1:
         raise UserError(f'{key} must be at least 1, got {self.get(key)}')
@@ -300,7 +323,7 @@ class Spec:
     for key in ('train.ema', 'train.label_dropout', 'net.dropout'):
       if not 0 <= self.get(key) < 1:
         raise UserError(f'{key} must be in [0, 1), got {self.get(key)}')
-    for key in ('seed', 'sampler.offsets_seed', 'train.warmup', 'denoiser.guidance', 'classifier.scale',
+    for key in ('seed', 'data.limit', 'creativity.images', 'sampler.offsets_seed', 'train.warmup', 'denoiser.guidance', 'classifier.scale',
                 'denoiser.guidance_channels', 'segmentation.key_steps', 'segmentation.value_steps'):
       if self.get(key) < 0:
         raise UserError(f'{key} must be >= 0, got {self.get(key)}')

@@ -16,7 +16,7 @@ from gmm_diffusion.loops import build
 
 PACKAGE = os.path.join(cases.ROOT, 'gmm_diffusion')
 LAYERS = [{'aliases', 'specs'}, {'maths'}, {'samplers', 'denoisers', 'nets'},
-          {'parallel', 'data', 'checkpoints', 'metrics', 'reports', 'segmentation'}, {'loops'}, {'main'}]
+          {'parallel', 'data', 'checkpoints', 'metrics', 'reports', 'segmentation', 'creativity'}, {'loops'}, {'main'}]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(glob.glob(os.path.join(PACKAGE, '**', '*.py'), recursive=True))
 

@@ -106,9 +106,20 @@ def imagenet_classes() -> tuple[str, ...]:
     return tuple(file.read().splitlines())
 
 
+def crafted(spec: specs.Data) -> Data:
+  """Locally ambiguous, globally consistent images."""
+  del spec
+  from gmm_diffusion.creativity import crafted as made  # it needs Data
+
+  return made.load()
+
+
 def load(spec: specs.Data) -> Data:
-  """The data set that a spec names."""
-  return {'digits': digits, 'tfds': tfds, 'toy': toy, 'none': none}[spec.name](spec)
+  """The data set that a spec names, with its first `limit` training images if that is not 0."""
+  data = {'digits': digits, 'tfds': tfds, 'toy': toy, 'none': none, 'crafted': crafted}[spec.name](spec)
+  if spec.limit:
+    data = data._replace(train=data.train[:spec.limit], train_labels=data.train_labels[:spec.limit])
+  return data
 
 
 def class_numbers(data: Data, label: str) -> np.ndarray:

@@ -89,6 +89,11 @@ def net(spec: specs.Spec, data: sources.Data) -> Any:
                  dtype=jnp.dtype(spec.net.dtype))
 
 
+def has_schedule(module: Any) -> bool:
+  """Whether a network takes its progress in training, in [0, 1], as nets.cnn does."""
+  return 'progress' in inspect.signature(type(module).__call__).parameters
+
+
 def classifier(spec: specs.Spec, data: sources.Data) -> Classifier | None:
   """The classifier that guides, if the spec has one."""
   if not spec.classifier.scale:

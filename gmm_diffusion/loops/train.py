@@ -73,7 +73,8 @@ def make_update(spec: specs.Spec, data: sources.Data, optimiser: optax.GradientT
     if spec.net.labels == 'null':
       labels = jnp.where(drop, data.classes, labels)
     inputs, t = process.network_input(marginals.diffuse(x0, eps, time), time)
-    output = module.apply(params, inputs, t, labels, train=True, rngs={'dropout': keys[0, 3]})
+    progress = {'progress': step / spec.train.steps} if build.has_schedule(module) else {}
+    output = module.apply(params, inputs, t, labels, train=True, rngs={'dropout': keys[0, 3]}, **progress)
     error = output[..., :x0.shape[-1]] - marginals.target(spec.denoiser.prediction, x0, eps, time)
     return jnp.mean(weight * jnp.mean(error**2, axis=tuple(range(1, x0.ndim))))
 

@@ -15,7 +15,7 @@ again from the log-normaliser), so memory is linear in their numbers.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -333,3 +333,41 @@ def sample(keys: Key, units_: Units) -> Array:
   draws = noise.at_step(keys, 0, units_.means.shape[1:], units_.means.dtype)
   index = noise.categorical(draws.uniform, jax.nn.softmax(units_.log_priors))
   return units_.means[index] + draws.normal / jnp.sqrt(units_.precisions[index])[:, None]
+
+
+class Stream(NamedTuple):
+  """A posterior in the making, for logits that come from elsewhere (patches, Fourier transforms), block by block.
+
+  top is the largest logit so far, [...]; sums [V + 1, ...] are those of exp(logit - top) times the values, and times 1.
+  """
+
+  top: Array
+  sums: Array
+
+
+def start(shape: tuple[int, ...], entries: int, dtype) -> Stream:
+  """The Stream of no units, for queries of any `shape` and values of `entries` entries."""
+  return Stream(jnp.full(shape, -jnp.inf, dtype), jnp.zeros((entries + 1, *shape), dtype))
+
+
+def absorb(stream: Stream, logits: Array, weigh: Callable[[Array], Array]) -> Stream:
+  """Adds units with logits [J, ...]; weigh(weights [J, ...]) -> the weighted sums [V + 1, ...] of their values and of 1."""
+  top = jnp.maximum(stream.top, jnp.max(logits, 0))
+  return Stream(top, stream.sums * _relative(stream.top, top)[None] + weigh(_relative(logits, top[None])))
+
+
+def _relative(logits, top):
+  """exp(logits - top), 0 where all units so far are switched off."""
+  return jnp.exp(logits - jnp.where(jnp.isfinite(top), top, 0))
+
+
+def merge(stream: Stream, largest: Callable[[Array], Array], total: Callable[[Array], Array]) -> Stream:
+  """One Stream of those of several devices, by their collective maximum and sum."""
+  top = largest(stream.top)
+  return Stream(top, total(stream.sums * _relative(stream.top, top)[None]))
+
+
+def means(stream: Stream) -> Posterior:
+  """Posterior with mean [V, ...] and log_normaliser [...]; mean 0 where no unit is open."""
+  total = stream.sums[-1]
+  return Posterior(stream.sums[:-1] / jnp.where(total > 0, total, 1)[None], stream.top + jnp.log(total))

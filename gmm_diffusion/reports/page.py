@@ -98,3 +98,25 @@ def write(path: str, title: str, command: str, facts: dict[str, Any], rows: Sequ
     parts.append('<h2>Training</h2>' + image(curve))
   parts.append(f'<h2>Config</h2><details><summary>all keys</summary><pre>{html.escape(json.dumps(config, indent=1))}</pre></details></html>')
   files.write_text(path, '\n'.join(parts))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+  """An HTML table of anything that can be printed."""
+  line = lambda tag, cells: '<tr>' + ''.join(f'<{tag}>{html.escape(str(cell))}</{tag}>' for cell in cells) + '</tr>'
+  return f'<table>{line("th", head)}{"".join(line("td", row) for row in rows)}</table>'
+
+
+def figure(png: bytes, caption: str) -> str:
+  """A picture with a line below it."""
+  return f'<figure>{image(png)}<figcaption>{html.escape(caption)}</figcaption></figure>'
+
+
+def plain(path: str, title: str, command: str, sections: Sequence[tuple[str, Sequence[str]]], config: dict[str, Any]) -> None:
+  """Writes a page of sections (heading, parts); a part is what `table` or `figure` return, or a paragraph."""
+  parts = [f'<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>',
+           f'<h1>{html.escape(title)}</h1><pre>{html.escape(command)}</pre>']
+  for heading, content in sections:
+    parts.append(f'<h2>{html.escape(heading)}</h2>')
+    parts += [part if part.startswith('<') else f'<p>{html.escape(part)}</p>' for part in content]
+  parts.append(f'<h2>Config</h2><details><summary>all keys</summary><pre>{html.escape(json.dumps(config, indent=1))}</pre></details></html>')
+  files.write_text(path, '\n'.join(parts))

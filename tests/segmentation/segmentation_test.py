@@ -141,7 +141,7 @@ class MetricsTest(absltest.TestCase):
   def test_summary(self):
     curves = np.array([[0.2, 0.86, 0.95], [0.1, 0.2, 0.3]])
     np.testing.assert_array_equal(metrics.clicks_needed(curves, 0.85), [2, 3])
-    found = metrics.summary(curves, 100)
+    found = metrics.summary(curves)
     self.assertEqual({name: found[name].value for name in ('IoU@1', 'IoU@3', 'NoC@85', 'NoC@90', 'failures@90')},
                      {'IoU@1': 0.15000000000000002, 'IoU@3': 0.625, 'NoC@85': 2.5, 'NoC@90': 3, 'failures@90': 0.5})
     self.assertGreater(found['IoU@3'].high - found['IoU@3'].low, 0.5)  # two objects say little
