@@ -118,7 +118,7 @@ class SpecsTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ({'sampler': {'stepz': 3}}, "unknown config key 'sampler.stepz'; valid: sampler.name, sampler.steps"),
-      ({'smapler': {}}, "unknown config key 'smapler'; valid: seed, data"),
+      ({'smapler': {}}, "unknown config key 'smapler'; valid: task, seed, data"),
       ({'sampler': {'steps': 3.5}}, "config key 'sampler.steps' must be of type int, got 3.5"),
       ({'sampler': {'steps': True}}, "config key 'sampler.steps' must be of type int, got True"),
       ({'net': {'multipliers': 3}}, "config key 'net.multipliers' must be a tuple, got 3"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import os
 import time
 from typing import Any
@@ -16,7 +17,7 @@ from gmm_diffusion.aliases import UserError
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.loops import build
 from gmm_diffusion.loops import train as train_loop
-from gmm_diffusion.reports import records
+from gmm_diffusion.reports import files, records
 from gmm_diffusion.segmentation import annotator, data, grabcut, metrics, report, session
 from gmm_diffusion.segmentation.model import ARMS, Clicks, Segmenter
 
@@ -200,26 +201,57 @@ def milliseconds(objects: Objects, module: Segmenter, params: Any, clicks: list)
   return 1000 * float(np.median(seconds)) if seconds else float('nan')
 
 
+def _run(spec: specs.Spec, workdir: str, objects: Objects, names: list[str], weights: str, make, title: str) -> tuple[dict, dict]:
+  """`click_through` for runs side by side, ({name: curves}, {name: (masks, clicks)}); what an earlier evaluation found is read back."""
+  section = dataclasses.replace(spec.segmentation, baseline=False, batch=1)  # these change no result
+  mark = hashlib.sha256(repr((spec.seed, spec.data, section, weights)).encode()).hexdigest()[:12]
+  paths = {name: os.path.join(workdir, 'curves', f'{name.split(",")[0].replace(" ", "_")}.npz') for name in names}
+  found = {name: _read(path, mark, len(objects.scenes)) for name, path in paths.items()}
+  if not all(found.values()):
+    curves, masks, clicks = click_through(objects, make(), len(names), section.clicks, title)
+    found = dict(zip(names, zip(curves, masks, clicks)))
+    if parallel.is_main():
+      os.makedirs(os.path.join(workdir, 'curves'), exist_ok=True)
+      for name, (row, masks, clicks) in found.items():
+        arrays = {f'mask{i}': mask for i, mask in enumerate(masks)}
+        arrays.update({f'clicks{i}': np.array(own, np.int64).reshape(-1, 3) for i, own in enumerate(clicks)})
+        files.write(paths[name], lambda path: np.savez_compressed(path, mark=mark, curves=row, **arrays))
+  return {name: one[0] for name, one in found.items()}, {name: one[1:] for name, one in found.items()}
+
+
+def _read(path, mark, count):
+  """(curves, masks, clicks) of a file with this mark, or None."""
+  try:
+    with np.load(path) as stored:
+      if str(stored['mark']) != mark:
+        return None
+      clicks = [[annotator.Click(int(row), int(column), bool(positive)) for row, column, positive in stored[f'clicks{i}']] for i in range(count)]
+      return stored['curves'], [stored[f'mask{i}'] for i in range(count)], clicks
+  except (OSError, ValueError, KeyError):  # absent or damaged: found again
+    return None
+
+
 def evaluate(spec: specs.Spec, workdir: str, command: str) -> None:
   """--mode=evaluate: the arms and baselines on the same objects; results.json, curve.png and report.html."""
   start = time.perf_counter()
   section, objects = spec.segmentation, Objects(spec)
   module, params = load(spec, workdir)
-  most, rows, shown = section.clicks, {}, {}
-  curves, masks, clicks = click_through(objects, predictor(objects, module, params, list(ARMS.values()), section.batch), len(ARMS), most, 'arms')
-  for a, arm in enumerate(ARMS):
-    rows[arm], shown[arm] = curves[a], (masks[a], clicks[a])
-  speed = milliseconds(objects, module, params, clicks[-1])
+  weights = build.tree_hash(params)
+  runs = [(list(ARMS), weights, lambda: predictor(objects, module, params, list(ARMS.values()), section.batch), 'arms')]
   if section.baseline:
     other = load(spec, workdir, 'channels')
-    curves, masks, clicks = click_through(objects, predictor(objects, *other, [(False, False)], section.batch), 1, most, 'baseline')
-    rows[BASELINE], shown[BASELINE] = curves[0], (masks[0], clicks[0])
+    runs.append(([BASELINE], build.tree_hash(other[1]), lambda: predictor(objects, *other, [(False, False)], section.batch), 'baseline'))
   if grabcut.available():
-    curves, masks, clicks = click_through(objects, grabcut.predictor(objects), 1, most, 'GrabCut')
-    rows['GrabCut'], shown['GrabCut'] = curves[0], (masks[0], clicks[0])
+    runs.append((['GrabCut'], '', lambda: grabcut.predictor(objects), 'GrabCut'))
+  rows, shown = {}, {}
+  for run in runs:
+    curves, ends = _run(spec, workdir, objects, *run)
+    rows.update(curves)
+    shown.update(ends)
+  speed = milliseconds(objects, module, params, shown['both'][1])
   if not parallel.is_main():
     return
-  shared, weights = records.common(spec, command), build.tree_hash(params)
+  shared = records.common(spec, command)
   table = {name: metrics.summary(row) for name, row in rows.items()}
   new = [{'kind': 'segmentation', 'sampler': name, 'metric': metric, 'value': value.value, 'interval': [value.low, value.high],
           'n': len(objects.scenes), 'seed': spec.seed, 'split': spec.data.split, 'weights': weights, **shared}

@@ -32,7 +32,7 @@ def attend(q: Array, k: Array, v: Array, *, mask: Array | None = None, bias: Arr
     bias: [B, H or 1, I, J], added to the log-priors.
     held_values, held: [B, I, H, V] and [B, I].
     alpha, beta: [H]; alpha None is 1 / sqrt(C), beta None is 0. The magnitude priors make dot-product attention of them.
-    positions: of em.py with a leading axis H or without, the same for all items.
+    positions: of em.py, the same for all items; relative ones may have a leading axis H.
     trust: scalars or [H].
     key_steps, value_steps, block: see em.infer.
   """
@@ -52,7 +52,7 @@ def attend(q: Array, k: Array, v: Array, *, mask: Array | None = None, bias: Arr
     return em.infer(units._replace(log_priors=log_priors), em.Tokens(q, values, held, bias), positions, trust,
                     key_steps, value_steps, block=block).values
 
-  of_head = None if positions == em.Positions() else jax.tree.map(lambda x: 0 if x.ndim == 4 else None, positions)
+  of_head = em.Positions(*(0 if x is not None and x.ndim == 4 else None for x in positions))
   per_item = jax.vmap(head, (1, 1, 1, 1, None, 0, 0, 0, of_head, 0), 1)  # heads
   return jax.vmap(per_item, (0, 0, 0, 0, 0, 0, None, None, None, None))(q, k, v, held_values, held, bias, alpha, beta, positions, trust)
 

@@ -6,7 +6,6 @@ from typing import NamedTuple, Sequence
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from gmm_diffusion import specs
 from gmm_diffusion.aliases import UserError
@@ -135,8 +134,7 @@ def digit_scenes(digits: np.ndarray, photographs: Sequence[np.ndarray], count: i
     image, labels = photo[y:y + size, x:x + size].astype(np.float32), np.zeros((size, size), np.uint8)
     for label in range(1, random.randint(2, 5)):
       side = random.randint(size // 3, 2 * size // 3)
-      shape = resize(digits[random.randint(len(digits))][..., 0], (side, side)) if side <= 8 else np.asarray(
-          Image.fromarray(digits[random.randint(len(digits))][..., 0]).resize((side, side), Image.BICUBIC))
+      shape = np.asarray(Image.fromarray(digits[random.randint(len(digits))][..., 0]).resize((side, side), Image.BICUBIC))
       y, x = random.randint(0, size - side + 1, 2)
       ink = shape > 100
       image[y:y + side, x:x + side][ink] = random.uniform(0, 255, 3) + random.normal(0, 12, (int(ink.sum()), 3))
@@ -164,12 +162,6 @@ def load(spec: specs.Data) -> Scenes:
   if spec.images:
     parts['test'] = folder(spec.images, spec.masks)
   return Scenes(**parts)
-
-
-def centre(region: np.ndarray) -> tuple[int, int]:
-  """The pixel of a bool region [H, W] that is farthest from its border."""
-  distance = ndimage.distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
-  return tuple(int(i) for i in np.unravel_index(np.argmax(distance), region.shape))
 
 
 def crop(scene: Scene, number: int, shape: tuple[int, int], random: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ from typing import Any, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from gmm_diffusion.aliases import UserError
 from gmm_diffusion.segmentation import data
@@ -37,7 +38,7 @@ def from_network(logits: np.ndarray, shape: tuple[int, int], size: int, clicks: 
   height, width = working_shape(shape, size)
   logits = np.asarray(logits)[:height, :width]
   if (height, width) != shape:
-    logits = np.asarray(data.Image.fromarray(logits).resize(shape[::-1], data.Image.BILINEAR))
+    logits = np.asarray(Image.fromarray(logits).resize(shape[::-1], Image.BILINEAR))
   mask = logits > 0
   for click in clicks:
     mask[click.row, click.column] = click.positive

@@ -162,14 +162,22 @@ class SpecialCasesTest(cases.X64TestCase):
     found = infer(units._replace(log_priors=log_priors), em.Tokens(tokens.queries, bias=bias), positions, key_steps=0, value_steps=0)
     np.testing.assert_allclose(found.values, expected, atol=1e-13)
 
-  def test_one_unit_takes_the_mean(self):
-    q, v, held = np.array([[1.0], [2.0], [6.0]]), np.array([[5.0], [np.nan], [7.0]]), np.array([1.0, 0.0, 1.0])
+  @parameterized.parameters(1, 3)
+  def test_one_unit_takes_the_mean(self, steps):
+    # the prior stays where it was, so more steps change nothing; the last slot is empty
+    q, v = np.array([[1.0], [2.0], [6.0], [99.0]]), np.array([[5.0], [np.nan], [7.0], [np.nan]])
     units = em.memory(jnp.array([[10.0]]), jnp.array([[20.0]]), alpha=2.0, beta=0.5)
-    tokens = em.Tokens(*map(jnp.asarray, (q, v, held)))
-    found = infer(units, tokens, trust=em.Trust(3.0, 4.0), key_steps=1, value_steps=1)
+    tokens = em.Tokens(jnp.asarray(q), jnp.asarray(v), jnp.array([1.0, 0.0, 1.0, 0.0]), present=jnp.array([1.0, 1.0, 1.0, 0.0]))
+    found = infer(units, tokens, trust=em.Trust(3.0, 4.0), key_steps=steps, value_steps=steps)
     np.testing.assert_allclose(found.memory.keys, [[(3 * 10 + 2 * 9) / (3 + 2 * 3)]], rtol=1e-14)
     np.testing.assert_allclose(found.memory.values, [[(4 * 20 + 0.5 * 12) / (4 + 0.5 * 2)]], rtol=1e-14)
-    np.testing.assert_allclose(found.values, [[5], [86 / 5], [7]], rtol=1e-14)
+    np.testing.assert_allclose(found.values, [[5], [86 / 5], [7], [86 / 5]], rtol=1e-14)
+
+  def test_steps_can_be_switched_off(self):
+    memory, tokens, positions, trust = problem(5)
+    keys = em.infer(memory, tokens, positions, trust, 1, 1, on=(jnp.asarray(True), jnp.asarray(False))).memory
+    np.testing.assert_array_equal(keys.values, memory.values)
+    self.assertTrue((keys.keys != memory.keys).any())
 
   def test_value_map_weighs_by_precision(self):
     units = em.Memory(jnp.zeros((2, 1)), jnp.array([[1.0], [4.0]]), jnp.ones(2), jnp.array([1.0, 3.0]), jnp.log(jnp.array([0.5, 0.5])))
