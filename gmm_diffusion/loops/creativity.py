@@ -187,7 +187,7 @@ def evaluate(spec: specs.Spec, data: sources.Data, workdir: str, command: str) -
     maps[final] = [sensitivity(probes[n], time_at(spec, n), np.zeros(wanted.probes, np.int32)) for n in middle]
   known = data.train[:wanted.images or None]
   size = min(wanted.sizes)
-  traces = {name: (x[:8], provenance.trace(sources.to_model(x[:8]), sources.to_model(known), size)) for name, x in {
+  traces = {name: (x[:6], provenance.trace(sources.to_model(x[:6]), sources.to_model(known), size, spec.net.padding, 'all')) for name, x in {
       **{f'CNN {final}': x for final, x in networks.items()}, **{f'machine {name}': x for name, x in machines.items()}}.items()}
   if not parallel.is_main():
     return
