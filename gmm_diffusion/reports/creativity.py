@@ -70,7 +70,7 @@ def _curves(path: str, spec: specs.Spec, found: Found) -> bytes:
   axes[0].legend(fontsize=8)
   for name, calibration in found.calibrations.items():
     axes[2].plot(calibration.levels, [calibration.candidates[i] for i in np.argmax(calibration.cosines, 1)], marker='.', label=name)
-  axes[2].set(xlabel='noise level b', ylabel='patch size most like the network', xlim=(1, 0))
+  axes[2].set(xlabel='noise level b', ylabel='patch size most like the network', xlim=(1, 0), yticks=spec.creativity.sizes)
   axes[2].legend(fontsize=8)
   return _finish(figure, path)
 
@@ -98,7 +98,7 @@ def write(workdir: str, spec: specs.Spec, command: str, config: dict[str, Any], 
   """Writes the figures and report.html."""
   at = lambda name: os.path.join(workdir, name)
   strips = {**{f'machine {name}': x for name, x in found.machines.items()}, **{f'CNN {name}': x for name, x in found.networks.items()},
-            'training images': found.known}
+            'training images': found.known[np.linspace(0, len(found.known) - 1, 16).astype(int)]}
   same = _rows(at('same_noise.png'), strips, 16)
   curves = _curves(at('consistency.png'), spec, found)
   mosaics = _mosaics(at('provenance.png'), found)
