@@ -88,8 +88,8 @@ def predict(args, padding: str) -> dict:
           'rows of the picture': ['network', *made, 'nearest training image']}
 
 
-def bound(args) -> list[dict]:
-  """Mean squared errors per pixel of bbELS with 7 x 7 patches and of a three-layer CNN, at several noise levels."""
+def bound(args, save) -> None:
+  """Mean squared errors per pixel of bbELS with 7 x 7 patches and of a three-layer CNN, at several noise levels; save(rows) after each."""
   spec = settings(args, 'zero', 1)
   data = sources.load(spec.data)
   folder = os.path.join(args.workdir, 'three_layers')
@@ -109,7 +109,7 @@ def bound(args) -> list[dict]:
     row = {'t': t, 'b': float(time.b), 'bbELS': mean(errors[0]), 'CNN': mean(errors[1]), 'CNN - bbELS': mean(errors[1] - errors[0])}
     print(f't {t:4d}  b {row["b"]:.3f}  error of bbELS {row["bbELS"]}, of the CNN {row["CNN"]}, difference {row["CNN - bbELS"]}', flush=True)
     rows.append(creativity.plain(row))
-  return rows
+    save(rows)
 
 
 def main():
@@ -134,7 +134,7 @@ def main():
   about = {key: value for key, value in vars(args).items() if key not in ('workdir', 'path', 'paddings')}
   files.make_workdir(args.workdir)
   if args.bound:
-    common.save(args.workdir, f'bbels_bound_{args.data}', {**about, 'rows': bound(args)})
+    bound(args, lambda rows: common.save(args.workdir, f'bbels_bound_{args.data}', {**about, 'rows': rows}))
   else:
     for padding in args.paddings:  # saved after each
       about[padding] = predict(args, padding)

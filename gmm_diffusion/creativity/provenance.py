@@ -67,7 +67,7 @@ def mosaic(provenance: Provenance, known: np.ndarray, colours: int = 12) -> tupl
   In the map the most frequent training images of each image have a colour each, all others are grey.
   """
   made = known[provenance.image, provenance.place[..., 0], provenance.place[..., 1]]
-  hues = np.stack([0.5 + 0.5 * np.cos(2 * np.pi * (np.arange(colours) / colours + shift)) for shift in (0, 1 / 3, 2 / 3)], -1)
+  hues = np.stack([0.5 + 0.5 * np.cos(2 * np.pi * (0.618 * np.arange(colours) + shift)) for shift in (0, 1 / 3, 2 / 3)], -1)  # neighbours differ
   maps = np.full(provenance.image.shape + (3,), 128, np.uint8)
   for out, image in zip(maps, provenance.image):
     values, counts = np.unique(image, return_counts=True)

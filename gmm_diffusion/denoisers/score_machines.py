@@ -189,8 +189,8 @@ def boundary_broken(shape: tuple[int, int, int], size: int) -> Parts:
 
 
 def tiling(shape: tuple[int, int, int], size: int) -> np.ndarray:
-  """Centres [M, 2] of patches side by side, as many as fit, in the middle of the image."""
-  axes = [np.arange(n // size) * size + (n % size) // 2 + size // 2 for n in shape[:2]]
+  """Centres [M, 2] of as few patches as cover the image, evenly spaced; they overlap where size does not divide the side."""
+  axes = [np.round(np.linspace(size // 2, n - 1 - size // 2, -(-n // size))).astype(int) for n in shape[:2]]
   return np.stack(np.meshgrid(*axes, indexing='ij'), -1).reshape(-1, 2)
 
 

@@ -28,6 +28,7 @@ class Found(NamedTuple):
   traces: dict[str, tuple[np.ndarray, provenance.Provenance]]
   known: np.ndarray
   noise: np.ndarray
+  fixed_machine: str
   published: str
 
 
@@ -55,7 +56,7 @@ def _curves(path: str, spec: specs.Spec, found: Found) -> bytes:
   measure = 'consistent' if spec.data.name == 'crafted' else 'memorised'
   values = [found.result['fixed'][size][measure] for size in found.fixed]
   spread = [[v.value - v.low for v in values], [v.high - v.value for v in values]]
-  axes[0].errorbar(list(found.fixed), [v.value for v in values], spread, marker='.', capsize=3, label='ELS machine')
+  axes[0].errorbar(list(found.fixed), [v.value for v in values], spread, marker='.', capsize=3, label=f'{found.fixed_machine} machine')
   axes[0].set(xlabel='patch size at all noise levels', ylabel=f'share {measure}', xticks=list(found.fixed))
   if measure == 'consistent':
     axes[0].axhline(crafted.CHANCE_CONSISTENT, color='0.6', label='chance')
@@ -69,7 +70,7 @@ def _curves(path: str, spec: specs.Spec, found: Found) -> bytes:
   axes[0].legend(fontsize=8)
   for name, calibration in found.calibrations.items():
     axes[2].plot(calibration.levels, [calibration.candidates[i] for i in np.argmax(calibration.cosines, 1)], marker='.', label=name)
-  axes[2].set(xlabel='noise level b', ylabel='patch size most like the network', xlim=(1, 0))
+  axes[2].set(xlabel='noise level b', ylabel='patch size most like the network', xlim=(1, 0), yticks=spec.creativity.sizes)
   axes[2].legend(fontsize=8)
   return _finish(figure, path)
 
@@ -97,7 +98,7 @@ def write(workdir: str, spec: specs.Spec, command: str, config: dict[str, Any], 
   """Writes the figures and report.html."""
   at = lambda name: os.path.join(workdir, name)
   strips = {**{f'machine {name}': x for name, x in found.machines.items()}, **{f'CNN {name}': x for name, x in found.networks.items()},
-            'training images': found.known}
+            'training images': found.known[np.linspace(0, len(found.known) - 1, 16).astype(int)]}
   same = _rows(at('same_noise.png'), strips, 16)
   curves = _curves(at('consistency.png'), spec, found)
   mosaics = _mosaics(at('provenance.png'), found)
@@ -117,7 +118,7 @@ def write(workdir: str, spec: specs.Spec, command: str, config: dict[str, Any], 
       ('Where pixels come from', [page.figure(mosaics, 'In threes: a sample, the same made of the centres of the nearest training patches '
                                               f'({min(spec.creativity.sizes)} x {min(spec.creativity.sizes)}), and their training images in colours. Left: mean number '
                                               'of training images that give at least 5 % of the pixels.')]),
-      ('Patch size and noise level', [page.figure(curves, 'Left: the ELS machine at one patch size for all noise levels.')]),
+      ('Patch size and noise level', [page.figure(curves, f'Left: the {found.fixed_machine} machine at one patch size for all noise levels.')]),
       ('How far the networks look', [page.figure(maps, 'Size of the gradient of the middle pixel’s x_0 (log scale), and the square that holds 95 % of its square.')]),
   ]
   page.plain(at('report.html'), f'Creativity: {spec.data.dataset or spec.data.name}, {spec.sampler.steps} steps', command, sections, config)

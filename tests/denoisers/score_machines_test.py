@@ -238,6 +238,19 @@ class ClosedFormTest(cases.X64TestCase):
       np.testing.assert_allclose(machine(jnp.asarray(QUERIES), time), answer('ELS', size, 'zero', '', IMAGES, QUERIES, time).x0, atol=1e-12)
 
 
+class TilingTest(parameterized.TestCase):
+
+  @parameterized.parameters(((12, 12, 3), 7, 4), ((12, 12, 3), 3, 16), ((8, 13, 1), 5, 6), ((5, 5, 1), 5, 1))
+  def test_the_image_is_covered(self, shape, size, count):
+    centres = score_machines.tiling(shape, size)
+    self.assertLen(centres, count)
+    covered = np.zeros(shape[:2], bool)
+    for y, x in centres:
+      self.assertEqual(covered[y - size // 2:y + size // 2 + 1, x - size // 2:x + size // 2 + 1].shape, (size, size))
+      covered[y - size // 2:y + size // 2 + 1, x - size // 2:x + size // 2 + 1] = True
+    self.assertTrue(covered.all())
+
+
 class BadInputTest(parameterized.TestCase):
 
   @parameterized.parameters(
