@@ -16,7 +16,7 @@ def tiny(**options):
   config = config_file.get_config('runlocal')
   config.net.update(channels=8, blocks=1)
   config.train.update(steps=4, batch=4, log_every=2, checkpoint_every=4)
-  config.sampler.steps = 2
+  config.sampler.steps = 6
   config.sample.update(count=4, batch=4)
   config.creativity.update(networks=('gumbel',), machines=('ELS', 'IS'), sizes=(3,), images=12, pairs=3, probes=2)
   config.creativity.update(options)
@@ -35,7 +35,7 @@ class AllTest(absltest.TestCase):
     self.assertEqual(set(found['agreement']['gumbel']), {'ELS', 'IS'})
     self.assertBetween(found['agreement']['gumbel']['IS']['r']['value'], -1, 1)
     self.assertEqual(set(found['quality']), {'gumbel', 'machine ELS', 'machine IS'})
-    self.assertLen(found['early']['gumbel'], 2)
+    self.assertLen(found['early']['gumbel'], 6)
     # the ideal machine copies, so its samples are consistent
     self.assertEqual(found['quality']['machine IS']['consistent']['value'], 1.0)
     with open(os.path.join(workdir, 'report.html'), encoding='utf-8') as file:
