@@ -58,7 +58,7 @@ def posterior(logits, values):
   return (weights.T @ values) / jnp.sum(weights, 0)[:, None]
 
 
-def formula(size, x, images, at_once=8):
+def formula(size, x, images, at_once=4):  # it divides the number of patches of an image, an even number squared
   """E[x_0 | x] of one query [1, H, W, C] by differences of all pairs of patches, some units at a time."""
   left = patches.windows(patches.pad(x[0], size, 'circular'), size).reshape(SIDE * SIDE, -1)
   units = patches.windows(images, size).reshape(-1, left.shape[1])
