@@ -189,16 +189,16 @@ def predictor(objects: Objects, module: Segmenter, params: Any, arms: list[tuple
   return predict
 
 
-def milliseconds(objects: Objects, module: Segmenter, params: Any, clicks: list) -> float:
-  """Median time of a click in a session, after the first two, over three images."""
+def milliseconds(objects: Objects, module: Segmenter, params: Any, clicks: list) -> float | None:
+  """Median time of a click in a session, after the first (which compiles), over three images; None where there is only one."""
   seconds = []
   for i in range(min(3, len(objects.scenes))):
     one = session.Session(module, params, objects.scenes[i].image, objects.size, objects.slots)
     for n, click in enumerate(clicks[i][:8]):
       start = time.perf_counter()
       one.click(*click)
-      seconds += [time.perf_counter() - start] if n > 1 else []
-  return 1000 * float(np.median(seconds)) if seconds else float('nan')
+      seconds += [time.perf_counter() - start] if n else []
+  return 1000 * float(np.median(seconds)) if seconds else None
 
 
 def _run(spec: specs.Spec, workdir: str, objects: Objects, names: list[str], weights: str, make, title: str) -> tuple[dict, dict]:
@@ -261,9 +261,10 @@ def evaluate(spec: specs.Spec, workdir: str, command: str) -> None:
   records.add(workdir, new)
   for name, row in table.items():
     print(f'{name:44s} ' + '  '.join(f'{metric} {value}' for metric, value in row.items()))
-  print(f'{speed:.0f} ms per click')
+  shown_speed = 'not measured' if speed is None else f'{speed:.0f}'
+  print(f'milliseconds per click: {shown_speed}')
   facts = {'objects': f'{len(objects.scenes)}, one per image, {spec.data.split} split, seed {spec.seed}',
-           'milliseconds per click': f'{speed:.0f} (both adaptations, after the second click)', 'weights': weights,
+           'milliseconds per click': f'{shown_speed} (both adaptations, after the first click)', 'weights': weights,
            'seconds': round(time.perf_counter() - start, 1), 'versions': ', '.join(f'{k} {v}' for k, v in shared['versions'].items())}
   report.write(workdir, command, facts, table, rows, shown, objects.scenes, objects.masks, dataclasses.asdict(spec))
   print(f"report: {os.path.join(workdir, 'report.html')}")
