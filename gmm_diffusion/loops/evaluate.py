@@ -47,9 +47,7 @@ class Bench(NamedTuple):
 def bench(spec: specs.Spec, data: sources.Data, workdir: str, shape: tuple[int, ...], count: int) -> Bench:
   """Features, reference and metrics for `count` samples of a shape; raises UserError on what does not fit, before anything is drawn."""
   e, cache = spec.evaluate, spec.evaluate.cache or workdir
-  if not e.reference and not len(data.train):
-    raise UserError(f'data {spec.data.name!r} has no images to compare with; set evaluate.reference to a folder of images, an .npz or '
-                    'tfds:NAME:SPLIT, or data.name to a data set, valid: digits, tfds')
+  _check_reference(spec, data)
   features = features_lib.load(e.features, data, cache, e.inception)
   if e.reference:
     source = references.find(e.reference, features, shape, spec.data.path, e.skip_unreadable)
@@ -64,6 +62,12 @@ def bench(spec: specs.Spec, data: sources.Data, workdir: str, shape: tuple[int, 
     print(f'left out: {reason}')
   reference = references.load(source, features, metrics.kinds(names)[1], cache)
   return Bench(features, source, reference, names, e.neighbours, shape)
+
+
+def _check_reference(spec, data):
+  if not spec.evaluate.reference and not len(data.train):
+    raise UserError(f'data {spec.data.name!r} has no images to compare with; set evaluate.reference to a folder of images, an .npz or '
+                    'tfds:NAME:SPLIT, or data.name to a data set, valid: digits, tfds')
 
 
 def measure(found: Bench, images: image_sets.ImageSet, title: str) -> tuple[dict[str, metrics.Estimate], int]:
@@ -108,6 +112,7 @@ def check(spec: specs.Spec, data: sources.Data) -> None:
   """Raises UserError for settings that can be seen to be bad before a training."""
   metrics.check_names(spec.evaluate.metrics)
   features_lib.check_name(spec.evaluate.features)
+  _check_reference(spec, data)
   samplers_with_controls(spec, data)
 
 
@@ -121,6 +126,7 @@ def evaluate(spec: specs.Spec, data: sources.Data, workdir: str, command: str) -
     rows, new = _of_images(found, images, shared)
     title, about = images.what, {'images': f'{new[0]["n"]} of {features_lib.sizes(images.shape)}, hash {images.hash}'}
   else:
+    _check_reference(spec, data)  # before weights are fetched and read
     todo = samplers_with_controls(spec, data)
     pretrained.ensure(spec, data, workdir)
     weights = build.weights(spec, data, workdir)
