@@ -51,13 +51,13 @@ class Encoder(nn.Module):
   scale_shift: bool = True
   resblock_updown: bool = True
   pad_end: bool = False
-  attention_kind: str = 'dot'
   legacy_attention: bool = True
   eps: float = 1e-5
   freq_shift: int = 0
   sin_first: bool = False
   dropout: float = 0.0
   dtype: Any = jnp.float32
+  attention_kind: str = 'dot'
 
   def _res(self, channels, name, resample=''):
     return ResBlock(channels, resample, self.scale_shift, self.dropout, self.eps, self.dtype, name=name)

@@ -71,7 +71,7 @@ class SettingsTest(parameterized.TestCase):
       ({'net.head_channels': 64}, 'attention on 8 channels needs a head width that divides them; got head_channels 64'),
       ({'net.name': 'vit'}, "unknown net 'vit'; valid: unet"),
       ({'net.multipliers': (1, 1, 1, 1, 1)}, 'images of 8 x 8 cannot be halved 4 times'),
-      ({'data.name': 'imagenet'}, "unknown data.name 'imagenet'; valid: digits, toy, tfds, none"),
+      ({'data.name': 'imagenet'}, "unknown data.name 'imagenet'; valid: digits, toy, tfds, crafted, none"),
       ({'net.dtype': 'float16'}, "unknown net.dtype 'float16'; valid: float32, bfloat16"),
       ({'train.batch': 0}, 'train.batch must be at least 1, got 0'),
       ({'train.ema': 1.0}, r'train.ema must be in \[0, 1\), got 1.0'),
