@@ -253,6 +253,7 @@ def evaluate(spec: specs.Spec, workdir: str, command: str) -> None:
     return
   shared = records.common(spec, command)
   table = {name: metrics.summary(row) for name, row in rows.items()}
+  table.update({f'{name} minus none': metrics.differences(rows[name], rows['none']) for name in rows if name != 'none'})
   new = [{'kind': 'segmentation', 'sampler': name, 'metric': metric, 'value': value.value, 'interval': [value.low, value.high],
           'n': len(objects.scenes), 'seed': spec.seed, 'split': spec.data.split, 'weights': weights, **shared}
          for name, row in table.items() for metric, value in row.items()]

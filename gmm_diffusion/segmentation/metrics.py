@@ -21,18 +21,30 @@ def clicks_needed(curves: np.ndarray, level: float) -> np.ndarray:
   return np.where(reached.any(1), reached.argmax(1) + 1, curves.shape[1])
 
 
+def _of_objects(curves: np.ndarray) -> dict[str, np.ndarray]:
+  """What is averaged, [N] each."""
+  out = {f'IoU@{k}': curves[:, k - 1] for k in AT if k <= curves.shape[1]}
+  for level in (85, 90):
+    out[f'NoC@{level}'] = clicks_needed(curves, level / 100)
+  for level in (85, 90):
+    out[f'failures@{level}'] = (curves.max(1) < level / 100).astype(float)
+  return out
+
+
+def _mean(values: np.ndarray) -> Estimate:
+  return estimates.bootstrap(lambda counts: np.sum(counts * values) / np.sum(counts), len(values))
+
+
 def summary(curves: np.ndarray) -> dict[str, Estimate]:
   """Means over objects (one per image) of curves [N, K], IoU after 1..K clicks."""
-  mean = lambda values: estimates.bootstrap(lambda counts: np.sum(counts * values) / np.sum(counts), len(values))
-  out = {f'IoU@{k}': mean(curves[:, k - 1]) for k in AT if k <= curves.shape[1]}
-  for level in (85, 90):
-    out[f'NoC@{level}'] = mean(clicks_needed(curves, level / 100))
-  for level in (85, 90):
-    out[f'failures@{level}'] = mean((curves.max(1) < level / 100).astype(float))
-  return out
+  return {name: _mean(values) for name, values in _of_objects(curves).items()}
+
+
+def differences(curves: np.ndarray, others: np.ndarray) -> dict[str, Estimate]:
+  """Means over objects of curves [N, K] minus others [N, K] of the same objects: what differs between objects drops out."""
+  return {name: _mean(mine - theirs) for (name, mine), theirs in zip(_of_objects(curves).items(), _of_objects(others).values())}
 
 
 def pooled(curves: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """(mean, low, high) [K] of curves [N, K], for a plot."""
-  found = [estimates.bootstrap(lambda counts, v=values: np.sum(counts * v) / np.sum(counts), len(values)) for values in curves.T]
-  return tuple(np.array(part) for part in zip(*found))
+  return tuple(np.array(part) for part in zip(*map(_mean, curves.T)))

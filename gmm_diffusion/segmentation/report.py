@@ -16,6 +16,7 @@ from matplotlib import pyplot  # noqa: E402  (the backend comes first)
 
 NOTES = (
     'IoU@k: mean intersection over union after k clicks. NoC@85: clicks until 85 % (20 where never). failures: share of objects that never get there.',
+    '"minus none": differences object by object, whose intervals hold no spread between objects; a difference is there where 0 is outside.',
     'Intervals are 95 %, from a bootstrap over images. Each row has clicks of its own, placed at the centre of its largest error region.',
     'none, keys, values, both: key adaptation and value propagation off and on, the same weights in all four.',
 )

@@ -146,6 +146,15 @@ class MetricsTest(absltest.TestCase):
                      {'IoU@1': 0.15000000000000002, 'IoU@3': 0.625, 'NoC@85': 2.5, 'NoC@90': 3, 'failures@90': 0.5})
     self.assertGreater(found['IoU@3'].high - found['IoU@3'].low, 0.5)  # two objects say little
 
+  def test_differences_are_paired(self):
+    curves = np.random.RandomState(0).rand(50, 20)
+    found = metrics.differences(curves + 0.1, curves)
+    self.assertAlmostEqual(found['IoU@5'].value, 0.1)
+    self.assertAlmostEqual(found['IoU@5'].half, 0)
+    other = metrics.differences(curves, curves[::-1])['IoU@5']
+    self.assertGreater(other.half, 0.05)
+    self.assertAlmostEqual(metrics.differences(curves, np.zeros_like(curves))['NoC@85'].value, metrics.summary(curves)['NoC@85'].value - 20)
+
 
 class SessionTest(parameterized.TestCase):
 
