@@ -162,6 +162,44 @@ def _scan(body, carry: Any, parts: Any) -> tuple[Any, Any]:
   return jax.lax.scan(body, carry, parts, unroll=len(jax.tree.leaves(parts)[0]) == 1 or 1)
 
 
+class Stream(NamedTuple):
+  """A posterior in the making, for logits that come from elsewhere (patches, Fourier transforms), block by block.
+
+  top is the largest logit so far, [...]; sums [V + 1, ...] are those of exp(logit - top) times the values, and times 1.
+  """
+
+  top: Array
+  sums: Array
+
+
+def start(shape: tuple[int, ...], entries: int, dtype) -> Stream:
+  """The Stream of no units, for queries of any `shape` and values of `entries` entries."""
+  return Stream(jnp.full(shape, -jnp.inf, dtype), jnp.zeros((entries + 1, *shape), dtype))
+
+
+def absorb(stream: Stream, logits: Array, weigh: Callable[[Array], Array]) -> Stream:
+  """Adds units with logits [J, ...]; weigh(weights [J, ...]) -> the weighted sums [V + 1, ...] of their values and of 1."""
+  top = jnp.maximum(stream.top, jnp.max(logits, 0))
+  return Stream(top, stream.sums * _relative(stream.top, top)[None] + weigh(_relative(logits, top[None])))
+
+
+def _relative(logits, top):
+  """exp(logits - top), 0 where all units so far are switched off."""
+  return jnp.exp(logits - jnp.where(jnp.isfinite(top), top, 0))
+
+
+def merge(stream: Stream, largest: Callable[[Array], Array], total: Callable[[Array], Array]) -> Stream:
+  """One Stream of those of several devices, by their collective maximum and sum."""
+  top = largest(stream.top)
+  return Stream(top, total(stream.sums * _relative(stream.top, top)[None]))
+
+
+def means(stream: Stream) -> Posterior:
+  """Posterior with mean [V, ...] and log_normaliser [...]; mean 0 where no unit is open."""
+  total = stream.sums[-1]
+  return Posterior(stream.sums[:-1] / jnp.where(total > 0, total, 1)[None], stream.top + jnp.log(total))
+
+
 def posterior(queries: Array, units_: Units, values: Array, block: int = 1024) -> Posterior:
   """Posterior means of `values` [J, V] under queries [Q, C], with a streaming log-sum-exp.
 
@@ -193,19 +231,14 @@ def _posterior(block, rows, columns, bias, values):
   def of_rows(args):
     row, row_bias = args
 
-    def body(carry, part):
-      top, sums = carry
+    def body(stream, part):
       (column, value), b = part
-      logits = _logits(row, column, b)
-      new_top = jnp.maximum(top, jnp.max(logits, 1))
-      safe = jnp.where(jnp.isfinite(new_top), new_top, 0)  # all units so far switched off
-      sums = sums * jnp.exp(top - safe)[:, None] + jnp.matmul(jnp.exp(logits - safe[:, None]), value, precision=_HIGHEST)
-      return (new_top, sums), None
+      logits = _logits(row, column, b, flip=True)
+      return absorb(stream, logits, lambda weights: jnp.matmul(value.T, weights, precision=_HIGHEST)), None
 
-    start = jnp.full(size[0], -jnp.inf, values.dtype), jnp.zeros((size[0], values.shape[1] + 1), values.dtype)
-    (top, sums), _ = _scan(body, start, (parts, row_bias))
-    total = sums[:, -1]
-    return Posterior(sums[:, :-1] / jnp.where(total > 0, total, 1)[:, None], top + jnp.log(total))
+    stream, _ = _scan(body, start(size[:1], values.shape[1], values.dtype), (parts, row_bias))
+    out = means(stream)
+    return out._replace(mean=out.mean.T)
 
   _, out = _scan(lambda _, part: (None, of_rows(part)), None, (_split(rows, Q, size[0]), _split_bias(bias, size)))
   return _join(out, Q)
@@ -333,41 +366,3 @@ def sample(keys: Key, units_: Units) -> Array:
   draws = noise.at_step(keys, 0, units_.means.shape[1:], units_.means.dtype)
   index = noise.categorical(draws.uniform, jax.nn.softmax(units_.log_priors))
   return units_.means[index] + draws.normal / jnp.sqrt(units_.precisions[index])[:, None]
-
-
-class Stream(NamedTuple):
-  """A posterior in the making, for logits that come from elsewhere (patches, Fourier transforms), block by block.
-
-  top is the largest logit so far, [...]; sums [V + 1, ...] are those of exp(logit - top) times the values, and times 1.
-  """
-
-  top: Array
-  sums: Array
-
-
-def start(shape: tuple[int, ...], entries: int, dtype) -> Stream:
-  """The Stream of no units, for queries of any `shape` and values of `entries` entries."""
-  return Stream(jnp.full(shape, -jnp.inf, dtype), jnp.zeros((entries + 1, *shape), dtype))
-
-
-def absorb(stream: Stream, logits: Array, weigh: Callable[[Array], Array]) -> Stream:
-  """Adds units with logits [J, ...]; weigh(weights [J, ...]) -> the weighted sums [V + 1, ...] of their values and of 1."""
-  top = jnp.maximum(stream.top, jnp.max(logits, 0))
-  return Stream(top, stream.sums * _relative(stream.top, top)[None] + weigh(_relative(logits, top[None])))
-
-
-def _relative(logits, top):
-  """exp(logits - top), 0 where all units so far are switched off."""
-  return jnp.exp(logits - jnp.where(jnp.isfinite(top), top, 0))
-
-
-def merge(stream: Stream, largest: Callable[[Array], Array], total: Callable[[Array], Array]) -> Stream:
-  """One Stream of those of several devices, by their collective maximum and sum."""
-  top = largest(stream.top)
-  return Stream(top, total(stream.sums * _relative(stream.top, top)[None]))
-
-
-def means(stream: Stream) -> Posterior:
-  """Posterior with mean [V, ...] and log_normaliser [...]; mean 0 where no unit is open."""
-  total = stream.sums[-1]
-  return Posterior(stream.sums[:-1] / jnp.where(total > 0, total, 1)[None], stream.top + jnp.log(total))
