@@ -243,7 +243,7 @@ class Segmentation:
 
   channels, blocks, heads, head_channels, key_steps, value_steps: of the network. crop: height and width to train on. size: images with a
   longer side above it are worked on at it. slots: clicks that a session holds. clicks: how many the simulated annotator
-  makes, on `objects` objects, `batch` at a time on each device. baseline: also the network that takes clicks as channels.
+  makes, on `objects` objects (one of each image first), `batch` at a time on each device. baseline: also the network that takes clicks as channels.
   """
 
   channels: int = 32

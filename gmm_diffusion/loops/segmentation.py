@@ -125,14 +125,19 @@ def load(spec: specs.Spec, workdir: str, clicks: str = 'tokens') -> tuple[Segmen
 
 
 class Objects:
-  """What is evaluated: one object of each scene, images of one working shape in a group."""
+  """What is evaluated, images of one working shape in a group: one object of each image, then another of each, until there are enough."""
 
   def __init__(self, spec: specs.Spec):
     scenes = getattr(data.load(spec.data), spec.data.split)
     random = np.random.RandomState(spec.seed)
     order = random.permutation(len(scenes))[:spec.segmentation.objects] if len(scenes) > spec.segmentation.objects else np.arange(len(scenes))
-    self.scenes = [scenes[i] for i in order]
-    self.masks = [scene.mask(random.randint(len(scene.objects))) for scene in self.scenes]
+    left, chosen = {i: list(range(len(scenes[i].objects))) for i in order}, []
+    while any(left.values()) and len(chosen) < spec.segmentation.objects:
+      more = [i for i in order if left[i]][:spec.segmentation.objects - len(chosen)]
+      chosen += [(i, left[i].pop(random.randint(len(left[i])))) for i in more]
+    self.images = np.array([i for i, _ in chosen])
+    self.scenes = [scenes[i] for i in self.images]
+    self.masks = [scenes[i].mask(number) for i, number in chosen]
     self.size, self.slots = spec.segmentation.size, spec.segmentation.slots
     self.inputs = [session.to_network(scene.image, self.size) for scene in self.scenes]
     self.groups = {}
@@ -252,10 +257,10 @@ def evaluate(spec: specs.Spec, workdir: str, command: str) -> None:
   if not parallel.is_main():
     return
   shared = records.common(spec, command)
-  table = {name: metrics.summary(row) for name, row in rows.items()}
-  table.update({f'{name} minus none': metrics.differences(rows[name], rows['none']) for name in rows if name != 'none'})
+  table = {name: metrics.summary(row, objects.images) for name, row in rows.items()}
+  table.update({f'{name} minus none': metrics.differences(rows[name], rows['none'], objects.images) for name in rows if name != 'none'})
   new = [{'kind': 'segmentation', 'sampler': name, 'metric': metric, 'value': value.value, 'interval': [value.low, value.high],
-          'n': len(objects.scenes), 'seed': spec.seed, 'split': spec.data.split, 'weights': weights, **shared}
+          'n': len(objects.scenes), 'images': len(set(objects.images)), 'seed': spec.seed, 'split': spec.data.split, 'weights': weights, **shared}
          for name, row in table.items() for metric, value in row.items()]
   new.append({'kind': 'segmentation', 'sampler': 'both', 'metric': 'milliseconds per click', 'value': speed, 'interval': None,
               'n': len(objects.scenes), 'seed': spec.seed, 'split': spec.data.split, 'weights': weights, **shared})
@@ -264,10 +269,10 @@ def evaluate(spec: specs.Spec, workdir: str, command: str) -> None:
     print(f'{name:44s} ' + '  '.join(f'{metric} {value}' for metric, value in row.items()))
   shown_speed = 'not measured' if speed is None else f'{speed:.0f}'
   print(f'milliseconds per click: {shown_speed}')
-  facts = {'objects': f'{len(objects.scenes)}, one per image, {spec.data.split} split, seed {spec.seed}',
+  facts = {'objects': f'{len(objects.scenes)} of {len(set(objects.images))} images, {spec.data.split} split, seed {spec.seed}',
            'milliseconds per click': f'{shown_speed} (both adaptations, after the first click)', 'weights': weights,
            'seconds': round(time.perf_counter() - start, 1), 'versions': ', '.join(f'{k} {v}' for k, v in shared['versions'].items())}
-  report.write(workdir, command, facts, table, rows, shown, objects.scenes, objects.masks, dataclasses.asdict(spec))
+  report.write(workdir, command, facts, table, rows, shown, objects, dataclasses.asdict(spec))
   print(f"report: {os.path.join(workdir, 'report.html')}")
 
 

@@ -1,4 +1,7 @@
-"""Quality against clicks: IoU curves, numbers of clicks, failures, with bootstrap intervals over images."""
+"""Quality against clicks: IoU curves, numbers of clicks, failures, with bootstrap intervals over images.
+
+Objects of one image are no independent samples: `images` [N] says of which image each object is, and whole images are drawn again.
+"""
 
 import numpy as np
 
@@ -31,20 +34,21 @@ def _of_objects(curves: np.ndarray) -> dict[str, np.ndarray]:
   return out
 
 
-def _mean(values: np.ndarray) -> Estimate:
-  return estimates.bootstrap(lambda counts: np.sum(counts * values) / np.sum(counts), len(values))
+def _mean(values: np.ndarray, images: np.ndarray) -> Estimate:
+  _, index = np.unique(images, return_inverse=True)
+  return estimates.bootstrap(lambda counts: np.sum(counts[index] * values) / np.sum(counts[index]), index.max() + 1)
 
 
-def summary(curves: np.ndarray) -> dict[str, Estimate]:
-  """Means over objects (one per image) of curves [N, K], IoU after 1..K clicks."""
-  return {name: _mean(values) for name, values in _of_objects(curves).items()}
+def summary(curves: np.ndarray, images: np.ndarray) -> dict[str, Estimate]:
+  """Means over objects of curves [N, K], IoU after 1..K clicks."""
+  return {name: _mean(values, images) for name, values in _of_objects(curves).items()}
 
 
-def differences(curves: np.ndarray, others: np.ndarray) -> dict[str, Estimate]:
+def differences(curves: np.ndarray, others: np.ndarray, images: np.ndarray) -> dict[str, Estimate]:
   """Means over objects of curves [N, K] minus others [N, K] of the same objects: what differs between objects drops out."""
-  return {name: _mean(mine - theirs) for (name, mine), theirs in zip(_of_objects(curves).items(), _of_objects(others).values())}
+  return {name: _mean(mine - theirs, images) for (name, mine), theirs in zip(_of_objects(curves).items(), _of_objects(others).values())}
 
 
-def pooled(curves: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def pooled(curves: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """(mean, low, high) [K] of curves [N, K], for a plot."""
-  return tuple(np.array(part) for part in zip(*map(_mean, curves.T)))
+  return tuple(np.array(part) for part in zip(*(_mean(values, images) for values in curves.T)))

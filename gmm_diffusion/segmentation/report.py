@@ -22,11 +22,11 @@ NOTES = (
 )
 
 
-def curve_png(path: str, rows: dict) -> None:
-  """Mean IoU against clicks with intervals."""
+def curve_png(path: str, rows: dict, of_images: np.ndarray) -> None:
+  """Mean IoU against clicks with intervals; of_images as in metrics."""
   figure, axes = pyplot.subplots(figsize=(7, 4.2), dpi=100)
   for name, curves in rows.items():
-    mean, low, high = metrics.pooled(curves)
+    mean, low, high = metrics.pooled(curves, of_images)
     clicks = np.arange(1, len(mean) + 1)
     axes.plot(clicks, mean, label=name)
     axes.fill_between(clicks, low, high, alpha=0.15)
@@ -50,10 +50,10 @@ def picture(image: np.ndarray, mask: np.ndarray, clicks: list) -> Image.Image:
   return out
 
 
-def write(workdir: str, command: str, facts: dict, table: dict, rows: dict, shown: dict, scenes: list, masks: list, config: dict,
-          most: int = 8) -> None:
-  """curve.png and report.html. shown: name -> (masks, clicks) at the end of the clicks, for each scene."""
-  curve_png(os.path.join(workdir, 'curve.png'), rows)
+def write(workdir: str, command: str, facts: dict, table: dict, rows: dict, shown: dict, objects, config: dict, most: int = 8) -> None:
+  """curve.png and report.html. shown: name -> (masks, clicks) at the end of the clicks, for each object."""
+  scenes, masks = objects.scenes, objects.masks
+  curve_png(os.path.join(workdir, 'curve.png'), rows, objects.images)
   with open(os.path.join(workdir, 'curve.png'), 'rb') as file:
     curve = file.read()
   names = list(next(iter(table.values())))

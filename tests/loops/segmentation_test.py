@@ -33,6 +33,22 @@ class SegmentationTest(absltest.TestCase):
     self.assertTrue(os.path.exists(os.path.join(workdir, 'curve.png')))
     self.assertTrue(os.path.exists(os.path.join(workdir, 'training.png')))
 
+  def test_more_objects_than_images(self):
+    def chosen(count):
+      config = config_lib.get_config()
+      config.segmentation.objects = count
+      return segmentation.Objects(specs.from_config(config))
+
+    one, more = chosen(100), chosen(150)
+    np.testing.assert_array_equal(one.images, np.arange(100))
+    self.assertLen(more.scenes, 150)
+    np.testing.assert_array_equal(more.images[:100], one.images)
+    for i in range(100):
+      np.testing.assert_array_equal(more.masks[i], one.masks[i])
+    for k in range(100, 150):  # another object of an image that has more than one
+      self.assertTrue((more.masks[k] != more.masks[more.images[k]]).any())
+    self.assertLess(len(chosen(10000).scenes), 401)
+
   def test_batches_depend_on_seed_and_step_alone(self):
     spec = specs.from_config(config_lib.get_config('runlocal'))
     scenes = data.load(spec.data).train
