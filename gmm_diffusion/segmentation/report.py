@@ -23,16 +23,20 @@ NOTES = (
 
 
 def curve_png(path: str, rows: dict, of_images: np.ndarray) -> None:
-  """Mean IoU against clicks with intervals; of_images as in metrics."""
-  figure, axes = pyplot.subplots(figsize=(7, 4.2), dpi=100)
-  for name, curves in rows.items():
-    mean, low, high = metrics.pooled(curves, of_images)
-    clicks = np.arange(1, len(mean) + 1)
-    axes.plot(clicks, mean, label=name)
-    axes.fill_between(clicks, low, high, alpha=0.15)
-  axes.set(xlabel='clicks', ylabel='mean IoU', ylim=(None, 1))
-  axes.grid(alpha=0.3)
-  axes.legend(fontsize=8)
+  """Mean IoU against clicks with intervals, and differences from no adaptation object by object; of_images as in metrics."""
+  figure, (whole, paired) = pyplot.subplots(1, 2, figsize=(13, 4.4), dpi=100)
+  for number, (name, curves) in enumerate(rows.items()):
+    clicks = np.arange(1, curves.shape[1] + 1)
+    for axes, values in ((whole, curves), (paired, curves - rows['none'])):
+      mean, low, high = metrics.pooled(values, of_images)
+      axes.plot(clicks, mean, color=f'C{number}', label=name)
+      axes.fill_between(clicks, low, high, color=f'C{number}', alpha=0.15, linewidth=0)
+  whole.set(ylabel='mean IoU', ylim=(None, 1))
+  paired.set(ylabel='mean IoU minus that of none', ylim=(-0.1, 0.1))
+  for axes in (whole, paired):
+    axes.set(xlabel='clicks', xticks=[k for k in clicks if k in metrics.AT])
+    axes.grid(alpha=0.3)
+  whole.legend(fontsize=8)
   figure.tight_layout()
   files.write(path, lambda name: figure.savefig(name))
   pyplot.close(figure)
