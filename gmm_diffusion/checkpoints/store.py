@@ -30,7 +30,8 @@ class Store:
     if create or os.path.isdir(self.path):
       options = ocp.CheckpointManagerOptions(max_to_keep=2, create=create, enable_async_checkpointing=True)
       numpy = type_handlers.NumpyHandler(deepcopy_host_arrays=copy)
-      registry = type_handlers.create_type_handler_registry((np.ndarray, numpy))
+      # nothing here is a jax.Array, but orbax warns where they have no handler
+      registry = type_handlers.create_type_handler_registry((np.ndarray, numpy), (jax.Array, type_handlers.ArrayHandler()))
       # weights hardly compress, and doing so would hold all of them a second time
       handler = lambda: ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
       self._manager = ocp.CheckpointManager(self.path, options=options, item_names=(*PARTS, 'train', 'about'),
