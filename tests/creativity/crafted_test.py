@@ -46,6 +46,12 @@ class CraftedTest(absltest.TestCase):
     self.assertAlmostEqual(np.mean(crafted.consistent(reading)), crafted.CHANCE_CONSISTENT, delta=0.012)
     self.assertAlmostEqual(crafted.chance(reading), crafted.np.mean(crafted.consistent(reading)), delta=0.01)
 
+  def test_one_cell_alone_agrees_with_nothing(self):
+    images = np.broadcast_to(crafted.GROUND, (3, 12, 12, 3)).copy()
+    images[1, 1:4, 1:4] = images[2, 1:4, 1:4] = crafted.THEMES[0]
+    images[2, 8:11, 8:11] = crafted.THEMES[0]
+    np.testing.assert_array_equal(crafted.consistent(crafted.read(images)), [False, False, True])
+
   def test_noise_is_not_recognised(self):
     noise = np.random.RandomState(0).randint(0, 256, (50, 12, 12, 3)).astype(np.uint8)
     self.assertFalse(np.any(crafted.read(noise).recognised))

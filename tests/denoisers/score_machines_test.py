@@ -217,6 +217,18 @@ class ClosedFormTest(cases.X64TestCase):
     turned = answer(name, 3, 'zero', '', IMAGES, QUERIES[::-1], time)  # at any place in a batch
     np.testing.assert_allclose(turned.x0[::-1], whole.x0, atol=1e-12)
 
+  @parameterized.parameters('ELS', 'bbELS', 'LS', 'IS', 'consistent')
+  def test_devices_share_the_images(self, name):
+    # at this noise level the largest logits of the two parts are thousands apart
+    collectives = score_machines.Collectives(lambda v: jax.lax.pmax(v, 'part'), lambda v: jax.lax.psum(v, 'part'))
+    parts = jnp.asarray(np.concatenate([IMAGES, IMAGES[:1]])).reshape(2, 3, 6, 7, 2)
+    priors = jnp.asarray([[0, 0, 0], [0, 0, -np.inf]])  # the sixth only fills
+    shared = jax.jit(jax.vmap(lambda images, priors: score_machines.make(
+        name, images, 3, log_priors=priors, collectives=collectives)(jnp.asarray(QUERIES), time_of(0.05), None).x0, axis_name='part'))(parts, priors)
+    whole = answer(name, 3, 'zero', 'interior', IMAGES, QUERIES, time_of(0.05)).x0
+    np.testing.assert_allclose(shared[0], whole, atol=1e-9)
+    np.testing.assert_allclose(shared[1], whole, atol=1e-9)
+
   def test_one_image_at_a_time_and_one_query(self):
     time = time_of(0.05)
     whole = answer('ELS', 3, 'zero', '', IMAGES, QUERIES, time)

@@ -34,6 +34,19 @@ class MixturesTest(cases.X64TestCase):
     np.testing.assert_allclose(found.mean, weights @ values, atol=1e-12)
     np.testing.assert_allclose(found.log_normaliser, log_normaliser, atol=1e-11)
 
+  def test_far_queries_in_uneven_blocks(self):
+    queries, units, values = problem()  # 29 units, four at a time: what fills the last block is nearer than any unit
+    weights, log_normaliser = dense(queries + 100, units)
+    found = mixtures.posterior(jnp.asarray(queries + 100), jax.tree.map(jnp.asarray, units), jnp.asarray(values), 4)
+    np.testing.assert_allclose(found.mean, weights @ values, atol=1e-10)
+    np.testing.assert_allclose(found.log_normaliser, log_normaliser, rtol=1e-12)
+
+  def test_no_weight_is_above_one(self):
+    queries, units, _ = problem()  # rounding of huge logits is as if the log-normaliser were too small
+    pairs = mixtures.Pairs((mixtures.Factor(jnp.asarray(queries), jnp.asarray(units.means), jnp.asarray(units.precisions)),), jnp.asarray(units.log_priors))
+    _, log_normaliser = dense(queries, units)
+    self.assertEqual(float(mixtures.pair_weights(pairs, jnp.asarray(log_normaliser - 5)).max()), 1)
+
   @parameterized.parameters(1, 4, 7, 100)
   def test_transposed_sums_for_any_block(self, block):
     queries, units, _ = problem()

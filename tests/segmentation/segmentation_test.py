@@ -226,6 +226,16 @@ class SessionTest(parameterized.TestCase):
     run = lambda clicks: update(parameters(), features, jax.tree.map(lambda x: x[None], clicks), on)
     np.testing.assert_array_equal(run(clicks), run(other))
 
+  def test_tokens_under_clicks_hold_their_values(self):
+    encode, _ = session.compiled(MODULE)
+    clicks = session.pack([Click(20, 30, True), Click(40, 8, False)], SHAPE, 64, 6)
+    features = encode(parameters(), session.to_network(image(), 64)[None])
+    read = MODULE.apply(parameters(), features, jax.tree.map(lambda x: x[None], clicks), (False, False), method=lambda module, *a: module._read(*a))
+    labels = parameters()['params']['labels']
+    np.testing.assert_array_equal(read[0, 20 // 4, 30 // 4], labels[data.OBJECT])
+    np.testing.assert_array_equal(read[0, 40 // 4, 8 // 4], labels[data.BACKGROUND])
+    self.assertGreater(float(np.abs(read[0, 0, 0] - labels[data.BACKGROUND]).max()), 1e-3)  # the four unused slots hold nothing
+
   def test_drawn_clicks(self):
     found = model.draw(model.Clicks(np.array([[[3, 4], [9, 9]]]), np.array([[1, -1]])), (12, 16))
     self.assertEqual(tuple(np.unravel_index(np.argmax(found[0, ..., 1]), (12, 16))), (3, 4))
