@@ -179,16 +179,14 @@ def predictor(objects: Objects, module: Segmenter, params: Any, arms: list[tuple
   def predict(clicks, advance):
     out = [[None] * len(objects.scenes) for _ in arms]
     for shape, members in objects.groups.items():
-      pairs = [(a, n) for a in range(len(arms)) for n in range(len(members))]
-      packed = [session.pack(clicks[a][members[n]], objects.masks[members[n]].shape, objects.size, slots) for a, n in pairs]
-      which = np.array([n for _, n in pairs])
-      first = jax.tree.map(lambda x: x[which], cached[shape]) if cached else np.stack([objects.inputs[members[n]] for n in which])
-      on = tuple(np.array([arms[a][j] for a, _ in pairs]) for j in (0, 1))
-      logits = (update if cached else whole)(params, (first, tuple(map(np.stack, zip(*packed))), on))
-      for (a, n), values in zip(pairs, logits):
-        i = members[n]
-        out[a][i] = session.from_network(values, objects.masks[i].shape, objects.size, clicks[a][i])
-      advance(len(pairs))
+      first = cached[shape] if cached else np.stack([objects.inputs[i] for i in members])
+      for a, arm in enumerate(arms):
+        packed = [session.pack(clicks[a][i], objects.masks[i].shape, objects.size, slots) for i in members]
+        on = tuple(np.full(len(members), flag) for flag in arm)
+        logits = (update if cached else whole)(params, (first, tuple(map(np.stack, zip(*packed))), on))
+        for i, values in zip(members, logits):
+          out[a][i] = session.from_network(values, objects.masks[i].shape, objects.size, clicks[a][i])
+        advance(len(members))
     return out
 
   return predict

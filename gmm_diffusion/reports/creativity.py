@@ -76,7 +76,7 @@ def _curves(path: str, spec: specs.Spec, found: Found) -> bytes:
 
 
 def _locality(path: str, found: Found) -> bytes:
-  figure, axes = pyplot.subplots(len(found.levels), len(found.maps), figsize=(2.2 * len(found.maps), 2.3 * len(found.levels)), dpi=100, squeeze=False)
+  figure, axes = pyplot.subplots(len(found.levels), len(found.maps), figsize=(2.2 * len(found.maps), 2.7 * len(found.levels)), dpi=100, squeeze=False)
   for column, (name, maps) in enumerate(found.maps.items()):
     for row, (level, values) in enumerate(zip(found.levels, maps)):
       axes[row, column].imshow(np.log10(np.maximum(values, 1e-4)), vmin=-4, vmax=0, cmap='magma')
