@@ -67,7 +67,7 @@ def main():
   args = parser.parse_args()
   runs = []
   for seed in args.seeds:
-    folder = os.path.join(args.workdir, f'seed{seed}')
+    folder = os.path.join(args.workdir, f'{args.variant or "default"}_seed{seed}')
     if not results_of(folder):
       config = config_file.get_config(args.variant)
       config.seed = seed

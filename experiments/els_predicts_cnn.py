@@ -14,6 +14,7 @@ mean error is a lower bound.
 
 import dataclasses
 import os
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ import numpy as np
 from configs import common as configs
 from experiments import common
 from gmm_diffusion import specs
+from gmm_diffusion.aliases import UserError
 from gmm_diffusion.creativity import compare
 from gmm_diffusion.data import sources
 from gmm_diffusion.denoisers import score_machines
@@ -51,11 +53,16 @@ def settings(args, padding: str, blocks: int) -> specs.Spec:
   return specs.from_config(config)
 
 
+def trained_in(args, name: str) -> str:
+  """Where a network of this data and seed is kept."""
+  return os.path.join(args.workdir, f'{name}_{args.data}_{args.limit or "all"}_seed{args.seed}')
+
+
 def predict(args, padding: str) -> dict:
   """One network against its machines."""
   spec = settings(args, padding, args.blocks)
   data = sources.load(spec.data)
-  folder = os.path.join(args.workdir, padding)
+  folder = trained_in(args, padding)
   os.makedirs(folder, exist_ok=True)
   train_loop.train(spec, data, folder)
   weights = build.weights(spec, data, folder)
@@ -92,7 +99,9 @@ def bound(args, save) -> None:
   """Mean squared errors per pixel of bbELS with 7 x 7 patches and of a three-layer CNN, at several noise levels; save(rows) after each."""
   spec = settings(args, 'zero', 1)
   data = sources.load(spec.data)
-  folder = os.path.join(args.workdir, 'three_layers')
+  if args.pairs > len(data.train):
+    raise UserError(f'--pairs {args.pairs} are more than the {len(data.train)} training images')
+  folder = trained_in(args, 'three_layers')
   os.makedirs(folder, exist_ok=True)
   train_loop.train(spec, data, folder)
   network = build.denoiser(spec, data)(build.weights(spec, data, folder))
@@ -134,6 +143,8 @@ def main():
   about = {key: value for key, value in vars(args).items() if key not in ('workdir', 'path', 'paddings')}
   files.make_workdir(args.workdir)
   if args.bound:
+    for key in ('blocks', 'sizes', 'steps', 'probes', 'calibration_images'):
+      del about[key]
     bound(args, lambda rows: common.save(args.workdir, f'bbels_bound_{args.data}', {**about, 'rows': rows}))
   else:
     for padding in args.paddings:  # saved after each
@@ -142,4 +153,7 @@ def main():
 
 
 if __name__ == '__main__':
-  main()
+  try:
+    main()
+  except UserError as error:
+    sys.exit(f'error: {error}')

@@ -2,8 +2,9 @@
 
 A 12 x 12 image has an object near each of its four corners, on dark ground: one of three shapes of 3 x 3 pixels, drawn freely
 for each corner. The objects of an image all have the same colour, its theme, one of four. Between objects there are four
-dark pixels, so that no 7 x 7 patch about a pixel of an object sees another object: each patch shows a theme, any four fit
-together locally, and only an agreement over the whole image is consistent.
+dark pixels, so that no 5 x 5 patch and no 7 x 7 patch about a pixel of an object sees another object: any four fit together
+locally, and only an agreement over the whole image is consistent. (A 7 x 7 patch about a dark pixel between objects sees the rims
+of two, so what two objects have in common can reach a network with this view over several steps, through the ground.)
 
 Of the 4 x 3^4 = 324 combinations (theme, shapes of the four cells) a quarter is held out of training. So
 

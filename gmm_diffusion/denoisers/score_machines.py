@@ -265,12 +265,16 @@ def make(name: str, images: Array, size: int | tuple[tuple[float, int], ...] = 3
 
   Raises:
     UserError: on a patch that is even or larger than the images, an unknown name, a class without images; by the
-      Denoiser: on queries of another shape, b = 0, or an unknown class.
+      Denoiser: on queries of another shape; outside jit also on b = 0 (nan inside) or an unknown class (x_0 = 0 inside).
   """
   if name not in MACHINES:
     raise UserError(f'unknown machine {name!r}; valid: {", ".join(MACHINES)}')
   places = places or ('interior' if padding == 'zero' else 'all')
-  levels = ((math.inf, size),) if isinstance(size, int) else tuple(size)
+  if padding not in patches.PADDINGS:
+    raise UserError(f'unknown padding {padding!r}; valid: {", ".join(patches.PADDINGS)}')
+  if name in ('IS', 'ES'):
+    size = 1  # they have no patches
+  levels = ((math.inf, int(size)),) if isinstance(size, (int, np.integer)) else tuple(size)
   return of(lambda shape, k: MACHINES[name](shape, k, padding, places), images, levels, labels, log_priors, collectives, memory)
 
 
@@ -314,15 +318,12 @@ def _answer(parts, x, label, data, a, b, collectives, memory):
   N = len(data[0])
   n = min(N, max(1, memory // (3 * x.dtype.itemsize * max(part.pairs for part in parts.parts))))
   count = -(-N // n)
-  n = -(-N // count)  # blocks alike, with little to pad
-
-  def blocks(y, fill):
-    y = jnp.pad(y, [(0, count * n - N)] + [(0, 0)] * (y.ndim - 1), constant_values=fill)
-    return y.reshape((count, n) + y.shape[1:])
+  n = -(-N // count)  # blocks alike
 
   def absorb(streams, block):
-    images, priors, labels = block
-    priors = jnp.where(labels == label, priors, -jnp.inf)
+    first = jnp.minimum(block * n, N - n)  # the last block starts among images that the one before had: nothing is padded or copied
+    images, priors, labels = (jax.lax.dynamic_slice_in_dim(y, first, n) for y in data)
+    priors = jnp.where((labels == label) & (first + jnp.arange(n) >= block * n), priors, -jnp.inf)
     out = []
     for part, stream in zip(parts.parts, streams):
       logits, weigh = part.observe(x, a * images, images, b**-2)
@@ -331,8 +332,7 @@ def _answer(parts, x, label, data, a, b, collectives, memory):
     return out, None
 
   streams = [mixtures.start(part.shape, part.entries, x.dtype) for part in parts.parts]
-  blocked = blocks(data[0], 0), blocks(data[1], -jnp.inf), blocks(data[2], 0)
-  streams, _ = jax.lax.scan(absorb, streams, blocked)
+  streams, _ = jax.lax.scan(absorb, streams, jnp.arange(count))
   if collectives is not None:
     streams = [mixtures.merge(stream, *collectives) for stream in streams]
   return parts.join([mixtures.means(stream).mean for stream in streams])

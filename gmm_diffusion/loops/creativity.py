@@ -47,6 +47,10 @@ def check(spec: specs.Spec, data: sources.Data) -> None:
         raise UserError(f'unknown name {entry!r} in creativity.networks or creativity.machines; valid: {", ".join(valid)}')
   if not wanted.networks or not len(data.train) or not data.is_image:
     raise UserError('task creativity needs images and at least one of creativity.networks')
+  if not wanted.sizes or not 1 <= wanted.probes <= wanted.pairs:
+    raise UserError(f'creativity.sizes must not be empty and creativity.probes in 1..{wanted.pairs} (pairs), got {wanted.sizes} and {wanted.probes}')
+  if spec.net.padding == 'circular' and 'bbELS' in wanted.machines:
+    raise UserError('machine bbELS has zeros beyond the edges, a network with net.padding=circular has none; leave it out of creativity.machines')
   if wanted.pairs > spec.sample.count or wanted.pairs < 2:
     raise UserError(f'creativity.pairs must be in 2..{spec.sample.count} (sample.count), got {wanted.pairs}')
   for size in wanted.sizes:
@@ -229,13 +233,13 @@ def time_at(spec: specs.Spec, step: int) -> Time:
   return jax.tree.map(lambda value: np.float32(value[step]), grid_of(spec).now)
 
 
-def early(spec: specs.Spec, denoiser: Denoiser, states: np.ndarray) -> list[float]:
-  """Share of consistent x_0 predictions at each step of the crafted set: when the theme is decided."""
+def early(spec: specs.Spec, denoiser: Denoiser, states: np.ndarray) -> dict[str, list[float]]:
+  """Share of consistent x_0 predictions at each step of the crafted set, and that of independent cells: when the theme is decided."""
   if spec.data.name != 'crafted':
-    return []
+    return {}
   predict = jax.jit(lambda x, time: denoiser(x, time, jnp.zeros(len(x), jnp.int32)).x0)
-  answers = [sources.to_image(predict(x, time_at(spec, n))) for n, x in enumerate(states)]
-  return [float(np.mean(crafted.consistent(crafted.read(images)))) for images in answers]
+  readings = [crafted.read(sources.to_image(predict(x, time_at(spec, n)))) for n, x in enumerate(states)]
+  return {'consistent': [float(np.mean(crafted.consistent(reading))) for reading in readings], 'chance': [crafted.chance(reading) for reading in readings]}
 
 
 def plain(value: Any) -> Any:

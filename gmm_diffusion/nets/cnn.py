@@ -5,11 +5,11 @@ side, and with circular padding a moved input has a moved output. The final laye
 
   none      a pointwise network, as wide as the others have parameters
   softmax   self-attention over all pixels, w = softmax(q k / sqrt(C))
-  top1      each pixel attends to its best pixel; the gradient is that of softmax (straight through)
+  top1      each pixel attends to its best pixel; while training the gradient is that of softmax (straight through)
   gumbel    w = softmax((q k / sqrt(C) + g) / T) with Gumbel noise g while training, T falling; then as top1
   identity  each pixel attends to itself
 
-and all five have the same number of parameters. Attention has no positions: what it adds is agreement by content.
+and all five have the same number of parameters (identity does not use those of its queries and keys). Attention has no positions: what it adds is agreement by content.
 """
 
 from typing import Any
@@ -30,10 +30,10 @@ def receptive_field(blocks: int) -> int:
   return 2 * (blocks + 2) + 1
 
 
-def hard(weights: Array) -> Array:
-  """One at the largest of the last axis, with the gradient of `weights`."""
+def hard(weights: Array, straight_through: bool) -> Array:
+  """One at the largest of the last axis, with the gradient of `weights` or with none."""
   best = jax.nn.one_hot(jnp.argmax(weights, -1), weights.shape[-1], dtype=weights.dtype)
-  return weights + jax.lax.stop_gradient(best - weights)
+  return weights + jax.lax.stop_gradient(best - weights) if straight_through else best
 
 
 class Final(nn.Module):
@@ -61,7 +61,7 @@ class Final(nn.Module):
         weights = nn.softmax((logits + noise) / (start * (end / start) ** progress))
       else:
         weights = nn.softmax(logits)
-        weights = weights if self.kind == 'softmax' else hard(weights)
+        weights = weights if self.kind == 'softmax' else hard(weights, train)
       mixed = jnp.einsum('bqk,bkc->bqc', weights.astype(v.dtype), v)
     return x + dense('out')(mixed).reshape(x.shape)
 

@@ -59,10 +59,10 @@ def _curves(path: str, spec: specs.Spec, found: Found) -> bytes:
   axes[0].errorbar(list(found.fixed), [v.value for v in values], spread, marker='.', capsize=3, label=f'{found.fixed_machine} machine')
   axes[0].set(xlabel='patch size at all noise levels', ylabel=f'share {measure}', xticks=list(found.fixed))
   if measure == 'consistent':
-    axes[0].axhline(crafted.CHANCE_CONSISTENT, color='0.6', label='chance')
-    for name, line in found.result['early'].items():
-      axes[1].plot(found.noise, line, marker='.', label=f'CNN {name}')
-    axes[1].axhline(crafted.CHANCE_CONSISTENT, color='0.6')
+    axes[0].plot(list(found.fixed), [found.result['fixed'][size]['chance'] for size in found.fixed], ':', color='0.5', label='independent cells')
+    for number, (name, lines) in enumerate(found.result['early'].items()):
+      axes[1].plot(found.noise, lines['consistent'], marker='.', color=f'C{number}', label=f'CNN {name}')
+      axes[1].plot(found.noise, lines['chance'], ':', color=f'C{number}')
     axes[1].set(xlabel='noise level b', ylabel='share of consistent x_0 predictions', xlim=(1, 0))
     axes[1].legend(fontsize=8)
   else:
@@ -118,7 +118,7 @@ def write(workdir: str, spec: specs.Spec, command: str, config: dict[str, Any], 
       ('Where pixels come from', [page.figure(mosaics, 'In threes: a sample, the same made of the centres of the nearest training patches '
                                               f'({min(spec.creativity.sizes)} x {min(spec.creativity.sizes)}), and their training images in colours. Left: mean number '
                                               'of training images that give at least 5 % of the pixels.')]),
-      ('Patch size and noise level', [page.figure(curves, f'Left: the {found.fixed_machine} machine at one patch size for all noise levels.')]),
+      ('Patch size and noise level', [page.figure(curves, f'Left: the {found.fixed_machine} machine at one patch size for all noise levels. Dotted: independent cells as frequent in each theme.')]),
       ('How far the networks look', [page.figure(maps, 'Size of the gradient of the middle pixel’s x_0 (log scale), and the square that holds 95 % of its square.')]),
   ]
   page.plain(at('report.html'), f'Creativity: {spec.data.dataset or spec.data.name}, {spec.sampler.steps} steps', command, sections, config)
@@ -128,7 +128,7 @@ def _notes(spec, found) -> list[str]:
   if spec.data.name != 'crafted':
     return ['memorised: nearer to a training image than 95 % of the held-out images are. Distances are root mean squares of values in 0..255.']
   return [
-      f'consistent: all cells that show colour show one theme; chance {100 * crafted.CHANCE_CONSISTENT:.1f} % where all four show some and are '
+      f'consistent: at least two cells show colour, and all that do one theme; chance {100 * crafted.CHANCE_CONSISTENT:.1f} % where all four show some and are '
       'independent, and as in the column "chance" for independent cells as frequent in each theme as these. recognised: every cell shows '
       'one of the objects at its place. novel: of the consistent and recognised, those whose combination is in no training image; '
       f'{100 * crafted.HELD_OUT:.0f} % of all combinations are held out.',

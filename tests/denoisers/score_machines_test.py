@@ -66,7 +66,7 @@ def brute_force(name, images, x, time, size, padding, places):
 
 class GoldenTest(cases.X64TestCase):
 
-  @parameterized.parameters(('gray', 'IS'), ('gray', 'LS_k3'), ('gray', 'ELS_k3'), ('gray', 'bbELS_k3'), ('rgb', 'LS_k5'), ('rgb', 'ELS_k5'), ('rgb', 'bbELS_k5'))
+  @parameterized.parameters(*((file, case) for file in ('gray', 'rgb') for case in ('IS', 'LS_k3', 'ELS_k3', 'bbELS_k3', 'LS_k5', 'ELS_k5', 'bbELS_k5')))
   def test_scores(self, file, case):
     golden = cases.golden('g9_kambm_' + file)
     name, _, size = case.partition('_k')
@@ -77,7 +77,7 @@ class GoldenTest(cases.X64TestCase):
       score = np.moveaxis(-found.eps / time.b, -1, 1)
       np.testing.assert_allclose(score, golden[case][level], rtol=0, atol=1e-10 * np.abs(golden[case][level]).max())
 
-  @parameterized.parameters('IS', 'ELS_k3')
+  @parameterized.parameters('IS', 'LS_k3', 'ELS_k3', 'bbELS_k3')
   def test_one_class(self, case):
     golden = cases.golden('g9_kambm_gray')
     name, _, size = case.partition('_k')
@@ -90,7 +90,7 @@ class GoldenTest(cases.X64TestCase):
     labelled = answer(name, int(size or 3), *places, every, x, time, labels=jnp.asarray(golden['labels'], jnp.int32), cond=jnp.ones(3, jnp.int32))
     np.testing.assert_allclose(labelled.x0, found.x0, atol=1e-12)
 
-  @parameterized.parameters('IS_k3_n10', 'LS_k3_n10', 'bbELS_k3_n10', 'ELS_scales')
+  @parameterized.parameters('IS_k3_n10', 'LS_k3_n10', 'ELS_k3_n10', 'bbELS_k3_n10', 'ELS_scales', 'bbELS_scales')
   def test_whole_runs_by_ddim(self, case):
     golden = cases.golden('g9_kambm_gray')
     about = json.loads(str(golden['config']))['cases']['machine_' + case]
@@ -271,10 +271,17 @@ class BadInputTest(parameterized.TestCase):
       (dict(size=()), r'patch sizes must be a number or \(\(b, size\), ...\)'),
       (dict(size=((0.5, 3), (0.5, 5))), 'increasing noise levels b'),
       (dict(places='some'), "unknown places 'some'; valid: interior, all"),
+      (dict(padding='mirror'), "unknown padding 'mirror'; valid: zero, circular"),
+      (dict(size=np.int64(4)), 'patch size must be odd, so that a patch has a centre; got 4'),
   )
   def test_settings(self, options, message):
     with self.assertRaisesRegex(UserError, message):
       score_machines.make('ELS', IMAGES, **options)
+
+  def test_images_smaller_than_any_patch(self):
+    for name in ('IS', 'ES'):
+      found = score_machines.make(name, IMAGES[:, :1, :2])(QUERIES[:, :1, :2].astype(np.float32), time_of(1e-3), None).x0
+      self.assertEqual(found.shape, (3, 1, 2, 2))
 
   def test_unknown_machine(self):
     with self.assertRaisesRegex(UserError, "unknown machine 'XS'; valid: IS, ES, LS, ELS, bbELS, consistent"):

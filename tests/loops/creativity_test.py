@@ -35,7 +35,7 @@ class AllTest(absltest.TestCase):
     self.assertEqual(set(found['agreement']['gumbel']), {'ELS', 'IS'})
     self.assertBetween(found['agreement']['gumbel']['IS']['r']['value'], -1, 1)
     self.assertEqual(set(found['quality']), {'gumbel', 'machine ELS', 'machine IS'})
-    self.assertLen(found['early']['gumbel'], 6)
+    self.assertLen(found['early']['gumbel']['consistent'], 6)
     # the ideal machine copies, so its samples are consistent
     self.assertEqual(found['quality']['machine IS']['consistent']['value'], 1.0)
     with open(os.path.join(workdir, 'report.html'), encoding='utf-8') as file:
@@ -82,6 +82,8 @@ class BadTest(parameterized.TestCase):
       (dict(networks=('hard',)), "unknown name 'hard' .* valid: none, softmax"),
       (dict(pairs=9), r'creativity.pairs must be in 2..4 \(sample.count\), got 9'),
       (dict(sizes=(3, 4)), 'patch size must be odd'),
+      (dict(sizes=()), 'creativity.sizes must not be empty'),
+      (dict(probes=4), r'creativity.probes in 1..3 \(pairs\), got .* and 4'),
       (dict(sizes=(13,)), 'patch size 13 is larger than the images of 12 x 12'),
   )
   def test_settings(self, options, message):

@@ -51,9 +51,18 @@ class CNNTest(parameterized.TestCase):
 
   def test_hard_attention_is_one_hot_with_the_gradient_of_softmax(self):
     logits, weights = jnp.array([[0.1, 2.0, -1.0]]), jnp.array([[3.0, -5.0, 7.0]])
-    np.testing.assert_allclose(cnn.hard(jax.nn.softmax(logits)), [[0, 1, 0]], atol=1e-7)
+    np.testing.assert_allclose(cnn.hard(jax.nn.softmax(logits), True), [[0, 1, 0]], atol=1e-7)
     soft = jax.grad(lambda x: jnp.sum(weights * jax.nn.softmax(x)))(logits)
-    np.testing.assert_allclose(jax.grad(lambda x: jnp.sum(weights * cnn.hard(jax.nn.softmax(x))))(logits), soft, atol=1e-6)
+    np.testing.assert_allclose(jax.grad(lambda x: jnp.sum(weights * cnn.hard(jax.nn.softmax(x), True)))(logits), soft, atol=1e-6)
+
+  def test_after_training_the_gradient_of_hard_attention_is_its_own(self):
+    module, variables = network(blocks=0, final='top1')
+    f = lambda x: module.apply(variables, x, T)[0, 0, 0, 0]
+    slope = jax.grad(f)(jnp.asarray(X, jnp.float32))
+    for pixel in ((0, 1, 1), (0, 4, 2), (0, 5, 6)):
+      step = np.zeros_like(X)
+      step[pixel] = 1e-3
+      np.testing.assert_allclose((f(X + step) - f(X - step)) / 2e-3, jnp.sum(slope[pixel]), atol=2e-3)
 
   def test_gumbel(self):
     module, variables = network(blocks=0, final='gumbel', temperature=(5.0, 1e-3))
