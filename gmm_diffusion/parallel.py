@@ -152,7 +152,7 @@ def _halved(size: int, error: Exception) -> int:
   devices = jax.local_device_count()
   per_device = size // devices
   if per_device == 1:
-    raise UserError(f'the device has too little memory for {per_device} at a time; lower sample.batch or autoencoder.batch, '
+    raise UserError(f'the device has too little memory for {per_device} at a time; lower sample.batch, autoencoder.batch or segmentation.batch, '
                     'or compute in net.dtype bfloat16') from error
   print(f'too little memory for {per_device} at a time on a device: going on with {per_device // 2}', flush=True)
   return per_device // 2 * devices

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import os
 import time
+import zipfile
 from typing import Any
 
 import jax
@@ -146,9 +147,9 @@ class Objects:
 
 
 def click_through(objects: Objects, predict, count: int, most: int, title: str) -> tuple[np.ndarray, list, list]:
-  """Clicks on every object until there are `most`: IoU curves [count, N, most], masks and clicks after each, [count][N].
+  """Clicks on every object until there are `most`: IoU curves [count, N, most], masks and clicks at the end, [count][N].
 
-  predict(indices, clicks): logits of some objects, each [H', W'] or bool masks. `count` runs go side by side (arms).
+  predict(clicks [count][N], advance): bool masks [count][N]; advance(n) counts. `count` runs go side by side (arms).
   """
   N = len(objects.scenes)
   curves = np.zeros((count, N, most))
@@ -207,7 +208,10 @@ def milliseconds(objects: Objects, module: Segmenter, params: Any, clicks: list)
 def _run(spec: specs.Spec, workdir: str, objects: Objects, names: list[str], weights: str, make, title: str) -> tuple[dict, dict]:
   """`click_through` for runs side by side, ({name: curves}, {name: (masks, clicks)}); what an earlier evaluation found is read back."""
   section = dataclasses.replace(spec.segmentation, baseline=False, batch=1)  # these change no result
-  mark = hashlib.sha256(repr((spec.seed, spec.data, section, weights)).encode()).hexdigest()[:12]
+  mark = hashlib.sha256(repr((spec.seed, spec.data, section, weights)).encode())
+  for scene, mask in zip(objects.scenes, objects.masks):  # files may change under their names
+    mark.update(scene.image.tobytes() + mask.tobytes())
+  mark = mark.hexdigest()[:12]
   paths = {name: os.path.join(workdir, 'curves', f'{name.split(",")[0].replace(" ", "_")}.npz') for name in names}
   found = {name: _read(path, mark, len(objects.scenes)) for name, path in paths.items()}
   if not all(found.values()):
@@ -230,7 +234,7 @@ def _read(path, mark, count):
         return None
       clicks = [[annotator.Click(int(row), int(column), bool(positive)) for row, column, positive in stored[f'clicks{i}']] for i in range(count)]
       return stored['curves'], [stored[f'mask{i}'] for i in range(count)], clicks
-  except (OSError, ValueError, KeyError):  # absent or damaged: found again
+  except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):  # absent or damaged: found again
     return None
 
 

@@ -137,9 +137,13 @@ def _e_step(pairs_, tokens, block):
 
 
 def value_map(memory_: Memory, pairs_: mixtures.Pairs, block: int = BLOCK) -> Array:
-  """Equation (3), [I, V]; sum_j w_ij mu_j where all beta are equal or zero. Zero for a token to which no unit is open."""
-  beta = jnp.where(jnp.any(memory_.beta > 0), memory_.beta, 1)[:, None]
-  mean = mixtures.pair_posterior(pairs_, jnp.concatenate([beta * memory_.values, beta], 1), block).mean
+  """Equation (3), [I, V]; sum_j w_ij mu_j where the beta of all open units are equal or zero. Zero for a token to which no unit is open."""
+  on = jnp.isfinite(memory_.log_priors)
+  largest = jax.lax.stop_gradient(jnp.max(jnp.where(on, memory_.beta, 0)))
+  # units without precision count only for tokens that see no other
+  share = jnp.where(largest > 0, jnp.maximum(memory_.beta / jnp.where(largest > 0, largest, 1), 1e-20), 1)[:, None]
+  values = jnp.where(on[:, None], memory_.values, 0)
+  mean = mixtures.pair_posterior(pairs_, jnp.concatenate([share * values, share], 1), block).mean
   return mean[:, :-1] / jnp.where(mean[:, -1:] > 0, mean[:, -1:], 1)
 
 
@@ -221,7 +225,7 @@ def log_posterior(memory_: Memory, tokens: Tokens, first: Memory, positions: Pos
 
 
 def expected(before: mixtures.Pairs, after: mixtures.Pairs, block: int = BLOCK) -> Array:
-  """What an M-step raises: sum_ij w_ij logit_ij, weights by `before`, logits of `after`, from sums over tokens alone."""
+  """What an M-step raises, but for the priors of keys and values and with all tokens present: sum_ij w_ij logit_ij, weights by `before`, logits of `after`, from sums over tokens alone."""
   z = e_step(before, block)
   out = jnp.zeros((), z.dtype)
   for factor in after.factors:

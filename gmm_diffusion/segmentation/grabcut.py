@@ -4,6 +4,8 @@ import importlib.util
 
 import numpy as np
 
+from gmm_diffusion.segmentation import data, session
+
 SURE, NEAR = 3, 20  # pixels around a click that are certain, and around one on the object that are likely
 
 
@@ -32,11 +34,15 @@ def segment(image: np.ndarray, clicks: list, iterations: int = 5) -> np.ndarray:
 
 
 def predictor(objects):
-  """predict of loops/segmentation.py:click_through."""
+  """predict of loops/segmentation.py:click_through, on images of the size that the network sees."""
   def predict(clicks, advance):
     out = []
     for scene, own in zip(objects.scenes, clicks[0]):
-      out.append(segment(scene.image, own))
+      whole = scene.image.shape[:2]
+      shape = session.working_shape(whole, objects.size)
+      small = [click._replace(row=click.row * shape[0] // whole[0], column=click.column * shape[1] // whole[1]) for click in own]
+      found = segment(data.resize(scene.image, shape), small)
+      out.append(data.resize(found.astype(np.uint8), whole) > 0)
       advance(1)
     return [out]
 

@@ -156,7 +156,10 @@ class Segmenter(nn.Module):
                     alpha, beta, trust, self.prior, self.reach, jnp.exp(self.trust_clicks))
     read = read.reshape(B, h, w, H, C)
     # the tokens under the clicks hold their values
-    hold = lambda read, at, known, used: read.at[jnp.where(used, at[:, 0], h), at[:, 1]].set(known, mode='drop')
+    def hold(read, at, known, used):
+      again = jnp.triu(jnp.all(at[:, None] == at[None], -1) & used[None], 1).any(1)  # of several clicks on a token the last one holds
+      return read.at[jnp.where(used & ~again, at[:, 0], h), at[:, 1]].set(known, mode='drop')
+
     return jax.vmap(hold)(read, cell, known, used)
 
   def _dot_product(self, features):

@@ -14,6 +14,7 @@ from gmm_diffusion.segmentation import metrics
 matplotlib.use('Agg')
 from matplotlib import pyplot  # noqa: E402  (the backend comes first)
 
+WIDTH = 480
 NOTES = (
     'IoU@k: mean intersection over union after k clicks. NoC@85: clicks until 85 % (20 where never). failures: share of objects that never get there.',
     '"minus none": differences object by object, whose intervals hold no spread between objects; a difference is there where 0 is outside.',
@@ -32,7 +33,7 @@ def curve_png(path: str, rows: dict, of_images: np.ndarray) -> None:
       axes.plot(clicks, mean, color=f'C{number}', label=name)
       axes.fill_between(clicks, low, high, color=f'C{number}', alpha=0.15, linewidth=0)
   whole.set(ylabel='mean IoU', ylim=(None, 1))
-  paired.set(ylabel='mean IoU minus that of none', ylim=(-0.1, 0.1))
+  paired.set(ylabel='mean IoU minus that of none')
   for axes in (whole, paired):
     axes.set(xlabel='clicks', xticks=[k for k in clicks if k in metrics.AT])
     axes.grid(alpha=0.3)
@@ -43,7 +44,7 @@ def curve_png(path: str, rows: dict, of_images: np.ndarray) -> None:
 
 
 def picture(image: np.ndarray, mask: np.ndarray, clicks: list) -> Image.Image:
-  """The image darkened outside the mask, with its outline and clicks: green on the object, red elsewhere."""
+  """The image darkened outside the mask, with its outline and clicks: green on the object, red elsewhere; at most WIDTH pixels a side."""
   shown = np.where(mask[..., None], image, (0.35 * image).astype(np.uint8))
   edge = mask & ~(np.roll(mask, 1, 0) & np.roll(mask, -1, 0) & np.roll(mask, 1, 1) & np.roll(mask, -1, 1))
   shown[edge] = (255, 220, 0)
@@ -51,6 +52,7 @@ def picture(image: np.ndarray, mask: np.ndarray, clicks: list) -> Image.Image:
   pen, r = ImageDraw.Draw(out), max(2, max(image.shape) // 100)
   for click in clicks:
     pen.ellipse((click.column - r, click.row - r, click.column + r, click.row + r), fill=(40, 220, 60) if click.positive else (240, 40, 40), outline='white')
+  out.thumbnail((WIDTH, WIDTH))
   return out
 
 

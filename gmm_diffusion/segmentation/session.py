@@ -85,7 +85,9 @@ class Session:
 
   def scribble(self, pixels: Sequence[tuple[int, int]], positive: bool) -> np.ndarray:
     """Adds a stroke of pixels (row, column), which is undone as one; at most 16 of them are used, evenly spaced."""
-    new = [Click(int(row), int(column), bool(positive)) for row, column in pixels]
+    if not np.isfinite(np.asarray(pixels, float)).all():
+      raise UserError(f'click at {list(pixels)[:3]} is not finite; give a row and a column')
+    new = [Click(int(np.floor(row)), int(np.floor(column)), bool(positive)) for row, column in pixels]
     height, width = self._shape
     for click in new:
       if not (0 <= click.row < height and 0 <= click.column < width):

@@ -33,6 +33,19 @@ class SegmentationTest(absltest.TestCase):
     self.assertTrue(os.path.exists(os.path.join(workdir, 'curve.png')))
     self.assertTrue(os.path.exists(os.path.join(workdir, 'training.png')))
 
+  def test_damaged_and_old_curves_are_found_again(self):
+    path = os.path.join(self.create_tempdir().full_path, 'none.npz')
+    self.assertIsNone(segmentation._read(path, 'mark', 1))
+    np.savez_compressed(path, mark='mark', curves=np.ones((1, 3)), mask0=np.ones((4, 5), bool), clicks0=[[1, 2, 1]])
+    self.assertEqual(segmentation._read(path, 'mark', 1)[2], [[(1, 2, True)]])
+    self.assertIsNone(segmentation._read(path, 'other', 1))
+    with open(path, 'rb') as file:
+      whole = file.read()
+    for length in (0, 10, len(whole) // 2, len(whole) - 5):
+      with open(path, 'wb') as file:
+        file.write(whole[:length])
+      self.assertIsNone(segmentation._read(path, 'mark', 1))
+
   def test_more_objects_than_images(self):
     def chosen(count):
       config = config_lib.get_config()

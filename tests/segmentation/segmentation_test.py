@@ -193,6 +193,12 @@ class SessionTest(parameterized.TestCase):
     self.assertLen(one.clicks, 4)  # nothing half done
     self.assertFalse(one.undo().any())
 
+  def test_clicks_that_are_no_pixels(self):
+    with self.assertRaisesRegex(UserError, 'is not finite; give a row and a column'):
+      start().click(float('nan'), 3, True)
+    with self.assertRaisesRegex(UserError, 'row -1, column 3 is outside'):
+      start().click(-0.5, 3, True)
+
   @parameterized.parameters(((48, 0),), ((-1, 3),), ((0, 64),))
   def test_clicks_outside(self, pixel):
     with self.assertRaisesRegex(UserError, f'row {pixel[0]}, column {pixel[1]} is outside the image; valid: rows 0..47, columns 0..63'):
@@ -228,13 +234,13 @@ class SessionTest(parameterized.TestCase):
 
   def test_tokens_under_clicks_hold_their_values(self):
     encode, _ = session.compiled(MODULE)
-    clicks = session.pack([Click(20, 30, True), Click(40, 8, False)], SHAPE, 64, 6)
+    clicks = session.pack([Click(22, 30, False), Click(20, 30, True), Click(40, 8, False)], SHAPE, 64, 6)  # two on one token: the last
     features = encode(parameters(), session.to_network(image(), 64)[None])
     read = MODULE.apply(parameters(), features, jax.tree.map(lambda x: x[None], clicks), (False, False), method=lambda module, *a: module._read(*a))
     labels = parameters()['params']['labels']
     np.testing.assert_array_equal(read[0, 20 // 4, 30 // 4], labels[data.OBJECT])
     np.testing.assert_array_equal(read[0, 40 // 4, 8 // 4], labels[data.BACKGROUND])
-    self.assertGreater(float(np.abs(read[0, 0, 0] - labels[data.BACKGROUND]).max()), 1e-3)  # the four unused slots hold nothing
+    self.assertGreater(float(np.abs(read[0, 0, 0] - labels[data.BACKGROUND]).max()), 1e-3)  # the unused slots hold nothing
 
   def test_drawn_clicks(self):
     found = model.draw(model.Clicks(np.array([[[3, 4], [9, 9]]]), np.array([[1, -1]])), (12, 16))
