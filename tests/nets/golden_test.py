@@ -34,12 +34,14 @@ def nhwc(x):
 class GoldenTest(cases.X64TestCase):
 
   def check(self, config, dtype, name, found, expected):
-    """Within 1e-9 in float64, three times the reference's own rounding in float32."""
+    """Within 1e-9 in float64; in float32 three times the reference's own rounding, and four units in the last place of the largest
+    number, since a few numbers (three log-probabilities) say little of how large rounding gets."""
     if jnp.issubdtype(found.dtype, jnp.integer):
       return np.testing.assert_array_equal(found, expected, err_msg=name)
     if found.ndim == 4:
       found = found.transpose(0, 3, 1, 2)
-    tolerance = 1e-9 if dtype == 'float64' else 3 * config['float32_vs_float64_max_abs_and_rel'][name][0]
+    last_place = np.finfo(np.float32).eps * np.abs(expected).max()
+    tolerance = 1e-9 if dtype == 'float64' else max(3 * config['float32_vs_float64_max_abs_and_rel'][name][0], 4 * last_place)
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance, err_msg=name)
 
   def compare(self, config, module, weights, inputs, expected, apply=None, jit=quick_jit):
