@@ -224,6 +224,7 @@ def consistent(shape: tuple[int, int, int], size: int, padding: str, attended: n
   return Parts((Part((H, W), C, 1, n * H * W, observe),), lambda means: jnp.moveaxis(means[0], 0, -1))
 
 
+WHOLE = ('IS', 'ES')  # machines that see whole images
 # Name -> the parts of the machine for one patch size.
 MACHINES = {
     'IS': lambda shape, size, padding, places: ideal(shape),
@@ -272,7 +273,7 @@ def make(name: str, images: Array, size: int | tuple[tuple[float, int], ...] = 3
   places = places or ('interior' if padding == 'zero' else 'all')
   if padding not in patches.PADDINGS:
     raise UserError(f'unknown padding {padding!r}; valid: {", ".join(patches.PADDINGS)}')
-  if name in ('IS', 'ES'):
+  if name in WHOLE:
     size = 1  # they have no patches
   levels = ((math.inf, int(size)),) if isinstance(size, (int, np.integer)) else tuple(size)
   return of(lambda shape, k: MACHINES[name](shape, k, padding, places), images, levels, labels, log_priors, collectives, memory)

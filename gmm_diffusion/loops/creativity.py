@@ -30,7 +30,6 @@ PUBLISHED = ('Published on another data set whose details are not public: 21.64 
              'identity attention, over 100 trials.')
 # by padding: the machine that knows what the plain CNN knows, shown at one patch size for all noise levels
 FIXED = {'zero': 'bbELS', 'circular': 'ELS'}
-PATCHED = ('LS', 'ELS', 'bbELS', 'consistent')
 
 
 def network_spec(spec: specs.Spec, final: str) -> specs.Spec:
@@ -192,7 +191,7 @@ def evaluate(spec: specs.Spec, data: sources.Data, workdir: str, command: str) -
   calibrations, machines = {}, {}
   for name in wanted.machines:
     size = wanted.sizes[0]
-    if name in PATCHED:
+    if name not in score_machines.WHOLE:
       calibrations[name] = calibrated(spec, data, denoisers[first], states[first][:, :wanted.probes], name)
       size = calibrations[name].sizes
       print(f'{name}: patch sizes ' + ', '.join(f'{k} to b = {b:.3g}' for b, k in size), flush=True)

@@ -39,9 +39,8 @@ def predictor(objects):
     out = []
     for scene, own in zip(objects.scenes, clicks[0]):
       whole = scene.image.shape[:2]
-      shape = session.working_shape(whole, objects.size)
-      small = [click._replace(row=click.row * shape[0] // whole[0], column=click.column * shape[1] // whole[1]) for click in own]
-      found = segment(data.resize(scene.image, shape), small)
+      small = data.resize(scene.image, session.working_shape(whole, objects.size))
+      found = segment(small, session.scaled(own, whole, objects.size))
       out.append(data.resize(found.astype(np.uint8), whole) > 0)
       advance(1)
     return [out]

@@ -45,13 +45,17 @@ def from_network(logits: np.ndarray, shape: tuple[int, int], size: int, clicks: 
   return mask
 
 
+def scaled(clicks: Sequence[Click], shape: tuple[int, int], size: int) -> list[Click]:
+  """Clicks on an image in pixels of its working shape."""
+  height, width = working_shape(shape, size)
+  return [click._replace(row=click.row * height // shape[0], column=click.column * width // shape[1]) for click in clicks]
+
+
 def pack(clicks: Sequence[Click], shape: tuple[int, int], size: int, slots: int) -> Clicks:
   """Clicks in slots, in pixels of the working shape."""
-  height, width = working_shape(shape, size)
   pixels, labels = np.zeros((slots, 2), np.int32), np.full(slots, -1, np.int32)
-  for i, click in enumerate(clicks):
-    pixels[i] = click.row * height // shape[0], click.column * width // shape[1]
-    labels[i] = click.positive
+  for i, click in enumerate(scaled(clicks, shape, size)):
+    pixels[i], labels[i] = (click.row, click.column), click.positive
   return Clicks(pixels, labels)
 
 
