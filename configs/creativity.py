@@ -1,10 +1,12 @@
-"""Where images come from: CNNs with five final layers beside score machines, on data made for the question."""
+"""Where images come from: CNNs with five final layers beside score machines, on data made for the
+question."""
 
 from configs import common
 
 
 def get_config(arg=''):
-  """Variants: digits (8 x 8 digits instead of the crafted set), runlocal (two CPU cores, within 15 minutes)."""
+  """Variants: digits (8 x 8 digits instead of the crafted set), runlocal (two CPU cores, within 15
+  minutes)."""
   variants = common.arguments(arg, ('digits', 'runlocal'))
   config = common.defaults()
   config.task = 'creativity'

@@ -4,7 +4,8 @@ from configs import common
 
 
 def get_config(arg=''):
-  """Variants: ldm (default), adm or ddpm, the presets of common.py, runlocal (small, random weights)."""
+  """Variants: ldm (default), adm or ddpm, the presets of common.py, runlocal (small, random
+  weights)."""
   config, model, local = common.pretrained(arg, 256, ('ldm', 'adm', 'ddpm'))
   if model == 'ldm':
     common.ldm(config)

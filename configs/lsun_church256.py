@@ -7,8 +7,16 @@ def get_config(arg=''):
   """Variants: ldm (default) or ddpm, the presets of common.py, runlocal (small, random weights)."""
   config, model, local = common.pretrained(arg, 256, ('ldm', 'ddpm'))
   if model == 'ldm':
-    common.ldm(config, channels=192, multipliers=(1.0, 2.0, 2.0, 4.0, 4.0), attention=(32, 16, 8, 4), head_channels=0, heads=8,
-               scale_shift=True, resblock_updown=True)
+    common.ldm(
+      config,
+      channels=192,
+      multipliers=(1.0, 2.0, 2.0, 4.0, 4.0),
+      attention=(32, 16, 8, 4),
+      head_channels=0,
+      heads=8,
+      scale_shift=True,
+      resblock_updown=True,
+    )
     config.schedule.beta_max = 0.0155
     common.kl_f8(config)
     common.ldm_weights(config, 'lsun_churches.zip')

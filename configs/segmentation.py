@@ -1,4 +1,5 @@
-"""Interactive segmentation: digit scenes without a download, or BSDS500 with --config.data.path=."""
+"""Interactive segmentation: digit scenes without a download, or BSDS500 with
+--config.data.path=."""
 
 from configs import common
 
@@ -11,5 +12,17 @@ def get_config(arg=''):
   config.train.update(steps=2000, batch=8, learning_rate=2e-3, ema=0.995, checkpoint_every=250)
   if 'runlocal' in variants:
     config.train.update(steps=4, batch=4, warmup=2, checkpoint_every=4, log_every=2)
-    config.segmentation.update(channels=8, blocks=1, heads=1, head_channels=8, key_steps=1, value_steps=1, crop=(48, 64), clicks=3, objects=4, batch=4, slots=4)
+    config.segmentation.update(
+      channels=8,
+      blocks=1,
+      heads=1,
+      head_channels=8,
+      key_steps=1,
+      value_steps=1,
+      crop=(48, 64),
+      clicks=3,
+      objects=4,
+      batch=4,
+      slots=4,
+    )
   return config

@@ -1,14 +1,17 @@
-"""Cells: the metrics of one sampler with one seed on one model, each in a file of its own, computed once.
+"""Cells: the metrics of one sampler with one seed on one model, each in a file of its own, computed
+once.
 
-A cell is keyed by everything it depends on, so that sweeps of one workdir share cells, a changed setting computes
-its own, and a run that was killed goes on where it was. One host; all its devices are used.
+A cell is keyed by everything it depends on, so that sweeps of one workdir share cells, a changed
+setting computes its own, and a run that was killed goes on where it was. One host; all its devices
+are used.
 """
 
 import dataclasses
 import hashlib
 import json
 import os
-from typing import Any, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from tqdm import tqdm
 
@@ -18,7 +21,10 @@ from gmm_diffusion.metrics.estimates import Estimate
 from gmm_diffusion.reports import files
 
 FOLDER = 'cells'
-CHOOSE, REPORT = 1, 0  # seeds: best scales are chosen on one and reported on another, so that choosing is no gain
+CHOOSE, REPORT = (
+  1,
+  0,
+)  # seeds: best scales are chosen on one and reported on another, so that choosing is no gain
 
 
 def settings(sampler: specs.Sampler) -> dict[str, Any]:
@@ -28,7 +34,8 @@ def settings(sampler: specs.Sampler) -> dict[str, Any]:
 
 
 class Cells:
-  """The cells of a run in workdir/cells with `count` samples each, with all metrics or the Frechet distance alone."""
+  """The cells of a run in workdir/cells with `count` samples each, with all metrics or the Frechet
+  distance alone."""
 
   def __init__(self, run: common.Run, workdir: str, count: int, everything: bool = False):
     self.run, self.count, self.everything = run, count, everything
@@ -36,7 +43,13 @@ class Cells:
     os.makedirs(self._folder, exist_ok=True)
 
   def key(self, sampler: specs.Sampler, seed: int) -> dict[str, Any]:
-    return {'sampler': settings(sampler), 'seed': seed, 'n': self.count, 'everything': self.everything, **self.run.facts}
+    return {
+      'sampler': settings(sampler),
+      'seed': seed,
+      'n': self.count,
+      'everything': self.everything,
+      **self.run.facts,
+    }
 
   def _place(self, sampler, seed):
     key = self.key(sampler, seed)
@@ -46,13 +59,19 @@ class Cells:
     return os.path.exists(self._place(sampler, seed)[1])
 
   def get(self, sampler: specs.Sampler, seed: int) -> dict[str, Any]:
-    """The cell {'key', 'nfe', 'seconds', 'metrics': {name: (value, low, high)}, ...}, computed where it is not there yet."""
+    """The cell {'key', 'nfe', 'seconds', 'metrics': {name: (value, low, high)}, ...}, computed
+    where it is not there yet."""
     key, path = self._place(sampler, seed)
     found = files.read_json(path, None)
     if found is None:
       drawn = common.draw(self.run, sampler, self.count, seed)
-      values = {name: tuple(value) for name, value in common.measure(self.run, drawn.features, self.everything).items()}
-      found = common.with_facts({'key': key, 'nfe': drawn.nfe, 'seconds': round(drawn.seconds, 2), 'metrics': values})
+      values = {
+        name: tuple(value)
+        for name, value in common.measure(self.run, drawn.features, self.everything).items()
+      }
+      found = common.with_facts(
+        {'key': key, 'nfe': drawn.nfe, 'seconds': round(drawn.seconds, 2), 'metrics': values}
+      )
       files.write_json(path, found)
     return found
 
@@ -62,7 +81,9 @@ class Cells:
   def value(self, sampler: specs.Sampler, seed: int, metric: str = 'frechet') -> float:
     return self.estimate(sampler, seed, metric).value
 
-  def best(self, options: Sequence[specs.Sampler], metric: str, seed: int = CHOOSE) -> specs.Sampler:
+  def best(
+    self, options: Sequence[specs.Sampler], metric: str, seed: int = CHOOSE
+  ) -> specs.Sampler:
     """The sampler with the best metric on the choosing seed; a single one needs no sampling."""
     if len(options) == 1:
       return options[0]
@@ -70,12 +91,19 @@ class Cells:
     return min(options, key=lambda sampler: sign * self.value(sampler, seed, metric))
 
   def fill(self, todo: Iterable[tuple[specs.Sampler, int]], title: str = 'cells') -> None:
-    """Computes the cells (sampler, seed) that are not there, with a progress bar weighted by their evaluations."""
+    """Computes the cells (sampler, seed) that are not there, with a progress bar weighted by their
+    evaluations."""
     todo = list({place('', self.key(*cell)): cell for cell in todo}.values())
     total = sum(sampler.steps * self.count for sampler, _ in todo)
     ready = [cell for cell in todo if self.has(*cell)]
-    with tqdm(total=total, initial=sum(sampler.steps * self.count for sampler, _ in ready), desc=f'{title} {len(ready)}/{len(todo)}',
-              unit='eval', unit_scale=True, dynamic_ncols=True) as bar:
+    with tqdm(
+      total=total,
+      initial=sum(sampler.steps * self.count for sampler, _ in ready),
+      desc=f'{title} {len(ready)}/{len(todo)}',
+      unit='eval',
+      unit_scale=True,
+      dynamic_ncols=True,
+    ) as bar:
       done = len(ready)
       for cell in todo:
         if not self.has(*cell):
@@ -88,7 +116,7 @@ class Cells:
 def place(folder: str, key: dict[str, Any]) -> str:
   """The file of a cell."""
   mark = hashlib.sha256(json.dumps(key, sort_keys=True, default=list).encode()).hexdigest()[:16]
-  return os.path.join(folder, f"{key['sampler']['name']}-{key['sampler']['steps']}-{mark}.json")
+  return os.path.join(folder, f'{key["sampler"]["name"]}-{key["sampler"]["steps"]}-{mark}.json')
 
 
 def with_scales(sampler: specs.Sampler, scales: Sequence[float]) -> list[specs.Sampler]:

@@ -1,9 +1,9 @@
 """What attention adds to a CNN on the crafted set, over several training seeds.
 
-Runs configs/creativity.py once a seed (each in a folder of its own, skipped where its results are there) and puts the
-seeds together: mean and 95 % interval of Student's t over the seeds, also of each network's difference from the plain
-CNN of the same seed. The published 21.64 % (top-1) and 25.44 % (identity), over 100 trials, are of another data set
-whose details are not public.
+Runs configs/creativity.py once a seed (each in a folder of its own, skipped where its results are
+there) and puts the seeds together: mean and 95 % interval of Student's t over the seeds, also of
+each network's difference from the plain CNN of the same seed. The published 21.64 % (top-1) and
+25.44 % (identity), over 100 trials, are of another data set whose details are not public.
 
   python -m experiments.creativity_table --seeds 0 1 2 --workdir=runs/creativity_table
 """
@@ -25,13 +25,23 @@ MEASURES = ('consistent', 'chance', 'recognised', 'novel', 'distance')
 def over_seeds(values) -> Estimate:
   """Mean with Student's interval."""
   values = np.asarray(values, np.float64)
-  half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float('nan')
-  return Estimate(float(np.mean(values)), float(np.mean(values) - half), float(np.mean(values) + half))
+  half = (
+    stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    if len(values) > 1
+    else float('nan')
+  )
+  return Estimate(
+    float(np.mean(values)), float(np.mean(values) - half), float(np.mean(values) + half)
+  )
 
 
 def results_of(folder: str) -> dict:
   """{metric: value} of a run's results.json; empty where there is none."""
-  return {record['metric']: record['value'] for record in files.read_json(os.path.join(folder, 'results.json'), []) if record['kind'] == 'creativity'}
+  return {
+    record['metric']: record['value']
+    for record in files.read_json(os.path.join(folder, 'results.json'), [])
+    if record['kind'] == 'creativity'
+  }
 
 
 def number(value) -> float:
@@ -44,18 +54,36 @@ def table(runs: list[dict]) -> list[dict]:
   for name in runs[0]['quality']:
     row = {'name': name, 'seeds': len(runs)}
     for measure in MEASURES:
-      found = [number(run['quality'][name][measure]) for run in runs if measure in run['quality'][name]]
+      found = [
+        number(run['quality'][name][measure]) for run in runs if measure in run['quality'][name]
+      ]
       if len(found) == len(runs):
         row[measure] = over_seeds(found)
     plain = next(iter(runs[0]['agreement']))
     if name in runs[0]['agreement']:
-      row['consistent above ' + plain] = over_seeds([number(run['quality'][name]['consistent']) - number(run['quality'][plain]['consistent']) for run in runs])
-      row['consistent above chance'] = over_seeds([number(run['quality'][name]['consistent']) - run['quality'][name]['chance'] for run in runs])
+      row['consistent above ' + plain] = over_seeds(
+        [
+          number(run['quality'][name]['consistent']) - number(run['quality'][plain]['consistent'])
+          for run in runs
+        ]
+      )
+      row['consistent above chance'] = over_seeds(
+        [
+          number(run['quality'][name]['consistent']) - run['quality'][name]['chance']
+          for run in runs
+        ]
+      )
       for machine in runs[0]['agreement'][name]:
-        row[f'r {machine}'] = over_seeds([run['agreement'][name][machine]['r']['value'] for run in runs])
-        row[f'r2 {machine}'] = over_seeds([run['agreement'][name][machine]['r2']['value'] for run in runs])
+        row[f'r {machine}'] = over_seeds(
+          [run['agreement'][name][machine]['r']['value'] for run in runs]
+        )
+        row[f'r2 {machine}'] = over_seeds(
+          [run['agreement'][name][machine]['r2']['value'] for run in runs]
+        )
       for baseline in runs[0]['baselines'][name]:
-        row[f'r {baseline}'] = over_seeds([run['baselines'][name][baseline]['value'] for run in runs])
+        row[f'r {baseline}'] = over_seeds(
+          [run['baselines'][name][baseline]['value'] for run in runs]
+        )
     rows.append(row)
   return rows
 
@@ -75,11 +103,35 @@ def main():
     runs.append(results_of(folder))
   rows = table(runs)
   for row in rows:
-    print(f"{row['name']:20s} " + '  '.join(f'{key} {row[key]}' for key in row if key not in ('name', 'seeds', 'distance') and not key.startswith('r2')))
-  common.save(args.workdir, 'creativity_table', {
-      'seeds': args.seeds, 'variant': args.variant, 'published on another data set': {'top1': 0.2164, 'identity': 0.2544, 'trials': 100},
-      'rows': [{key: {'value': value.value, 'interval': None if np.isnan(value.low) else [value.low, value.high]} if isinstance(value, Estimate) else value
-                for key, value in row.items()} for row in rows]})
+    print(
+      f'{row["name"]:20s} '
+      + '  '.join(
+        f'{key} {row[key]}'
+        for key in row
+        if key not in ('name', 'seeds', 'distance') and not key.startswith('r2')
+      )
+    )
+  common.save(
+    args.workdir,
+    'creativity_table',
+    {
+      'seeds': args.seeds,
+      'variant': args.variant,
+      'published on another data set': {'top1': 0.2164, 'identity': 0.2544, 'trials': 100},
+      'rows': [
+        {
+          key: {
+            'value': value.value,
+            'interval': None if np.isnan(value.low) else [value.low, value.high],
+          }
+          if isinstance(value, Estimate)
+          else value
+          for key, value in row.items()
+        }
+        for row in rows
+      ],
+    },
+  )
 
 
 if __name__ == '__main__':

@@ -1,9 +1,11 @@
-"""What streaming stored images into features costs beyond the network, and that memory does not grow with their number.
+"""What streaming stored images into features costs beyond the network, and that memory does not
+grow with their number.
 
-Rate: a folder of PNGs (and the same images as .npz) -> Inception features -> file, over bare calls of the network on a batch
-that is on the device, at the same batch size and in alternation; random weights, which cost the same. Where other work shares the
-machine, the ratio of processor seconds says more than that of the clock. Memory: peak of a
-process that computes the Frechet distance of a folder of 32 x 32 PNGs to a reference on 64 features, at two counts.
+Rate: a folder of PNGs (and the same images as .npz) -> Inception features -> file, over bare calls
+of the network on a batch that is on the device, at the same batch size and in alternation; random
+weights, which cost the same. Where other work shares the machine, the ratio of processor seconds
+says more than that of the clock. Memory: peak of a process that computes the Frechet distance of a
+folder of 32 x 32 PNGs to a reference on 64 features, at two counts.
 
   python -m experiments.feature_rate
 """
@@ -28,10 +30,13 @@ from gmm_diffusion.nets.inception import Inception, preprocess
 
 
 def pictures(count: int, side: int) -> np.ndarray:
-  """uint8 [count, side, side, 3]: smooth shapes with a little noise, which PNG compresses about as well as photographs."""
+  """uint8 [count, side, side, 3]: smooth shapes with a little noise, which PNG compresses about as
+  well as photographs."""
   random = np.random.RandomState(0)
   coarse = random.randint(0, 200, (count, side // 8, side // 8, 3)).astype(np.uint8)
-  return coarse.repeat(8, 1).repeat(8, 2) + random.randint(0, 16, (count, side, side, 3)).astype(np.uint8)
+  return coarse.repeat(8, 1).repeat(8, 2) + random.randint(0, 16, (count, side, side, 3)).astype(
+    np.uint8
+  )
 
 
 def write_folder(path: str, images: np.ndarray) -> str:
@@ -49,7 +54,8 @@ def network(batch: int):
   call = inception.activations(params, batch)
   extract = lambda images: features_lib.Extracted(*call(images)[:3])
   return (lambda images: jax.block_until_ready(bare(params, images))), features_lib.Features(
-      extract, 'inception-random', {'features': 2048, 'logits': 1008, 'spatial': 2023})
+    extract, 'inception-random', {'features': 2048, 'logits': 1008, 'spatial': 2023}
+  )
 
 
 def rate(args, folder: str) -> dict[str, dict]:
@@ -59,18 +65,23 @@ def rate(args, folder: str) -> dict[str, dict]:
   np.savez(stored, images)
   ways = {'png folder': write_folder(os.path.join(folder, 'images'), images), 'npz': stored}
   bare, features = network(args.batch)
-  on_device = jax.device_put(images[:args.batch])
+  on_device = jax.device_put(images[: args.batch])
 
   def bare_calls():
     for _ in range(args.count // args.batch):
       bare(on_device)
 
   def streamed(path):
-    found, _, _ = features_lib.gather(features, image_sets.load(path), 'features', ('features', 'logits', 'spatial'))
+    found, _, _ = features_lib.gather(
+      features, image_sets.load(path), 'features', ('features', 'logits', 'spatial')
+    )
     np.savez(os.path.join(folder, 'features.npz'), **found._asdict())
 
-  calls = {'bare': bare_calls, **{name: lambda path=path: streamed(path) for name, path in ways.items()}}
-  bare(on_device), features.extract(images[:args.batch])  # compile
+  calls = {
+    'bare': bare_calls,
+    **{name: lambda path=path: streamed(path) for name, path in ways.items()},
+  }
+  bare(on_device), features.extract(images[: args.batch])  # compile
   seconds, busy = ({name: [] for name in calls} for _ in range(2))
   for _ in range(args.repeats):
     for name, call in calls.items():
@@ -80,23 +91,40 @@ def rate(args, folder: str) -> dict[str, dict]:
       busy[name].append(time.process_time() - cpu)
       print(f'{name}: {args.count / seconds[name][-1]:.2f} images/s', flush=True)
   ratio = lambda times: {name: min(times[name]) / min(times['bare']) for name in ways}
-  return {'images_per_second': {name: args.count / min(values) for name, values in seconds.items()}, 'ratio_to_bare': ratio(seconds),
-          'cpu_ratio_to_bare': ratio(busy), 'all_seconds': seconds, 'all_cpu_seconds': busy}
+  return {
+    'images_per_second': {name: args.count / min(values) for name, values in seconds.items()},
+    'ratio_to_bare': ratio(seconds),
+    'cpu_ratio_to_bare': ratio(busy),
+    'all_seconds': seconds,
+    'all_cpu_seconds': busy,
+  }
 
 
 def peak(path: str) -> dict[str, float]:
-  """In a process of its own: Frechet distance of a folder to its own first 1000 images; peak memory in MB, seconds."""
+  """In a process of its own: Frechet distance of a folder to its own first 1000 images; peak memory
+  in MB, seconds."""
   start = time.perf_counter()
   stored = image_sets.load(path)
   net = features_lib.Classifier(10)
   params = jax.tree.map(np.asarray, net.init(jax.random.key(0), jnp.zeros((1, *stored.shape))))
-  call, params = parallel.map_batches(lambda p, x: net.apply(p, x), 256), parallel.replicate(params, local=True)
-  features = features_lib.Features(lambda x: features_lib.Extracted(*call(params, sources.to_model(x))), 'classifier-random',
-                                   {'features': 64, 'logits': 10})
+  call, params = (
+    parallel.map_batches(lambda p, x: net.apply(p, x), 256),
+    parallel.replicate(params, local=True),
+  )
+  features = features_lib.Features(
+    lambda x: features_lib.Extracted(*call(params, sources.to_model(x))),
+    'classifier-random',
+    {'features': 64, 'logits': 10},
+  )
   found, _, count = features_lib.gather(features, stored, 'features', ('features',))
   value = frechet.frechet_distance(found.features, found.features[:1000])
-  return {'count': count, 'peak_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 'kept_mb': found.features.nbytes / 2**20,
-          'frechet': value, 'seconds': time.perf_counter() - start}
+  return {
+    'count': count,
+    'peak_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    'kept_mb': found.features.nbytes / 2**20,
+    'frechet': value,
+    'seconds': time.perf_counter() - start,
+  }
 
 
 def main():
@@ -105,17 +133,28 @@ def main():
   parser.add_argument('--side', type=int, default=256)
   parser.add_argument('--batch', type=int, default=features_lib.PER_DEVICE)
   parser.add_argument('--repeats', type=int, default=3)
-  parser.add_argument('--counts', type=int, nargs=2, default=[10000, 50000], help='images of the memory')
+  parser.add_argument(
+    '--counts', type=int, nargs=2, default=[10000, 50000], help='images of the memory'
+  )
   args = parser.parse_args()
   memory = []
   for count in args.counts:
-    with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context('spawn').Pool(1) as pool:
-      memory.append(pool.apply(peak, (write_folder(os.path.join(folder, 'images'), pictures(count, 32)),)))
+    with (
+      tempfile.TemporaryDirectory() as folder,
+      multiprocessing.get_context('spawn').Pool(1) as pool,
+    ):
+      memory.append(
+        pool.apply(peak, (write_folder(os.path.join(folder, 'images'), pictures(count, 32)),))
+      )
     print(memory[-1], flush=True)
   with tempfile.TemporaryDirectory() as folder:
     result = rate(args, folder)
   print('clock:', result['ratio_to_bare'], 'processor:', result['cpu_ratio_to_bare'])
-  common.save(args.workdir, 'feature_rate', {'rate': result, 'side': args.side, 'batch': args.batch, 'count': args.count, 'memory': memory})
+  common.save(
+    args.workdir,
+    'feature_rate',
+    {'rate': result, 'side': args.side, 'batch': args.batch, 'count': args.count, 'memory': memory},
+  )
 
 
 if __name__ == '__main__':

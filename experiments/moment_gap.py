@@ -1,4 +1,5 @@
-"""How far a mixture kernel is from matching its moments, over eta, scale, K and covariance handling.
+"""How far a mixture kernel is from matching its moments, over eta, scale, K and covariance
+handling.
 
 Two views: the residuals of the moment report, and what they do to the chain, as the covariance of
 q(x_s | x_0) in the middle of a 10-step run relative to b_s^2 (one is right).
@@ -23,12 +24,18 @@ from gmm_diffusion.samplers.run import run
 
 D, STEPS, N = 64, 10, 4000
 ETAS, SCALES, COMPONENTS = (0.0, 0.2, 0.5, 1.0), (0.01, 0.1, 1.0, 10.0), (2, 8)
-HANDLINGS = (('A', 'rand_centred', 'diagonal'), ('A', 'rand_centred', 'exact'), ('B', 'ortho', 'diagonal'),
-             ('B', 'ortho', 'vub'), ('B', 'ortho', 'exact'))
+HANDLINGS = (
+  ('A', 'rand_centred', 'diagonal'),
+  ('A', 'rand_centred', 'exact'),
+  ('B', 'ortho', 'diagonal'),
+  ('B', 'ortho', 'vub'),
+  ('B', 'ortho', 'exact'),
+)
 
 
 def chain_variance(kernel, plan, grid) -> np.ndarray:
-  """Mean variance per coordinate of q(x_s | x_0) over b_s^2, for all steps but the last, [STEPS - 1]."""
+  """Mean variance per coordinate of q(x_s | x_0) over b_s^2, for all steps but the last, [STEPS -
+  1]."""
   zero = lambda x, time, cond: marginals.from_x0(x, jnp.zeros_like(x), time)
   keys = noise.sample_keys(0, np.arange(N))
 
@@ -46,27 +53,60 @@ def main():
   grid = grids.make(schedules.sqrt_linear(), STEPS, 'trailing')
   rows = []
   cells = list(itertools.product(HANDLINGS, COMPONENTS, ETAS, SCALES, ('clip', 'shrink')))
-  for (form, offsets, covariance), K, eta, scale, infeasible in tqdm(cells, desc='moment gap', unit='kernel', dynamic_ncols=True):
-    kernel = samplers.make('ddim_gmm', dict(form=form, offsets=offsets, covariance=covariance, components=K, eta=eta,
-                                            scale=scale, infeasible=infeasible))
+  for (form, offsets, covariance), K, eta, scale, infeasible in tqdm(
+    cells, desc='moment gap', unit='kernel', dynamic_ncols=True
+  ):
+    kernel = samplers.make(
+      'ddim_gmm',
+      dict(
+        form=form,
+        offsets=offsets,
+        covariance=covariance,
+        components=K,
+        eta=eta,
+        scale=scale,
+        infeasible=infeasible,
+      ),
+    )
     plan, report = kernel.plan(grid, (D,))
-    rows.append({
-        'form': form, 'offsets': offsets, 'covariance': covariance, 'components': K, 'eta': eta, 'scale': scale,
-        'infeasible': infeasible, 'steps_infeasible': sum(bool(row['infeasible']) for row in report),
+    rows.append(
+      {
+        'form': form,
+        'offsets': offsets,
+        'covariance': covariance,
+        'components': K,
+        'eta': eta,
+        'scale': scale,
+        'infeasible': infeasible,
+        'steps_infeasible': sum(bool(row['infeasible']) for row in report),
         'mean_residual': max(row['mean_residual'] for row in report),
         'covariance_residual': max(row['covariance_residual'] for row in report),
-        'chain_variance': chain_variance(kernel, plan, grid).tolist()})
+        'chain_variance': chain_variance(kernel, plan, grid).tolist(),
+      }
+    )
   common.save(args.workdir, 'moment_gap', {'D': D, 'steps': STEPS, 'N': N, 'rows': rows})
 
   figure, axes = pyplot.subplots(2, len(ETAS), figsize=(4 * len(ETAS), 7), dpi=100, sharex=True)
   for column, eta in enumerate(ETAS):
     for form, offsets, covariance in HANDLINGS:
       for style, infeasible in (('-', 'clip'), (':', 'shrink')):
-        line = [row for row in rows if (row['form'], row['covariance'], row['components'], row['eta'], row['infeasible'])
-                == (form, covariance, 8, eta, infeasible)]
+        line = [
+          row
+          for row in rows
+          if (row['form'], row['covariance'], row['components'], row['eta'], row['infeasible'])
+          == (form, covariance, 8, eta, infeasible)
+        ]
         label = f'{form} {covariance} ({infeasible})'
-        axes[0, column].plot(SCALES, [max(row['covariance_residual'], 1e-9) for row in line], style, marker='.', label=label)
-        axes[1, column].plot(SCALES, [max(row['chain_variance']) for row in line], style, marker='.')
+        axes[0, column].plot(
+          SCALES,
+          [max(row['covariance_residual'], 1e-9) for row in line],
+          style,
+          marker='.',
+          label=label,
+        )
+        axes[1, column].plot(
+          SCALES, [max(row['chain_variance']) for row in line], style, marker='.'
+        )
     axes[0, column].set(title=f'eta = {eta:g}', xscale='log', yscale='log', ylim=(1e-9, 1e2))
     axes[1, column].set(xlabel='scale', yscale='log', ylim=(0.5, 1e4))
     axes[1, column].axhline(1, color='0.7', zorder=0)

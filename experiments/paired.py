@@ -1,13 +1,16 @@
-"""Paired comparisons over seeds: both samplers start from the same noise, so that only their difference is left."""
+"""Paired comparisons over seeds: both samplers start from the same noise, so that only their
+difference is left."""
 
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
 
 class Difference(NamedTuple):
-  """Mean difference over seeds, its 95 % t interval, two-sided p of the t test and of the sign test."""
+  """Mean difference over seeds, its 95 % t interval, two-sided p of the t test and of the sign
+  test."""
 
   value: float
   low: float
@@ -20,7 +23,8 @@ class Difference(NamedTuple):
 
 
 def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
-  """first - second, paired; at least two seeds. Without any spread p is 1 for equal values and 0 for others."""
+  """first - second, paired; at least two seeds. Without any spread p is 1 for equal values and 0
+  for others."""
   d = np.asarray(first, np.float64) - np.asarray(second, np.float64)
   if len(d) < 2:
     raise ValueError(f'a paired comparison needs at least 2 seeds, got {len(d)}')
@@ -33,7 +37,8 @@ def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-  """p values corrected for their number [Holm 1979]: the chance of any false alarm among all is at most the level."""
+  """p values corrected for their number [Holm 1979]: the chance of any false alarm among all is at
+  most the level."""
   p = np.asarray(p, np.float64)
   order = np.argsort(p)
   corrected = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))

@@ -1,6 +1,7 @@
 """Types that every layer shares, and the one exception that reaches the user."""
 
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np

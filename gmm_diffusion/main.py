@@ -13,16 +13,32 @@ from gmm_diffusion.reports import files
 
 FLAGS = flags.FLAGS
 MODES = ('train', 'fetch', 'convert', 'sample', 'evaluate', 'all')
-config_flags.DEFINE_config_file('config', None, 'Settings, such as configs/digits.py or configs/digits.py:runlocal.', lock_config=True)
-flags.DEFINE_enum('mode', None, MODES, 'What to do; all is train, then evaluate. fetch and convert get released weights.')
+config_flags.DEFINE_config_file(
+  'config',
+  None,
+  'Settings, such as configs/digits.py or configs/digits.py:runlocal.',
+  lock_config=True,
+)
+flags.DEFINE_enum(
+  'mode',
+  None,
+  MODES,
+  'What to do; all is train, then evaluate. fetch and convert get released weights.',
+)
 flags.DEFINE_string('workdir', None, 'Folder for checkpoints, samples and results.')
 flags.mark_flags_as_required(['config', 'mode', 'workdir'])
 
 
 TASKS = {  # task -> mode -> loop(spec, workdir, command)
-    'diffusion': {mode: functools.partial(diffusion.run, mode) for mode in MODES},
-    'segmentation': {'train': segmentation.train, 'evaluate': segmentation.evaluate, 'all': segmentation.train_and_evaluate},
-    'creativity': {mode: functools.partial(creativity.run, mode) for mode in ('train', 'evaluate', 'all')},
+  'diffusion': {mode: functools.partial(diffusion.run, mode) for mode in MODES},
+  'segmentation': {
+    'train': segmentation.train,
+    'evaluate': segmentation.evaluate,
+    'all': segmentation.train_and_evaluate,
+  },
+  'creativity': {
+    mode: functools.partial(creativity.run, mode) for mode in ('train', 'evaluate', 'all')
+  },
 }
 
 
@@ -30,7 +46,9 @@ def run(mode: str, workdir: str, config, command: str) -> None:
   """Runs a mode with a ConfigDict (or nested dict) of settings."""
   spec = specs.from_config(config)
   if mode not in TASKS[spec.task]:
-    raise UserError(f'task {spec.task!r} has no mode {mode!r}; valid: {", ".join(TASKS[spec.task])}')
+    raise UserError(
+      f'task {spec.task!r} has no mode {mode!r}; valid: {", ".join(TASKS[spec.task])}'
+    )
   files.make_workdir(workdir)
   TASKS[spec.task][mode](spec, workdir, command)
 
@@ -59,7 +77,12 @@ def main(argv):
   logging.set_verbosity(logging.ERROR)  # libraries report their progress as info
   parallel.start()
   try:
-    run(FLAGS.mode, FLAGS.workdir, FLAGS.config, 'python -m gmm_diffusion.main ' + ' '.join(sys.argv[1:]))
+    run(
+      FLAGS.mode,
+      FLAGS.workdir,
+      FLAGS.config,
+      'python -m gmm_diffusion.main ' + ' '.join(sys.argv[1:]),
+    )
   except UserError as error:
     sys.exit(f'error: {error}')
 

@@ -6,7 +6,8 @@ over the local devices with pmap; weights and other shared arrays are replicated
 
 import functools
 import os
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +21,9 @@ def start() -> None:
   """Joins the other hosts where the environment names a coordinator (JAX_COORDINATOR_ADDRESS)."""
   if 'JAX_COORDINATOR_ADDRESS' in os.environ:
     number = lambda name: int(os.environ[name]) if name in os.environ else None
-    jax.distributed.initialize(num_processes=number('JAX_NUM_PROCESSES'), process_id=number('JAX_PROCESS_ID'))
+    jax.distributed.initialize(
+      num_processes=number('JAX_NUM_PROCESSES'), process_id=number('JAX_PROCESS_ID')
+    )
 
 
 def describe() -> str:
@@ -35,12 +38,17 @@ def is_main() -> bool:
 
 
 def replicate(tree: Any, local: bool = False) -> Any:
-  """A copy of the tree on each local device, with a leading device axis; `local` for a pmap of this host's devices alone."""
+  """A copy of the tree on each local device, with a leading device axis; `local` for a pmap of this
+  host's devices alone."""
   sharding = _sharding(local)
 
-  def copy(x):  # leaf by leaf: a pmap that returns its input would hold all weights twice for a while
+  def copy(
+    x,
+  ):  # leaf by leaf: a pmap that returns its input would hold all weights twice for a while
     x = np.asarray(x)[None]
-    return jax.make_array_from_callback((jax.local_device_count(),) + x.shape[1:], sharding, lambda index: x)
+    return jax.make_array_from_callback(
+      (jax.local_device_count(),) + x.shape[1:], sharding, lambda index: x
+    )
 
   try:
     return jax.tree.map(copy, tree)
@@ -51,7 +59,9 @@ def replicate(tree: Any, local: bool = False) -> Any:
 @functools.cache  # one compilation for all trees
 def _sharding(local):
   """What a pmap with the same axis name returns; any other sharding costs a second compilation."""
-  return jax.pmap(lambda x: x, axis_name=AXIS, devices=_devices(local))(np.zeros(jax.local_device_count(), np.float32)).sharding
+  return jax.pmap(lambda x: x, axis_name=AXIS, devices=_devices(local))(
+    np.zeros(jax.local_device_count(), np.float32)
+  ).sharding
 
 
 def _devices(local):
@@ -78,12 +88,16 @@ def largest(tree: Any) -> Any:
   return jax.lax.pmax(tree, AXIS)
 
 
-def over_devices(fn: Callable[[Any, Any], Any], donate: bool = False, local: bool = False) -> Callable[[Any, Any], Any]:
+def over_devices(
+  fn: Callable[[Any, Any], Any], donate: bool = False, local: bool = False
+) -> Callable[[Any, Any], Any]:
   """pmap of fn(replicated, batch), where batch leaves have leading axes [devices, per device].
 
   All hosts call it together; with `local` each host for itself.
   """
-  return jax.pmap(fn, axis_name=AXIS, devices=_devices(local), donate_argnums=(0,) if donate else ())
+  return jax.pmap(
+    fn, axis_name=AXIS, devices=_devices(local), donate_argnums=(0,) if donate else ()
+  )
 
 
 def split(tree: Any) -> Any:
@@ -93,9 +107,14 @@ def split(tree: Any) -> Any:
 
 
 def split_uneven(x: np.ndarray, fill: float) -> np.ndarray:
-  """[N, ...] -> [devices, per device, ...] with `fill` behind the last item: this host's part of items of all hosts."""
+  """[N, ...] -> [devices, per device, ...] with `fill` behind the last item: this host's part of
+  items of all hosts."""
   per_device = -(-len(x) // jax.device_count())
-  x = np.pad(x, [(0, per_device * jax.device_count() - len(x))] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
+  x = np.pad(
+    x,
+    [(0, per_device * jax.device_count() - len(x))] + [(0, 0)] * (x.ndim - 1),
+    constant_values=fill,
+  )
   return split(x[host_slice(len(x))])
 
 
@@ -107,19 +126,24 @@ def host_slice(n: int) -> slice:
 
 def shares(n: int) -> str:
   """'' if a batch of n splits evenly over all devices, else the reason in words."""
-  return '' if n % jax.device_count() == 0 else f'not a multiple of the {jax.device_count()} devices'
+  return (
+    '' if n % jax.device_count() == 0 else f'not a multiple of the {jax.device_count()} devices'
+  )
 
 
 def map_batches(fn: Callable[[Any, Any], Any], per_device: int) -> Callable[..., Any]:
-  """Maps fn over a long batch axis, on this host's devices, with one trace: all calls have per_device items on each.
+  """Maps fn over a long batch axis, on this host's devices, with one trace: all calls have
+  per_device items on each.
 
   Args:
     fn: (shared, batch) -> outputs with leading axis B, where the items do not depend on each other.
-    per_device: items on each device at a time. Where a device runs out of memory it is halved from there on.
+    per_device: items on each device at a time. Where a device runs out of memory it is halved from
+      there on.
 
   Returns:
-    (replicas, batch, advance=None) -> outputs as host arrays, in order. replicas: what is shared, from replicate(..., local=True).
-    advance is called with the number of items done since its last call. Hosts do not wait for each other.
+    (replicas, batch, advance=None) -> outputs as host arrays, in order. replicas: what is shared,
+    from replicate(..., local=True). advance is called with the number of items done since its last
+    call. Hosts do not wait for each other.
   """
   mapped = over_devices(fn, local=True)
   size = per_device * jax.local_device_count()
@@ -129,14 +153,16 @@ def map_batches(fn: Callable[[Any, Any], Any], per_device: int) -> Callable[...,
     total = len(jax.tree.leaves(batch)[0])
     parts, start = [], 0
     while start < total:
-      chunk = np.minimum(np.arange(start, start + size), total - 1)  # repeats the last item: one shape for all calls
+      chunk = np.minimum(
+        np.arange(start, start + size), total - 1
+      )  # repeats the last item: one shape for all calls
       try:
         out = mapped(replicas, split(jax.tree.map(lambda x: np.asarray(x)[chunk], batch)))
         out = jax.tree.map(lambda x: np.asarray(x).reshape((-1,) + x.shape[2:]), out)
       except jax.errors.JaxRuntimeError as error:
         size = _halved(size, error)
         continue
-      parts.append(jax.tree.map(lambda x: x[:total - start], out))
+      parts.append(jax.tree.map(lambda x: x[: total - start], out))
       if advance:
         advance(min(size, total - start))
       start += size
@@ -146,13 +172,19 @@ def map_batches(fn: Callable[[Any, Any], Any], per_device: int) -> Callable[...,
 
 
 def _halved(size: int, error: Exception) -> int:
-  """Half of a batch size over the local devices after an error for want of memory; raises any other."""
+  """Half of a batch size over the local devices after an error for want of memory; raises any
+  other."""
   if 'RESOURCE_EXHAUSTED' not in str(error):
     raise error
   devices = jax.local_device_count()
   per_device = size // devices
   if per_device == 1:
-    raise UserError(f'the device has too little memory for {per_device} at a time; lower sample.batch, autoencoder.batch or segmentation.batch, '
-                    'or compute in net.dtype bfloat16') from error
-  print(f'too little memory for {per_device} at a time on a device: going on with {per_device // 2}', flush=True)
+    raise UserError(
+      f'the device has too little memory for {per_device} at a time; lower sample.batch, '
+      f'autoencoder.batch or segmentation.batch, or compute in net.dtype bfloat16'
+    ) from error
+  print(
+    f'too little memory for {per_device} at a time on a device: going on with {per_device // 2}',
+    flush=True,
+  )
   return per_device // 2 * devices

@@ -15,11 +15,12 @@ from gmm_diffusion.aliases import UserError
 class Data:
   """name: 'digits', 'toy', 'tfds', 'crafted' (creativity.crafted) or 'none'.
 
-  limit: only so many training items, the first ones; 0 is all. tfds reads `dataset` (such as 'mnist') from `path`. none has no items: `size` and `classes` say what a
-  pretrained model makes, RGB images of size x size; dataset 'imagenet' gives its classes their names.
+  limit: only so many training items, the first ones; 0 is all. tfds reads `dataset` (such as
+  'mnist') from `path`. none has no items: `size` and `classes` say what a pretrained model makes,
+  RGB images of size x size; dataset 'imagenet' gives its classes their names.
 
-  Segmentation: digit scenes, or BSDS500 in `path`; folders `images` and `masks` of one's own replace the test set.
-  split: 'val' or 'test', what is evaluated.
+  Segmentation: digit scenes, or BSDS500 in `path`; folders `images` and `masks` of one's own
+  replace the test set. split: 'val' or 'test', what is evaluated.
   """
 
   name: str = 'digits'
@@ -37,9 +38,9 @@ class Data:
 class Weights:
   """Where released weights come from; format '' is a network trained here, 'random' draws them.
 
-  format: a name in checkpoints.importers.FORMATS. path: file, or folder of a diffusers model ('': below
-  the workdir, under the name in the url). url, size (bytes), sha256: of the download, as far as known; the
-  hash may be a prefix.
+  format: a name in checkpoints.importers.FORMATS. path: file, or folder of a diffusers model ('':
+  below the workdir, under the name in the url). url, size (bytes), sha256: of the download, as far
+  as known; the hash may be a prefix.
   """
 
   format: str = ''
@@ -63,8 +64,8 @@ class Schedule:
 class Net:
   """name in nets.NETS, its options (see there; each network takes those it has) and its weights.
 
-  labels: 'null' has one more label for "no class", which classifier-free guidance needs; 'plain' has the
-  classes only; 'none' takes no labels. dtype is that of the computation.
+  labels: 'null' has one more label for "no class", which classifier-free guidance needs; 'plain'
+  has the classes only; 'none' takes no labels. dtype is that of the computation.
   """
 
   name: str = 'unet'
@@ -116,7 +117,8 @@ class Autoencoder:
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-  """ADM's classifier of noisy images (nets.unet.Classifier); scale multiplies its gradient, 0 is none."""
+  """ADM's classifier of noisy images (nets.unet.Classifier); scale multiplies its gradient, 0 is
+  none."""
 
   scale: float = 0.0
   channels: int = 128
@@ -129,12 +131,13 @@ class Classifier:
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-  """name: 'network', 'mixture' (the exact one of toy data) or 'empirical' (the exact one of a data set).
+  """name: 'network', 'mixture' (the exact one of toy data) or 'empirical' (the exact one of a data
+  set).
 
   prediction: what the network outputs, a name in maths.marginals.PREDICTIONS.
   clip: clip x_0 to [-1, 1]. guidance: classifier-free scale; 1 is the plain conditional model.
-  guidance_interval: (low, high) in b_t / a_t, where to guide; () is everywhere. guidance_channels: how
-  many leading channels are guided (3 of 4 in DiT's code); 0 is all.
+  guidance_interval: (low, high) in b_t / a_t, where to guide; () is everywhere. guidance_channels:
+  how many leading channels are guided (3 of 4 in DiT's code); 0 is all.
   """
 
   name: str = 'network'
@@ -163,7 +166,8 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-  """name in samplers.NAMES; each sampler takes the options it has (its own arguments, and samplers.mixture.Options)."""
+  """name in samplers.NAMES; each sampler takes the options it has (its own arguments, and
+  samplers.mixture.Options)."""
 
   name: str = 'ddim'
   steps: int = 10
@@ -216,11 +220,12 @@ class Evaluate:
 
   samplers: each draws `count` samples. store: whether these are kept, or only their features.
   images: a folder, an .npz or tfds:NAME:SPLIT that is evaluated in place of samples.
-  reference: the same kinds of path, or an .npz with mu and sigma; '' takes the first `reference_count` training items.
-  features: a name in metrics.features.FEATURES. inception: its weights file ('': under its public name in the cache).
-  metrics: names in metrics.METRICS; () is all standard ones that can be computed.
-  neighbours: k of precision and recall. cache: folder for feature networks and references ('' = workdir).
-  skip_unreadable: leave out images that cannot be read, and say how many.
+  reference: the same kinds of path, or an .npz with mu and sigma; '' takes the first
+  `reference_count` training items. features: a name in metrics.features.FEATURES. inception: its
+  weights file ('': under its public name in the cache). metrics: names in metrics.METRICS; () is
+  all standard ones that can be computed. neighbours: k of precision and recall. cache: folder for
+  feature networks and references ('' = workdir). skip_unreadable: leave out images that cannot be
+  read, and say how many.
   """
 
   samplers: tuple[str, ...] = ('ddim', 'ddim_gmm', 'ddim_noise')
@@ -241,9 +246,11 @@ class Evaluate:
 class Segmentation:
   """Interactive segmentation (segmentation/model.py): the network, and how it is evaluated.
 
-  channels, blocks, heads, head_channels, key_steps, value_steps: of the network. crop: height and width to train on. size: images with a
-  longer side above it are worked on at it. slots: clicks that a session holds. clicks: how many the simulated annotator
-  makes, on `objects` objects (one of each image first), `batch` at a time on each device. baseline: also the network that takes clicks as channels.
+  channels, blocks, heads, head_channels, key_steps, value_steps: of the network. crop: height and
+  width to train on. size: images with a longer side above it are worked on at it. slots: clicks
+  that a session holds. clicks: how many the simulated annotator makes, on `objects` objects (one of
+  each image first), `batch` at a time on each device. baseline: also the network that takes clicks
+  as channels.
   """
 
   channels: int = 32
@@ -265,10 +272,10 @@ class Segmentation:
 class Creativity:
   """Score machines beside networks that differ in their final layer (task 'creativity').
 
-  networks: names in nets.cnn.FINALS, the first is the one that patch sizes are calibrated on. machines: names in
-  denoisers.score_machines.MACHINES. sizes: patch sizes to choose from. images: training images that the machines
-  see, the first ones; 0 is all. pairs: samples of machines, of the same noise as the networks' first. probes:
-  trajectories to calibrate on.
+  networks: names in nets.cnn.FINALS, the first is the one that patch sizes are calibrated on.
+  machines: names in denoisers.score_machines.MACHINES. sizes: patch sizes to choose from. images:
+  training images that the machines see, the first ones; 0 is all. pairs: samples of machines, of
+  the same noise as the networks' first. probes: trajectories to calibrate on.
   """
 
   networks: tuple[str, ...] = ('none', 'top1', 'gumbel', 'softmax', 'identity')
@@ -281,7 +288,8 @@ class Creativity:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """Everything a run depends on. task: what main.py does with it, 'diffusion', 'segmentation' or 'creativity'."""
+  """Everything a run depends on. task: what main.py does with it, 'diffusion', 'segmentation' or
+  'creativity'."""
 
   task: str = 'diffusion'
   seed: int = 0
@@ -304,32 +312,89 @@ class Spec:
     _choose('data.name', self.data.name, ('digits', 'toy', 'tfds', 'crafted', 'none'))
     _choose('denoiser.name', self.denoiser.name, ('network', 'mixture', 'empirical'))
     _choose('net.attention_kind', self.net.attention_kind, ('dot', 'em'))
-    if self.net.attention_kind == 'em' and (self.net.name != 'unet' or self.net.context_dim or self.net.weights.format):
-      raise UserError("net.attention_kind 'em' needs a U-Net trained here, without a context; use 'dot'")
+    if self.net.attention_kind == 'em' and (
+      self.net.name != 'unet' or self.net.context_dim or self.net.weights.format
+    ):
+      raise UserError(
+        "net.attention_kind 'em' needs a U-Net trained here, without a context; use 'dot'"
+      )
     _choose('net.dtype', self.net.dtype, ('float32', 'bfloat16'))
     _choose('net.labels', self.net.labels, ('null', 'plain', 'none'))
     _choose('autoencoder.name', self.autoencoder.name, ('', 'vq', 'kl'))
     _choose('train.loss', self.train.loss, ('simple', 'elbo'))
-    for key in ('train.steps', 'train.batch', 'train.log_every', 'train.checkpoint_every', 'sample.count',
-                'sample.batch', 'sample.shard', 'evaluate.count', 'evaluate.reference_count', 'evaluate.neighbours', 'net.channels', 'net.blocks', 'schedule.T',
-                'net.patch', 'net.heads', 'autoencoder.batch', 'autoencoder.channels', 'classifier.channels', 'creativity.pairs', 'creativity.probes',
-                *(f'segmentation.{name}' for name in ('channels', 'blocks', 'heads', 'head_channels', 'size', 'slots', 'clicks', 'objects', 'batch'))):
+    for key in (
+      'train.steps',
+      'train.batch',
+      'train.log_every',
+      'train.checkpoint_every',
+      'sample.count',
+      'sample.batch',
+      'sample.shard',
+      'evaluate.count',
+      'evaluate.reference_count',
+      'evaluate.neighbours',
+      'net.channels',
+      'net.blocks',
+      'schedule.T',
+      'net.patch',
+      'net.heads',
+      'autoencoder.batch',
+      'autoencoder.channels',
+      'classifier.channels',
+      'creativity.pairs',
+      'creativity.probes',
+      *(
+        f'segmentation.{name}'
+        for name in (
+          'channels',
+          'blocks',
+          'heads',
+          'head_channels',
+          'size',
+          'slots',
+          'clicks',
+          'objects',
+          'batch',
+        )
+      ),
+    ):
       if self.get(key) < 1:
         raise UserError(f'{key} must be at least 1, got {self.get(key)}')
-    if len(self.segmentation.crop) != 2 or any(side < 32 or side % 16 for side in self.segmentation.crop):
-      raise UserError(f'segmentation.crop must be two multiples of 16, each at least 32, got {self.segmentation.crop}')
+    if len(self.segmentation.crop) != 2 or any(
+      side < 32 or side % 16 for side in self.segmentation.crop
+    ):
+      raise UserError(
+        f'segmentation.crop must be two multiples of 16, each at least 32, got '
+        f'{self.segmentation.crop}'
+      )
     if self.segmentation.slots < self.segmentation.clicks:
-      raise UserError(f'segmentation.slots {self.segmentation.slots} must be at least segmentation.clicks {self.segmentation.clicks}')
+      raise UserError(
+        f'segmentation.slots {self.segmentation.slots} must be at least segmentation.clicks '
+        f'{self.segmentation.clicks}'
+      )
     for key in ('train.ema', 'train.label_dropout', 'net.dropout'):
       if not 0 <= self.get(key) < 1:
         raise UserError(f'{key} must be in [0, 1), got {self.get(key)}')
-    for key in ('seed', 'data.limit', 'creativity.images', 'sampler.offsets_seed', 'train.warmup', 'denoiser.guidance', 'classifier.scale',
-                'denoiser.guidance_channels', 'segmentation.key_steps', 'segmentation.value_steps'):
+    for key in (
+      'seed',
+      'data.limit',
+      'creativity.images',
+      'sampler.offsets_seed',
+      'train.warmup',
+      'denoiser.guidance',
+      'classifier.scale',
+      'denoiser.guidance_channels',
+      'segmentation.key_steps',
+      'segmentation.value_steps',
+    ):
       if self.get(key) < 0:
         raise UserError(f'{key} must be >= 0, got {self.get(key)}')
     interval = self.denoiser.guidance_interval
     if interval and not (len(interval) == 2 and 0 <= interval[0] <= interval[1]):
-      raise UserError(f'denoiser.guidance_interval must be () or (low, high) with 0 <= low <= high, got {interval}')
+      raise UserError(
+        f'denoiser.guidance_interval must be () or (low, high) with 0 <= low <= high, got '
+        f'{interval}'
+      )
     for key in ('train.learning_rate', 'train.clip_norm', 'autoencoder.scale'):
       if not self.get(key) > 0:
         raise UserError(f'{key} must be > 0, got {self.get(key)}')
@@ -367,7 +432,10 @@ def check_key(key: str) -> None:
 def _type_of(cls, name, path):
   types = typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
   if name not in types:
-    raise UserError(f'unknown config key {path + name!r}; valid: {", ".join(path + other for other in types) or "no keys below"}')
+    raise UserError(
+      f'unknown config key {path + name!r}; valid: '
+      f'{", ".join(path + other for other in types) or "no keys below"}'
+    )
   return types[name]
 
 

@@ -15,7 +15,8 @@ from gmm_diffusion.samplers.run import run
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TESTDATA = os.path.join(ROOT, 'tests', 'testdata')
-FAST = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'  # compiles in half the time
+# compiles in half the time
+FAST = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 
 
 class X64TestCase(parameterized.TestCase):
@@ -43,7 +44,9 @@ def known_x0(x0):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 5), static_argnames=('keep',))
 def _run(kernel, denoiser, grid, plan, x, shape, keys, keep):
-  return run(kernel, denoiser, grid, plan, x, lambda n: noise.at_step(keys, n, shape, x.dtype), keep=keep)
+  return run(
+    kernel, denoiser, grid, plan, x, lambda n: noise.at_step(keys, n, shape, x.dtype), keep=keep
+  )
 
 
 def sample(kernel, denoiser, grid, shape, ids, seed=0, keep='last', dtype=None, start=None):
@@ -58,6 +61,17 @@ def sample(kernel, denoiser, grid, shape, ids, seed=0, keep='last', dtype=None, 
 
 def python(*arguments, timeout=500, devices=1, flags=''):
   """Runs Python in the repository's root: (exit code, stdout, stderr)."""
-  environment = dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS=f'--xla_force_host_platform_device_count={devices} {flags}')
-  done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
+  environment = dict(
+    os.environ,
+    JAX_PLATFORMS='cpu',
+    XLA_FLAGS=f'--xla_force_host_platform_device_count={devices} {flags}',
+  )
+  done = subprocess.run(
+    [sys.executable, *arguments],
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=timeout,
+  )
   return done.returncode, done.stdout, done.stderr

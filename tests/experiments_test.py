@@ -5,16 +5,15 @@ import os
 
 import cases
 from absl.testing import absltest
+from loops import pretrained_test
 
 from experiments import released_end_to_end
 from gmm_diffusion import main
-from loops import pretrained_test
 
 NOTEBOOKS = os.path.join(cases.ROOT, 'experiments', 'notebooks')
 
 
 class NotebookTest(absltest.TestCase):
-
   def cells(self, name):
     """The code of a notebook at a small size."""
     with open(os.path.join(NOTEBOOKS, name), encoding='utf-8') as file:
@@ -41,7 +40,9 @@ class NotebookTest(absltest.TestCase):
     folder = self.create_tempdir().full_path
     start = f"import os, sys\nsys.path.insert(0, {cases.ROOT!r})\nos.chdir({folder!r})\nHTML, display = len, lambda x: print('shown:', getattr(x, 'size', x))\n"
     small = 'config.segmentation.update(baseline=False, clicks=2, objects=2)'
-    source = '\n'.join(self.cells('probabilistic_attention_colab.ipynb')).replace('config.segmentation.baseline = False', small)
+    source = '\n'.join(self.cells('probabilistic_attention_colab.ipynb')).replace(
+      'config.segmentation.baseline = False', small
+    )
     code, out, error = cases.python('-c', start + source, flags=cases.FAST)
     self.assertEqual(code, 0, error[-2000:])
     self.assertIn('100% of the tokens on the right side', out)
@@ -49,19 +50,37 @@ class NotebookTest(absltest.TestCase):
 
 
 class ExperimentsTest(absltest.TestCase):
-
   def test_sampler_overhead(self):
     workdir = self.create_tempdir().full_path
-    code, out, error = cases.python('-m', 'experiments.sampler_overhead', f'--workdir={workdir}', '--steps=2', '--batch=1',
-                                    '--channels=8', '--repeats=1', '--cases', 'ddim_gmm')
+    code, out, error = cases.python(
+      '-m',
+      'experiments.sampler_overhead',
+      f'--workdir={workdir}',
+      '--steps=2',
+      '--batch=1',
+      '--channels=8',
+      '--repeats=1',
+      '--cases',
+      'ddim_gmm',
+    )
     self.assertEqual(code, 0, error[-2000:])
     self.assertRegex(out, r'ddim_gmm +[\d.]+ s +[\d.]+ x bare +[\d.]+ x ddim')
     self.assertTrue(os.path.exists(os.path.join(workdir, 'sampler_overhead.json')))
 
   def test_attention_speed(self):
     workdir = self.create_tempdir().full_path
-    code, out, error = cases.python('-m', 'experiments.attention_speed', f'--workdir={workdir}', '--tokens=64', '--long=64', '--channels=16',
-                                    '--repeats=1', '--cases', 'softmax', 'em')
+    code, out, error = cases.python(
+      '-m',
+      'experiments.attention_speed',
+      f'--workdir={workdir}',
+      '--tokens=64',
+      '--long=64',
+      '--channels=16',
+      '--repeats=1',
+      '--cases',
+      'softmax',
+      'em',
+    )
     self.assertEqual(code, 0, error[-2000:])
     self.assertRegex(out, r'em / softmax: [\d.]+ \(at most 1.1\)')
     with open(os.path.join(workdir, 'attention_speed.json'), encoding='utf-8') as file:
@@ -69,8 +88,16 @@ class ExperimentsTest(absltest.TestCase):
 
   def test_released_speed(self):
     workdir = self.create_tempdir().full_path
-    code, out, error = cases.python('-m', 'experiments.released_speed', f'--workdir={workdir}', '--variant=runlocal', '--steps=2', '--batch=2',
-                                    '--repeats=1', '--dtype=float32')
+    code, out, error = cases.python(
+      '-m',
+      'experiments.released_speed',
+      f'--workdir={workdir}',
+      '--variant=runlocal',
+      '--steps=2',
+      '--batch=2',
+      '--repeats=1',
+      '--dtype=float32',
+    )
     self.assertEqual(code, 0, error[-2000:])
     self.assertRegex(out, r'ddim_gmm +[\d.]+ images/s +[\d.]+ x bare network')
     self.assertTrue(os.path.exists(os.path.join(workdir, 'released_speed.json')))

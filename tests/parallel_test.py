@@ -17,7 +17,6 @@ from gmm_diffusion.aliases import UserError
 
 
 class MapBatchesTest(parameterized.TestCase):
-
   @parameterized.parameters((1, 4), (4, 4), (10, 4), (12, 4), (3, 1))
   def test_any_length_in_order_with_one_trace(self, total, per_device):
     traces, done = [], []
@@ -27,11 +26,16 @@ class MapBatchesTest(parameterized.TestCase):
       return {'y': shared * batch['x'][:, None] + jnp.arange(2.0)[None]}
 
     x = np.arange(total, dtype=np.float32)
-    call, three = parallel.map_batches(fn, per_device), parallel.replicate(np.float32(3), local=True)
+    call, three = (
+      parallel.map_batches(fn, per_device),
+      parallel.replicate(np.float32(3), local=True),
+    )
     found = call(three, {'x': x}, done.append)
     np.testing.assert_array_equal(found['y'], 3 * x[:, None] + np.arange(2))
     self.assertEqual(sum(done), total)
-    np.testing.assert_array_equal(call(three, {'x': x[:1]})['y'], found['y'][:1])  # another length is no other shape
+    np.testing.assert_array_equal(
+      call(three, {'x': x[:1]})['y'], found['y'][:1]
+    )  # another length is no other shape
     self.assertLen(traces, 1)
 
   def test_batches_are_halved_when_memory_runs_out(self):
@@ -41,7 +45,9 @@ class MapBatchesTest(parameterized.TestCase):
       size = batch['x'].shape[1]
       sizes.append(size)
       if size > 3:
-        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99 bytes.')
+        raise jax.errors.JaxRuntimeError(
+          'RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99 bytes.'
+        )
       return {'y': shared[0] * batch['x']}
 
     x = np.arange(10, dtype=np.float32)
@@ -59,7 +65,9 @@ class MapBatchesTest(parameterized.TestCase):
       raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
 
     with mock.patch.object(parallel, 'over_devices', lambda fn, local: mapped):
-      with self.assertRaisesRegex(UserError, 'the device has too little memory for 1 at a time; lower sample.batch'):
+      with self.assertRaisesRegex(
+        UserError, 'the device has too little memory for 1 at a time; lower sample.batch'
+      ):
         parallel.map_batches(None, 2)(np.float32([3]), {'x': np.zeros(2)})
 
   def test_other_errors_pass(self):
@@ -75,7 +83,7 @@ class MapBatchesTest(parameterized.TestCase):
     np.testing.assert_array_equal(parallel.unreplicate(parallel.replicate(tree))['a'], tree['a'])
 
 
-HOSTS = '''
+HOSTS = """
 import os, sys
 import numpy as np
 from gmm_diffusion import parallel
@@ -91,19 +99,31 @@ mean = parallel.over_devices(lambda shared, x: parallel.mean(x.sum() * shared))(
     parallel.replicate(np.float32(1)), parallel.split(np.full(2, jax.process_index() + 1, np.float32)))
 assert float(mean.addressable_data(0)[0]) == 3.0, mean
 print('fine on', parallel.describe(), parallel.is_main())
-'''
+"""
 
 
 class HostsTest(absltest.TestCase):
-
   def test_two_hosts_share_a_batch(self):
     with socket.socket() as free:
       free.bind(('localhost', 0))
       address = f'localhost:{free.getsockname()[1]}'
     processes = [
-        subprocess.Popen([sys.executable, '-c', HOSTS], cwd=cases.ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(
-            os.environ, JAX_PLATFORMS='cpu', JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES='2', JAX_PROCESS_ID=str(i)))
-        for i in range(2)]
+      subprocess.Popen(
+        [sys.executable, '-c', HOSTS],
+        cwd=cases.ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=dict(
+          os.environ,
+          JAX_PLATFORMS='cpu',
+          JAX_COORDINATOR_ADDRESS=address,
+          JAX_NUM_PROCESSES='2',
+          JAX_PROCESS_ID=str(i),
+        ),
+      )
+      for i in range(2)
+    ]
     for i, process in enumerate(processes):
       out, error = process.communicate(timeout=200)
       self.assertEqual(process.returncode, 0, error[-2000:])

@@ -35,7 +35,9 @@ def tensor(name, shape):
 def tensors(arrays, manifest, prefix=''):
   """{prefix + name: float32 array} of a golden network, as its released file would have them."""
   out = {prefix + name: tensor(name, shape) for name, shape, kind in manifest if kind == 'param'}
-  out.update({prefix + name: arrays['fixed:' + name] for name, _, kind in manifest if kind == 'fixed'})
+  out.update(
+    {prefix + name: arrays['fixed:' + name] for name, _, kind in manifest if kind == 'fixed'}
+  )
   return out
 
 
@@ -57,6 +59,8 @@ def load(form, part, module, inputs, values, side=0):
   recipe, owned = importers.recipe_of(form, part, module, template, source.shapes, side)
   recipes.check(recipe, source.shapes, owned, 'golden')
   out = recipes.read(recipe, source, 'golden', 'reading')
-  shapes = lambda tree: {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree).items()}
+  shapes = lambda tree: {
+    path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree).items()
+  }
   assert shapes(out) == shapes(template)
   return out

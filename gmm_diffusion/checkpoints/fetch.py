@@ -50,7 +50,9 @@ def fetch(url: str, path: str, size: int = 0, sha256: str = '') -> None:
   """
   path = os.path.abspath(path)
   if urllib.parse.urlsplit(url).scheme not in ('http', 'https'):
-    raise UserError(f'cannot download {url!r}; valid: an address that begins with https:// or http://')
+    raise UserError(
+      f'cannot download {url!r}; valid: an address that begins with https:// or http://'
+    )
   if os.path.exists(path):
     check(url, path, size, sha256)
     return
@@ -65,11 +67,15 @@ def fetch(url: str, path: str, size: int = 0, sha256: str = '') -> None:
       os.replace(partial, path)
     _remove(partial, partial + '.etag')
   except (OSError, http.client.HTTPException) as error:
-    raise UserError(f'cannot download {url} ({_reason(error)}); {_by_hand("it", url, path, size, sha256)}') from error
+    raise UserError(
+      f'cannot download {url} ({_reason(error)}); {_by_hand("it", url, path, size, sha256)}'
+    ) from error
 
 
 def _zipped(url, path):
-  return urllib.parse.urlsplit(url).path.lower().endswith('.zip') and not path.lower().endswith('.zip')
+  return urllib.parse.urlsplit(url).path.lower().endswith('.zip') and not path.lower().endswith(
+    '.zip'
+  )
 
 
 def _by_hand(what, url, path, size, sha256):
@@ -82,17 +88,26 @@ def _by_hand(what, url, path, size, sha256):
 
 
 def check(url: str, path: str, size: int = 0, sha256: str = '') -> None:
-  """Says that the file at path is there; raises UserError if it is not the one at url. Arguments as in fetch."""
+  """Says that the file at path is there; raises UserError if it is not the one at url. Arguments as
+  in fetch."""
   if not os.path.isfile(path):
     raise UserError(f'{path} is not a file; give the name of a file, or remove it')
   have = os.path.getsize(path)
   if _zipped(url, path):
-    print(f'{path} is there already ({have:,} bytes, not checked: only its archive has a known size or hash)')
+    print(
+      f'{path} is there already ({have:,} bytes, not checked: only its archive has a known size or '
+      f'hash)'
+    )
     return
   wrong = _wrong(path, size, sha256)
   if wrong:
-    raise UserError(f'{path} {wrong}; remove it and run again, or {needed(url, path, size, sha256)}')
-  print(f'{path} is there already ({have:,} bytes, {"sha256 as expected" if sha256 else "no public sha256 to compare with"})')
+    raise UserError(
+      f'{path} {wrong}; remove it and run again, or {needed(url, path, size, sha256)}'
+    )
+  print(
+    f'{path} is there already ({have:,} bytes, '
+    f'{"sha256 as expected" if sha256 else "no public sha256 to compare with"})'
+  )
 
 
 def _wrong(path, size, sha256):
@@ -109,7 +124,10 @@ def _verify(url, partial, size, sha256):
   wrong = _wrong(partial, size, sha256)
   if wrong:
     _remove(partial, partial + '.etag')
-    raise UserError(f'the file at {url} {wrong}; it was removed: run again, and if this repeats the public file has changed')
+    raise UserError(
+      f'the file at {url} {wrong}; it was removed: run again, and if this repeats the public file '
+      f'has changed'
+    )
   if not sha256:
     print(f'{url}: sha256 {_sha256(partial)}; no public sha256 is known to compare it with')
 
@@ -125,9 +143,19 @@ def _download(url, partial, size):
   while True:
     try:
       return _request(url, partial, size)
-    except (ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException, urllib.error.URLError) as error:
+    except (
+      ConnectionError,
+      TimeoutError,
+      ssl.SSLError,
+      http.client.HTTPException,
+      urllib.error.URLError,
+    ) as error:
       refused = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429
-      offline = isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError) and not failures
+      offline = (
+        isinstance(error, urllib.error.URLError)
+        and not isinstance(error, urllib.error.HTTPError)
+        and not failures
+      )
       have = _size(partial)
       failures = 1 if have > most else failures + 1
       most = max(most, have)
@@ -159,7 +187,10 @@ def _request(url, partial, size):
   with response:
     if response.status != 206:
       have = 0
-    elif not response.headers.get('Content-Range', '').startswith(f'bytes {have}-') or response.headers.get('ETag', etag) != etag:
+    elif (
+      not response.headers.get('Content-Range', '').startswith(f'bytes {have}-')
+      or response.headers.get('ETag', etag) != etag
+    ):
       _remove(tag)
       raise ConnectionError('the server sent another part of the file')
     length = response.headers.get('Content-Length')
@@ -169,10 +200,20 @@ def _request(url, partial, size):
     if size and total != size:
       raise OSError(f'the file there has {total:,} bytes, not {size:,}')
     if not have:
-      _remove(tag)  # before the old bytes go, so that it never stands beside bytes of another version
-    with (open(partial, 'ab' if have else 'wb') as file,
-          tqdm(total=total, initial=have, desc=os.path.basename(partial).removesuffix('.partial'), unit='B', unit_scale=True,
-               dynamic_ncols=True) as bar):
+      _remove(
+        tag
+      )  # before the old bytes go, so that it never stands beside bytes of another version
+    with (
+      open(partial, 'ab' if have else 'wb') as file,
+      tqdm(
+        total=total,
+        initial=have,
+        desc=os.path.basename(partial).removesuffix('.partial'),
+        unit='B',
+        unit_scale=True,
+        dynamic_ncols=True,
+      ) as bar,
+    ):
       if not have:
         _write_etag(tag, response.headers.get('ETag', ''))
       while block := response.read1(CHUNK):
@@ -190,21 +231,35 @@ def _write_etag(tag, etag):
 
 
 def _extract(url, archive, path):
-  """Moves the one member with path's extension to path. Its own name, which may point anywhere, is not used."""
+  """Moves the one member with path's extension to path. Its own name, which may point anywhere, is
+  not used."""
   try:
     with zipfile.ZipFile(archive) as file:
-      members = [member for member in file.infolist() if _extension(member.filename) == _extension(path)]
+      members = [
+        member for member in file.infolist() if _extension(member.filename) == _extension(path)
+      ]
       if len(members) != 1:
         raise zipfile.BadZipFile(f'{len(members)} files end in {_extension(path)!r}, not 1')
-      with (file.open(members[0]) as source, open(path + '.partial', 'wb') as target,
-            tqdm(total=members[0].file_size, desc='unpacking', unit='B', unit_scale=True, dynamic_ncols=True) as bar):
+      with (
+        file.open(members[0]) as source,
+        open(path + '.partial', 'wb') as target,
+        tqdm(
+          total=members[0].file_size,
+          desc='unpacking',
+          unit='B',
+          unit_scale=True,
+          dynamic_ncols=True,
+        ) as bar,
+      ):
         while block := source.read(CHUNK):
           target.write(block)
           bar.update(len(block))
     os.replace(path + '.partial', path)
   except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
     _remove(archive, archive + '.etag', path + '.partial')
-    raise UserError(f'cannot unpack {url} ({_reason(error)}); it was removed; check the address and {path}') from error
+    raise UserError(
+      f'cannot unpack {url} ({_reason(error)}); it was removed; check the address and {path}'
+    ) from error
 
 
 def _extension(path):

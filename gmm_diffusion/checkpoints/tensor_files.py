@@ -1,4 +1,5 @@
-"""Named tensors of released weights, read one at a time: .safetensors, and PyTorch's .pt, .pth, .ckpt and .bin.
+"""Named tensors of released weights, read one at a time: .safetensors, and PyTorch's .pt, .pth,
+.ckpt and .bin.
 
 PyTorch is not needed, and nothing in a file is run. A PyTorch file is a pickle, that is a program
 which may call any function. Here it finds only what tensors are made of, as plain records; what a
@@ -25,19 +26,45 @@ from gmm_diffusion.aliases import UserError
 
 PICKLED = ('.pt', '.pth', '.ckpt', '.bin')
 INDEX = '.index.json'
-_MAGIC, _PROTOCOL = 0x1950a86a20f9469cfc6c, 1001  # of files older than PyTorch 1.6
+_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of files older than PyTorch 1.6
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-_SAFE = {'F64': 'f8', 'F32': 'f4', 'F16': 'f2', 'BF16': _BFLOAT16, 'I64': 'i8', 'I32': 'i4', 'I16': 'i2', 'I8': 'i1',
-         'U64': 'u8', 'U32': 'u4', 'U16': 'u2', 'U8': 'u1', 'BOOL': '?'}
-_TORCH = {'Double': 'f8', 'Float': 'f4', 'Half': 'f2', 'BFloat16': _BFLOAT16, 'Long': 'i8', 'Int': 'i4', 'Short': 'i2',
-          'Char': 'i1', 'Byte': 'u1', 'Bool': '?', 'Untyped': 'u1'}
+_SAFE = {
+  'F64': 'f8',
+  'F32': 'f4',
+  'F16': 'f2',
+  'BF16': _BFLOAT16,
+  'I64': 'i8',
+  'I32': 'i4',
+  'I16': 'i2',
+  'I8': 'i1',
+  'U64': 'u8',
+  'U32': 'u4',
+  'U16': 'u2',
+  'U8': 'u1',
+  'BOOL': '?',
+}
+_TORCH = {
+  'Double': 'f8',
+  'Float': 'f4',
+  'Half': 'f2',
+  'BFloat16': _BFLOAT16,
+  'Long': 'i8',
+  'Int': 'i4',
+  'Short': 'i2',
+  'Char': 'i1',
+  'Byte': 'u1',
+  'Bool': '?',
+  'Untyped': 'u1',
+}
 _BROKEN = 'is truncated or not a checkpoint; copy or download it again'
-# What .ckpt files of training runs hold beside the weights. Never looked up, so a name here costs nothing.
+# What .ckpt files of training runs hold beside the weights. Never looked up, so a name here costs
+# nothing.
 _LEFTOVERS = re.compile(
-    r'(pytorch_lightning|lightning|lightning_fabric|omegaconf|typing|pathlib|torch\.optim)\.[\w.]+|argparse\.Namespace'
-    r'|numpy\.(_?core\.multiarray\.(scalar|_reconstruct)|dtype|ndarray)|_codecs\.encode|collections\.defaultdict'
-    r'|(builtins|__builtin__)\.(dict|list|tuple|str|int|float|bool)'
-    r'|torch\.(device|bool|bfloat16|(float|u?int|complex)\d+)|torch\.storage\.TypedStorage')
+  r'(pytorch_lightning|lightning|lightning_fabric|omegaconf|typing|pathlib|torch\.optim)\.[\w.]+|argparse\.Namespace'
+  r'|numpy\.(_?core\.multiarray\.(scalar|_reconstruct)|dtype|ndarray)|_codecs\.encode|collections\.defaultdict'
+  r'|(builtins|__builtin__)\.(dict|list|tuple|str|int|float|bool)'
+  r'|torch\.(device|bool|bfloat16|(float|u?int|complex)\d+)|torch\.storage\.TypedStorage'
+)
 _OTHER_TENSORS = re.compile(r'torch\.(_utils|_tensor)\._rebuild_\w+|torch\.\w+Storage')
 
 
@@ -81,11 +108,18 @@ class Source:
     raw = np.empty(_span(shape, strides) * dtype.itemsize, np.uint8)
     file.seek(start)
     if file.readinto(raw) != raw.nbytes:
-      raise UserError(f'cannot read {name!r} of {self._path}: the file was cut while open; copy or download it again')
+      raise UserError(
+        f'cannot read {name!r} of {self._path}: the file was cut while open; copy or download it '
+        f'again'
+      )
     if swap and dtype.itemsize > 1:
       raw.view(f'u{dtype.itemsize}').byteswap(inplace=True)
-    elements = np.ndarray(shape, dtype, raw, strides=[dtype.itemsize * stride for stride in strides])
-    return np.ascontiguousarray(elements).reshape(shape)  # ascontiguousarray gives 0-d arrays an axis
+    elements = np.ndarray(
+      shape, dtype, raw, strides=[dtype.itemsize * stride for stride in strides]
+    )
+    return np.ascontiguousarray(elements).reshape(
+      shape
+    )  # ascontiguousarray gives 0-d arrays an axis
 
   def close(self) -> None:
     self._files.close()
@@ -98,13 +132,14 @@ class Source:
 
 
 def open_tensors(path: str) -> Source:
-  """Opens a file of tensors, or the .index.json of one in several shards. Reads names and shapes only.
+  """Opens a file of tensors, or the .index.json of one in several shards. Reads names and shapes
+  only.
 
   Of a training checkpoint, the tensors of its 'state_dict' or 'ema'; else those at the top level.
 
   Raises:
-    UserError: if there is no such file, or it is truncated, of an unknown kind, without tensors, or a
-      pickle that refers to anything but tensors.
+    UserError: if there is no such file, or it is truncated, of an unknown kind, without tensors, or
+      a pickle that refers to anything but tensors.
   """
   path = os.fspath(path)
   with contextlib.ExitStack() as files:
@@ -122,7 +157,9 @@ def _errors_of(path):
   except _Bad as error:
     raise UserError(f'{path} {error}') from error
   except OSError as error:
-    raise UserError(f'cannot read {path}: {error.strerror or error}; give a file of weights') from error
+    raise UserError(
+      f'cannot read {path}: {error.strerror or error}; give a file of weights'
+    ) from error
   except Exception as error:  # pylint: disable=broad-except; a broken pickle can fail in any way
     raise UserError(f'{path} {_BROKEN} ({type(error).__name__})') from error
 
@@ -136,11 +173,18 @@ def _shards(path, files):
       raise _Bad('names no shards; copy or download it again')
     for shard in index.values():
       if os.path.basename(shard) != shard or shard.endswith(INDEX):
-        raise _Bad(f'names the shard {shard!r}; shards must be files of weights in the folder of the index')
-  shards = {shard: _open(os.path.join(os.path.dirname(path), shard), files) for shard in sorted(set(index.values()))}
+        raise _Bad(
+          f'names the shard {shard!r}; shards must be files of weights in the folder of the index'
+        )
+  shards = {
+    shard: _open(os.path.join(os.path.dirname(path), shard), files)
+    for shard in sorted(set(index.values()))
+  }
   for name, shard in index.items():
     if name not in shards[shard]:
-      raise UserError(f'{path} places {name!r} in {shard}, which does not have it; download both again')
+      raise UserError(
+        f'{path} places {name!r} in {shard}, which does not have it; download both again'
+      )
   return {name: shards[shard][name] for name, shard in index.items()}
 
 
@@ -150,7 +194,10 @@ def _open(path, files):
     extension = os.path.splitext(path)[1].lower()
     file = files.enter_context(open(path, 'rb'))
     if extension not in (*PICKLED, '.safetensors'):
-      raise _Bad(f"has the unknown extension {extension!r}; valid: .safetensors, {', '.join(PICKLED)}, {INDEX}")
+      raise _Bad(
+        f'has the unknown extension {extension!r}; valid: .safetensors, {", ".join(PICKLED)}, '
+        f'{INDEX}'
+      )
     head = file.read(8)
     file.seek(0)
     if not head:
@@ -167,7 +214,9 @@ def _open(path, files):
 
 
 def _few(names):
-  return ', '.join(f'{name!r:.60}' for name in list(names)[:5]) + (', ...' if len(names) > 5 else '')
+  return ', '.join(f'{name!r:.60}' for name in list(names)[:5]) + (
+    ', ...' if len(names) > 5 else ''
+  )
 
 
 def _size(file):
@@ -180,17 +229,28 @@ def _span(shape, strides):
 
 
 def _contiguous(shape):
-  return tuple(math.prod(shape[axis + 1:]) for axis in range(len(shape)))
+  return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def _place(file, name, dtype, shape, strides, offset, start, end, swap):
-  """The place of a tensor `offset` bytes into the bytes [start, end) of the file, if it is within them, and they in the file."""
+  """The place of a tensor `offset` bytes into the bytes [start, end) of the file, if it is within
+  them, and they in the file."""
   size = _size(file)
-  # By strides of zero a small file could fill the memory, and NumPy has limits of its own: hence the last line.
-  if (not all(type(n) is int and n >= 0 for n in (*shape, *strides, offset)) or len(shape) != len(strides) or end > size
-      or offset + _span(shape, strides) * dtype.itemsize > end - start
-      or math.prod(n or 1 for n in shape) * dtype.itemsize > size or len(shape) > 32 or max(strides, default=0) > size):
-    raise _Bad(f'has no room for {name!r:.80} of shape {shape!s:.60}: it is truncated or damaged; copy or download it again')
+  # By strides of zero a small file could fill the memory, and NumPy has limits of its own: hence
+  # the last line.
+  if (
+    not all(type(n) is int and n >= 0 for n in (*shape, *strides, offset))
+    or len(shape) != len(strides)
+    or end > size
+    or offset + _span(shape, strides) * dtype.itemsize > end - start
+    or math.prod(n or 1 for n in shape) * dtype.itemsize > size
+    or len(shape) > 32
+    or max(strides, default=0) > size
+  ):
+    raise _Bad(
+      f'has no room for {name!r:.80} of shape {shape!s:.60}: it is truncated or damaged; copy or '
+      f'download it again'
+    )
   return _Place(file, start + offset, dtype, shape, strides, swap)
 
 
@@ -205,11 +265,30 @@ def _safetensors(file):
     if name == '__metadata__':
       continue
     if about['dtype'] not in _SAFE:
-      raise _Bad(f"has {name!r:.80} of dtype {about['dtype']!r:.20}; valid: {', '.join(_SAFE)}; convert it")
-    dtype, shape, (begin, end) = np.dtype(_SAFE[about['dtype']]), tuple(about['shape']), about['data_offsets']
-    places[name] = _place(file, name, dtype, shape, _contiguous(shape), begin, start, start + end, sys.byteorder == 'big')
+      raise _Bad(
+        f'has {name!r:.80} of dtype {about["dtype"]!r:.20}; valid: {", ".join(_SAFE)}; convert it'
+      )
+    dtype, shape, (begin, end) = (
+      np.dtype(_SAFE[about['dtype']]),
+      tuple(about['shape']),
+      about['data_offsets'],
+    )
+    places[name] = _place(
+      file,
+      name,
+      dtype,
+      shape,
+      _contiguous(shape),
+      begin,
+      start,
+      start + end,
+      sys.byteorder == 'big',
+    )
     if end - begin != math.prod(shape) * dtype.itemsize:
-      raise _Bad(f'has {name!r:.80} of shape {shape} in {end - begin} bytes; it is damaged: copy or download it again')
+      raise _Bad(
+        f'has {name!r:.80} of shape {shape} in {end - begin} bytes; it is damaged: copy or '
+        f'download it again'
+      )
   return places or _no_tensors(header)
 
 
@@ -255,10 +334,15 @@ def _rebuild_parameter(tensor, *rest):
   return tensor
 
 
-_FOUND = {'collections.OrderedDict': dict, 'torch.Size': tuple, 'torch._utils._rebuild_tensor': _rebuild_tensor,
-          'torch._utils._rebuild_tensor_v2': _rebuild_tensor, 'torch._utils._rebuild_parameter': _rebuild_parameter,
-          'torch.storage.UntypedStorage': np.dtype('u1'),
-          **{f'torch.{name}Storage': np.dtype(dtype) for name, dtype in _TORCH.items()}}
+_FOUND = {
+  'collections.OrderedDict': dict,
+  'torch.Size': tuple,
+  'torch._utils._rebuild_tensor': _rebuild_tensor,
+  'torch._utils._rebuild_tensor_v2': _rebuild_tensor,
+  'torch._utils._rebuild_parameter': _rebuild_parameter,
+  'torch.storage.UntypedStorage': np.dtype('u1'),
+  **{f'torch.{name}Storage': np.dtype(dtype) for name, dtype in _TORCH.items()},
+}
 
 
 class _Unpickler(pickle._Unpickler):  # pylint: disable=protected-access
@@ -280,13 +364,26 @@ class _Unpickler(pickle._Unpickler):  # pylint: disable=protected-access
     if _LEFTOVERS.fullmatch(full):
       return _Ignored
     if _OTHER_TENSORS.fullmatch(full):
-      raise _Bad(f'holds {full}; only dense tensors of {", ".join(_TORCH)} are read: convert them with PyTorch')
-    raise _Bad(f'refers to {ascii(full[:80])[1:-1]}, which is code and not tensors; refused: use a file that has only weights,'
-               ' such as .safetensors')
+      raise _Bad(
+        f'holds {full}; only dense tensors of {", ".join(_TORCH)} are read: convert them with '
+        f'PyTorch'
+      )
+    raise _Bad(
+      f'refers to {ascii(full[:80])[1:-1]}, which is code and not tensors; refused: use a file '
+      f'that has only weights, such as .safetensors'
+    )
 
   def persistent_load(self, pid):
-    if not (isinstance(pid, tuple) and len(pid) in (5, 6) and pid[0] == 'storage' and isinstance(pid[1], np.dtype)
-            and type(pid[2]) is str and type(pid[4]) is int and pid[4] >= 0 and pid[5:] in ((), (None,))):
+    if not (
+      isinstance(pid, tuple)
+      and len(pid) in (5, 6)
+      and pid[0] == 'storage'
+      and isinstance(pid[1], np.dtype)
+      and type(pid[2]) is str
+      and type(pid[4]) is int
+      and pid[4] >= 0
+      and pid[5:] in ((), (None,))
+    ):
       raise _Bad(f'{_BROKEN} (storage {pid!r:.60})')
     storage = _Storage(pid[2], pid[1], pid[4])
     if self.storages.setdefault(storage.key, storage) != storage:
@@ -307,7 +404,9 @@ def _zip(file):
   """Since PyTorch 1.6: NAME/data.pkl, and a storage in each NAME/data/KEY."""
   with zipfile.ZipFile(file) as archive:
     entries = {entry.filename: entry for entry in archive.infolist()}
-  folders = [name.removesuffix('data.pkl') for name in entries if re.fullmatch('[^/]+/data.pkl', name)]
+  folders = [
+    name.removesuffix('data.pkl') for name in entries if re.fullmatch('[^/]+/data.pkl', name)
+  ]
   if len(folders) != 1:
     raise _Bad('is a zip without NAME/data.pkl, not a file of PyTorch; give a file of weights')
 
@@ -318,7 +417,12 @@ def _zip(file):
       raise _Bad(f'{_BROKEN} ({name!r:.40} is missing or compressed)')
     file.seek(entry.header_offset)
     header = file.read(30)
-    start = entry.header_offset + 30 + int.from_bytes(header[26:28], 'little') + int.from_bytes(header[28:30], 'little')
+    start = (
+      entry.header_offset
+      + 30
+      + int.from_bytes(header[26:28], 'little')
+      + int.from_bytes(header[28:30], 'little')
+    )
     if start + entry.file_size > _size(file):
       raise _Bad(_BROKEN)
     return start, start + entry.file_size
@@ -333,14 +437,18 @@ def _zip(file):
   order = content('byteorder').decode() if folders[0] + 'byteorder' in entries else 'little'
   if order not in ('little', 'big'):
     raise _Bad(_BROKEN)
-  return _places(file, tree, {key: find('data/' + key) for key in unpickler.storages}, order != sys.byteorder)
+  return _places(
+    file, tree, {key: find('data/' + key) for key in unpickler.storages}, order != sys.byteorder
+  )
 
 
 def _legacy(file):
   """Before PyTorch 1.6: five pickles, the fifth with the keys of the storages, which follow."""
   if _Unpickler(file).load() != _MAGIC or _Unpickler(file).load() != _PROTOCOL:
     raise _Bad('is a pickle, but not a file of PyTorch; give a file of weights')
-  _Unpickler(file).load()  # about the machine it was written on; the bytes are little-endian whatever it says
+  _Unpickler(
+    file
+  ).load()  # about the machine it was written on; the bytes are little-endian whatever it says
   unpickler = _Unpickler(file)
   tree, keys = unpickler.load(), _Unpickler(file).load()
   ranges = {}
@@ -363,12 +471,26 @@ def _places(file, tree: Any, ranges: dict[str, tuple[int, int]], swap: bool) -> 
     if isinstance(value, _Tensor) and isinstance(name, str):
       (key, dtype, count), (start, end) = value.storage, ranges[value.storage.key]
       if count * dtype.itemsize > end - start:
-        raise _Bad(f'has {end - start} bytes where {count} of {dtype} should be: it is damaged; copy or download it again')
-      places[name] = _place(file, name, dtype, value.shape, value.strides, value.offset * dtype.itemsize, start,
-                            start + count * dtype.itemsize, swap)
+        raise _Bad(
+          f'has {end - start} bytes where {count} of {dtype} should be: it is damaged; copy or '
+          f'download it again'
+        )
+      places[name] = _place(
+        file,
+        name,
+        dtype,
+        value.shape,
+        value.strides,
+        value.offset * dtype.itemsize,
+        start,
+        start + count * dtype.itemsize,
+        swap,
+      )
   return places or _no_tensors(top)
 
 
 def _no_tensors(top):
-  raise _Bad(f"has no tensors by name; it has {_few(top) if isinstance(top, dict) else type(top).__name__}:"
-             " save the state_dict of the network")
+  raise _Bad(
+    f'has no tensors by name; it has {_few(top) if isinstance(top, dict) else type(top).__name__}:'
+    ' save the state_dict of the network'
+  )

@@ -1,9 +1,12 @@
-"""The patch size at which a machine is most like a network, for each noise level [ELS, calibration].
+"""The patch size at which a machine is most like a network, for each noise level [ELS,
+calibration].
 
-Along the network's own trajectories; like is the cosine of the two scores (those of eps), median over the samples.
+Along the network's own trajectories; like is the cosine of the two scores (those of eps), median
+over the samples.
 """
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,7 +15,8 @@ from gmm_diffusion.creativity.compare import cosine
 
 
 class Calibration(NamedTuple):
-  """sizes: ((b, k), ...) with increasing b, as score_machines.make takes them; cosines [N, candidates] of the grid's steps."""
+  """sizes: ((b, k), ...) with increasing b, as score_machines.make takes them; cosines [N,
+  candidates] of the grid's steps."""
 
   sizes: tuple[tuple[float, int], ...]
   candidates: tuple[int, ...]
@@ -20,8 +24,13 @@ class Calibration(NamedTuple):
   cosines: np.ndarray
 
 
-def calibrate(states: Array, grid: StepGrid, network: Callable[[Array, Time], Array],
-              machine: Callable[[int], Callable[[Array, Time], Array]], candidates: tuple[int, ...]) -> Calibration:
+def calibrate(
+  states: Array,
+  grid: StepGrid,
+  network: Callable[[Array, Time], Array],
+  machine: Callable[[int], Callable[[Array, Time], Array]],
+  candidates: tuple[int, ...],
+) -> Calibration:
   """Calibrates.
 
   Args:

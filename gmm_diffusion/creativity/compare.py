@@ -1,6 +1,8 @@
-"""Two sets of images of the same noise, image by image; novelty and memorisation. All with intervals over the images.
+"""Two sets of images of the same noise, image by image; novelty and memorisation. All with
+intervals over the images.
 
-Published tables of "r^2" between machines and networks hold Pearson's r, never squared; here both stand under their own names.
+Published tables of "r^2" between machines and networks hold Pearson's r, never squared; here both
+stand under their own names.
 """
 
 import numpy as np
@@ -13,7 +15,8 @@ def _rows(images: np.ndarray) -> np.ndarray:
 
 
 def pearson(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-  """Correlation of the values of each pair of images [N, ...], [N]; 0 where an image is constant."""
+  """Correlation of the values of each pair of images [N, ...], [N]; 0 where an image is
+  constant."""
   centred = lambda x: x - x.mean(1, keepdims=True)
   return cosine(centred(_rows(one)), centred(_rows(other)))
 
@@ -25,13 +28,16 @@ def cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:
   return np.sum(one * other, 1) / np.where(norm > 0, norm, 1)
 
 
-def nearest(images: np.ndarray, known: np.ndarray, block: int = 256) -> tuple[np.ndarray, np.ndarray]:
-  """Index of the nearest of `known` and the root mean square distance to it, for each image, [N] each."""
+def nearest(
+  images: np.ndarray, known: np.ndarray, block: int = 256
+) -> tuple[np.ndarray, np.ndarray]:
+  """Index of the nearest of `known` and the root mean square distance to it, for each image, [N]
+  each."""
   x, y = _rows(images), _rows(known)
   norms = np.sum(y**2, 1)
   index, squares = [], []
   for start in range(0, len(x), block):
-    part = x[start:start + block]
+    part = x[start : start + block]
     found = norms[None] - 2 * part @ y.T
     best = np.argmin(found, 1)
     index.append(best)
@@ -41,7 +47,9 @@ def nearest(images: np.ndarray, known: np.ndarray, block: int = 256) -> tuple[np
 
 def median(values: np.ndarray, resamples: int = 1000) -> Estimate:
   """Median with a 95 % interval by the bootstrap over the values."""
-  return bootstrap(lambda counts: np.median(np.repeat(values, counts.astype(int))), len(values), resamples)
+  return bootstrap(
+    lambda counts: np.median(np.repeat(values, counts.astype(int))), len(values), resamples
+  )
 
 
 def share(flags: np.ndarray) -> Estimate:
@@ -59,13 +67,22 @@ def agreement(machine: np.ndarray, network: np.ndarray) -> dict[str, Estimate]:
 
 
 def baselines(network: np.ndarray, known: np.ndarray) -> dict[str, Estimate]:
-  """What r has to be compared with: the nearest training image, and another sample of the network."""
+  """What r has to be compared with: the nearest training image, and another sample of the
+  network."""
   index, _ = nearest(network, known)
-  return {'nearest training image': median(pearson(known[index], network)), 'random pair': median(pearson(np.roll(network, 1, 0), network))}
+  return {
+    'nearest training image': median(pearson(known[index], network)),
+    'random pair': median(pearson(np.roll(network, 1, 0), network)),
+  }
 
 
 def memorised(images: np.ndarray, known: np.ndarray, held_out: np.ndarray) -> dict[str, Estimate]:
-  """Distance to the nearest training image beside that of held-out data, and the share nearer than 95 % of these."""
+  """Distance to the nearest training image beside that of held-out data, and the share nearer than
+  95 % of these."""
   _, distance = nearest(images, known)
   _, usual = nearest(held_out, known)
-  return {'distance': median(distance), 'held-out distance': median(usual), 'memorised': share(distance < np.quantile(usual, 0.05))}
+  return {
+    'distance': median(distance),
+    'held-out distance': median(usual),
+    'memorised': share(distance < np.quantile(usual, 0.05)),
+  }

@@ -1,7 +1,8 @@
-"""Streams of stored images: a folder, an .npz, a tfds split or an array, all read in batches and in a fixed order.
+"""Streams of stored images: a folder, an .npz, a tfds split or an array, all read in batches and in
+a fixed order.
 
-Memory does not grow with the number of images. What is not uint8 images of one size and one kind is refused before the
-first batch, as far as file headers tell.
+Memory does not grow with the number of images. What is not uint8 images of one size and one kind is
+refused before the first batch, as far as file headers tell.
 """
 
 import contextlib
@@ -10,8 +11,9 @@ import hashlib
 import os
 import re
 import zipfile
+from collections.abc import Iterator
 from concurrent import futures
-from typing import Any, Iterator, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -30,8 +32,8 @@ class ImageSet(Protocol):
   Attributes:
     what: for people.
     shape: (H, W, C), with C 1 or 3.
-    hash: twelve hexadecimal digits of the SHA-256 of what is stored: the pixels of an array or .npz, the bytes of the files
-      of a folder or split. Reads all of it, but decodes no image.
+    hash: twelve hexadecimal digits of the SHA-256 of what is stored: the pixels of an array or
+      .npz, the bytes of the files of a folder or split. Reads all of it, but decodes no image.
     skipped: the unreadable images that were left out, so far.
   """
 
@@ -40,14 +42,14 @@ class ImageSet(Protocol):
   skipped: list[str]
 
   @property
-  def hash(self) -> str:
-    ...
+  def hash(self) -> str: ...
 
   def __len__(self) -> int:
     """Number of images; an upper bound where unreadable ones are skipped."""
 
   def batches(self, size: int) -> Iterator[np.ndarray]:
-    """uint8 [n, H, W, C] in order; n is `size` but in the last batch, or where images are skipped."""
+    """uint8 [n, H, W, C] in order; n is `size` but in the last batch, or where images are
+    skipped."""
 
 
 def _short(digest) -> str:
@@ -88,7 +90,7 @@ class ArraySet:
 
   def batches(self, size):
     for start in range(0, len(self), size):
-      yield self.images[start:start + size]
+      yield self.images[start : start + size]
 
 
 @contextlib.contextmanager
@@ -97,31 +99,46 @@ def _rows(path: str):
   try:
     archive = zipfile.ZipFile(path)
   except (OSError, zipfile.BadZipFile) as error:
-    raise UserError(f'cannot read {path} as .npz: {error}; give an .npz of images, or a folder of them') from error
+    raise UserError(
+      f'cannot read {path} as .npz: {error}; give an .npz of images, or a folder of them'
+    ) from error
   with archive:
     names = [name.removesuffix('.npy') for name in archive.namelist()]
     if 'arr_0' not in names:
-      raise UserError(f'{path} has no arr_0 but {", ".join(names) or "nothing"}; give an .npz with images uint8 [N, H, W, C] as arr_0')
+      raise UserError(
+        f'{path} has no arr_0 but {", ".join(names) or "nothing"}; give an .npz with images uint8 '
+        f'[N, H, W, C] as arr_0'
+      )
     file = archive.open('arr_0.npy')
     shape, fortran, dtype = _header(file, path)
     if dtype != np.uint8 or len(shape) != 4 or shape[-1] not in (1, 3) or fortran or not all(shape):
-      raise UserError(f'arr_0 of {path} is {dtype} {list(shape)}; valid: uint8 [N, H, W, 1 or 3] in 0..255 (of floats in [-1, 1]: '
-                      'round 127.5 (x + 1) and clip)')
+      raise UserError(
+        f'arr_0 of {path} is {dtype} {list(shape)}; valid: uint8 [N, H, W, 1 or 3] in 0..255 (of '
+        f'floats in [-1, 1]: round 127.5 (x + 1) and clip)'
+      )
     yield file, shape
 
 
 def _header(file, path):
-  """(shape, Fortran order, dtype) of the .npy that an open file starts with; nothing is unpickled."""
+  """(shape, Fortran order, dtype) of the .npy that an open file starts with; nothing is
+  unpickled."""
   try:
     version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    read = (
+      np.lib.format.read_array_header_1_0
+      if version == (1, 0)
+      else np.lib.format.read_array_header_2_0
+    )
     return read(file)
   except (ValueError, EOFError, zipfile.BadZipFile) as error:
-    raise UserError(f'cannot read the array in {path}: {error}; write or download it again') from error
+    raise UserError(
+      f'cannot read the array in {path}: {error}; write or download it again'
+    ) from error
 
 
 class NpzSet:
-  """arr_0 of an .npz, uint8 [N, H, W, C]: samples from here, or ADM's batches. Rows are read one after another."""
+  """arr_0 of an .npz, uint8 [N, H, W, C]: samples from here, or ADM's batches. Rows are read one
+  after another."""
 
   def __init__(self, path: str):
     self.path, self.what, self.skipped = path, path, []
@@ -133,7 +150,9 @@ class NpzSet:
 
   @functools.cached_property
   def hash(self):
-    digest = hashlib.sha256(f'uint8{(self.count, *self.shape)}'.encode())  # that of the same array in memory
+    digest = hashlib.sha256(
+      f'uint8{(self.count, *self.shape)}'.encode()
+    )  # that of the same array in memory
     for batch in self.batches(max(1, _PIECE // int(np.prod(self.shape)))):
       digest.update(batch)
     return _short(digest)
@@ -146,25 +165,36 @@ class NpzSet:
         try:
           content = file.read(n * row)
         except (OSError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:
-          raise UserError(f'{self.path} is damaged at image {start} or later ({error}); write or download it again') from error
+          raise UserError(
+            f'{self.path} is damaged at image {start} or later ({error}); write or download it '
+            f'again'
+          ) from error
         if len(content) < n * row:
-          raise UserError(f'{self.path} is damaged: it ends before image {start + n} of {self.count}; write or download it again')
+          raise UserError(
+            f'{self.path} is damaged: it ends before image {start + n} of {self.count}; write or '
+            f'download it again'
+          )
         yield np.frombuffer(content, np.uint8).reshape(n, *self.shape)
 
 
 class FolderSet:
-  """All PNG, JPEG and WebP files below a folder, at any depth, sorted by their path; other files are left alone."""
+  """All PNG, JPEG and WebP files below a folder, at any depth, sorted by their path; other files
+  are left alone."""
 
   def __init__(self, path: str, skip_unreadable: bool = False):
     self.path, self.what, self.skip = path, path, skip_unreadable
-    names = [os.path.relpath(os.path.join(root, name), path) for root, _, names in os.walk(path) for name in names]
+    names = [
+      os.path.relpath(os.path.join(root, name), path)
+      for root, _, names in os.walk(path)
+      for name in names
+    ]
     names = sorted(name for name in names if name.lower().endswith(EXTENSIONS))
     if not names:
       raise UserError(f'no images in {path}; valid: {", ".join(EXTENSIONS)}, at any depth')
     self.names, self.skipped, kinds = [], [], {}
     with self._pool() as pool:
       for start in range(0, len(names), _AHEAD):  # all at once would queue a task for each file
-        part = names[start:start + _AHEAD]
+        part = names[start : start + _AHEAD]
         for name, head in zip(part, pool.map(self._head, part)):
           if head:
             self.names.append(name)
@@ -179,16 +209,25 @@ class FolderSet:
     (size, mode), first = next(iter(kinds.items()))
     for (other_size, other_mode), other in kinds.items():
       if other_mode not in MODES:
-        raise UserError(f'{other} in {self.path} has mode {other_mode!r}; valid: {", ".join(map(repr, MODES))}; convert the images')
+        raise UserError(
+          f'{other} in {self.path} has mode {other_mode!r}; valid: {", ".join(map(repr, MODES))}; '
+          f'convert the images'
+        )
       if other_size != size:
-        raise UserError(f'{self.path} has images of several sizes: {first} is {size[0]} x {size[1]}, {other} is '
-                        f'{other_size[0]} x {other_size[1]}; resize or crop them to one')
+        raise UserError(
+          f'{self.path} has images of several sizes: {first} is {size[0]} x {size[1]}, {other} is '
+          f'{other_size[0]} x {other_size[1]}; resize or crop them to one'
+        )
       if other_mode != mode:
-        raise UserError(f'{self.path} has grey and colour images: {first} is {mode}, {other} is {other_mode}; '
-                        'convert them to one, such as RGB')
+        raise UserError(
+          f'{self.path} has grey and colour images: {first} is {mode}, {other} is {other_mode}; '
+          'convert them to one, such as RGB'
+        )
 
   def _pool(self):
-    return futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1))  # decoding lets other threads run
+    return futures.ThreadPoolExecutor(
+      min(16, os.cpu_count() or 1)
+    )  # decoding lets other threads run
 
   def _read(self, name, read):
     try:
@@ -196,8 +235,10 @@ class FolderSet:
         return read(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
       if not self.skip:
-        raise UserError(f'cannot read image {os.path.join(self.path, name)} ({type(error).__name__}); repair or remove it, '
-                        'or set evaluate.skip_unreadable=True') from error
+        raise UserError(
+          f'cannot read image {os.path.join(self.path, name)} ({type(error).__name__}); repair or '
+          f'remove it, or set evaluate.skip_unreadable=True'
+        ) from error
       if name not in self.skipped:
         self.skipped.append(name)
       return None
@@ -215,7 +256,9 @@ class FolderSet:
   def batches(self, size):
     with self._pool() as pool:
       for start in range(0, len(self), size):
-        found = pool.map(lambda name: self._read(name, np.asarray), self.names[start:start + size])
+        found = pool.map(
+          lambda name: self._read(name, np.asarray), self.names[start : start + size]
+        )
         found = [image.reshape(self.shape) for image in found if image is not None]
         if found:
           yield np.stack(found)
@@ -228,17 +271,24 @@ class TfdsSet:
     try:
       import tensorflow_datasets
     except ImportError as error:
-      raise UserError(f"reading {name!r} needs tensorflow-datasets ({error}); install the extra: pip install -e '.[tfds]'") from error
+      raise UserError(
+        f'reading {name!r} needs tensorflow-datasets ({error}); install the extra: pip install -e '
+        f"'.[tfds]'"
+      ) from error
     self.what, self.split, self.skipped = f'tfds {name}, {split}', split, []
     data_dir = os.path.expanduser(data_dir) or None
     try:
       self.info = tensorflow_datasets.builder(name, data_dir=data_dir).info
-      self.source = tensorflow_datasets.data_source(name, data_dir=data_dir, split=split, download=False)
+      self.source = tensorflow_datasets.data_source(
+        name, data_dir=data_dir, split=split, download=False
+      )
       self.shape = np.shape(self.source[0]['image'])
     except Exception as error:  # tfds raises many kinds
       reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-      raise UserError(f'cannot read {name!r}, split {split!r}, from data.path {data_dir!r}: {reason}; '
-                      'give the folder of a set with images, prepared in array_record form') from error
+      raise UserError(
+        f'cannot read {name!r}, split {split!r}, from data.path {data_dir!r}: {reason}; '
+        'give the folder of a set with images, prepared in array_record form'
+      ) from error
 
   def __len__(self):
     return len(self.source)
@@ -252,7 +302,10 @@ class TfdsSet:
       rows = self.source.__getitems__(list(range(start, min(start + size, len(self)))))
       for row in rows:
         if row['image'].shape != self.shape:
-          raise UserError(f'{self.what} has images of several sizes: {list(self.shape)} and {list(row["image"].shape)}; crop them to one')
+          raise UserError(
+            f'{self.what} has images of several sizes: {list(self.shape)} and '
+            f'{list(row["image"].shape)}; crop them to one'
+          )
       yield np.stack([row['image'] for row in rows])
 
 
@@ -263,13 +316,19 @@ def load(path: str, data_dir: str = '', skip_unreadable: bool = False) -> ImageS
     UserError: nothing there, or not uint8 images of one size and kind.
   """
   if path.startswith('tfds:'):
-    parts = re.fullmatch(r'tfds:(.+?):([^:\[]+(\[.*\])?)', path)  # slices such as test[:100] have colons of their own
+    parts = re.fullmatch(
+      r'tfds:(.+?):([^:\[]+(\[.*\])?)', path
+    )  # slices such as test[:100] have colons of their own
     if not parts:
-      raise UserError(f'{path!r} names no split; valid: tfds:NAME:SPLIT, such as tfds:cifar10:train')
+      raise UserError(
+        f'{path!r} names no split; valid: tfds:NAME:SPLIT, such as tfds:cifar10:train'
+      )
     return TfdsSet(parts[1], parts[2], data_dir)
   path = os.path.expanduser(path)
   if os.path.isdir(path):
     return FolderSet(path, skip_unreadable)
   if not os.path.exists(path):
-    raise UserError(f'there is nothing at {path}; valid: a folder of images, an .npz, or tfds:NAME:SPLIT')
+    raise UserError(
+      f'there is nothing at {path}; valid: a folder of images, an .npz, or tfds:NAME:SPLIT'
+    )
   return NpzSet(path)

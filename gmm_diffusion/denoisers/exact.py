@@ -1,9 +1,9 @@
 """Exact denoisers E[x_0 | x_t] of data whose distribution is known.
 
-  (1) Gaussian N(m, v)   x_0 = m + a v / (a^2 v + b^2) (x - a m)
-  (2) mixture            x_0 = sum_j w_j (m_j + g_j (x - a m_j)),  g_j = a v_j / (a^2 v_j + b^2),
-                         w_j proportional to pi_j N(x; a m_j, (a^2 v_j + b^2) I)
-  (3) empirical          (2) with v_j = 0: attention over the data set [GMM eq. 14]
+(1) Gaussian N(m, v)   x_0 = m + a v / (a^2 v + b^2) (x - a m)
+(2) mixture            x_0 = sum_j w_j (m_j + g_j (x - a m_j)),  g_j = a v_j / (a^2 v_j + b^2),
+                       w_j proportional to pi_j N(x; a m_j, (a^2 v_j + b^2) I)
+(3) empirical          (2) with v_j = 0: attention over the data set [GMM eq. 14]
 """
 
 import jax.numpy as jnp
@@ -26,7 +26,9 @@ def gaussian(mean: Array, variance: Array) -> Denoiser:
   return denoise
 
 
-def mixture(means: Array, variances: Array, log_priors: Array | None = None, block: int = 1024) -> Denoiser:
+def mixture(
+  means: Array, variances: Array, log_priors: Array | None = None, block: int = 1024
+) -> Denoiser:
   """Equation (2) at one time for the whole batch.
 
   Args:
@@ -46,7 +48,9 @@ def mixture(means: Array, variances: Array, log_priors: Array | None = None, blo
     gain = a * variances / total
     values = jnp.concatenate([(1 - a * gain)[:, None] * flat, gain[:, None]], 1)
     queries = x.reshape(len(x), -1)
-    found = mixtures.posterior(queries, mixtures.units(a * flat, 1 / total, log_priors), values, block).mean
+    found = mixtures.posterior(
+      queries, mixtures.units(a * flat, 1 / total, log_priors), values, block
+    ).mean
     x0 = found[:, :-1] + found[:, -1:] * queries
     return marginals.from_x0(x, x0.reshape(x.shape), time)
 

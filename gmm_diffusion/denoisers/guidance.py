@@ -6,7 +6,7 @@
 x_0 and eps stay consistent: whichever one is changed, the other is derived again.
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -25,15 +25,21 @@ def clip_x0(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoise
   return denoise
 
 
-def classifier_free(denoiser: Denoiser, scale: float, null_label: int, channels: int = 0,
-                    interval: tuple[float, float] | None = None) -> Denoiser:
+def classifier_free(
+  denoiser: Denoiser,
+  scale: float,
+  null_label: int,
+  channels: int = 0,
+  interval: tuple[float, float] | None = None,
+) -> Denoiser:
   """Equation (1) for integer labels cond [B]; both branches are one call of twice the batch.
 
   Args:
     denoiser: takes labels; `null_label` is "no class".
     scale: g; 1 is the conditional prediction.
     null_label: the label of the unconditional prediction.
-    channels: guides only so many leading channels, the others stay conditional (DiT's code: 3 of 4); 0 is all.
+    channels: guides only so many leading channels, the others stay conditional (DiT's code: 3 of
+      4); 0 is all.
     interval: guides only where low <= b_t / a_t <= high [Kynkaanniemi et al. 2404.07724]; outside,
       one conditional call of the batch is all that is computed.
   """
@@ -66,7 +72,9 @@ def log_prob_of(logits: Array, labels: Array) -> Array:
   return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)[:, 0]
 
 
-def classifier(denoiser: Denoiser, log_prob: Callable[[Array, Time, Array], Array], scale: float) -> Denoiser:
+def classifier(
+  denoiser: Denoiser, log_prob: Callable[[Array, Time, Array], Array], scale: float
+) -> Denoiser:
   """Equation (2); log_prob(x [B, ...], time, labels [B]) -> [B]."""
 
   def denoise(x, time, cond):

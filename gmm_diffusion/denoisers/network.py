@@ -1,6 +1,7 @@
 """A network as a Denoiser."""
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -9,7 +10,9 @@ from gmm_diffusion.maths import marginals
 from gmm_diffusion.maths.schedules import Schedule
 
 
-def network(apply: Callable[[Array, Array, Any], Array], schedule: Schedule, prediction: str = 'eps') -> Denoiser:
+def network(
+  apply: Callable[[Array, Array, Any], Array], schedule: Schedule, prediction: str = 'eps'
+) -> Denoiser:
   """Wraps apply(x [B, ...], network time [B], cond) -> output.
 
   Args:
@@ -28,6 +31,6 @@ def network(apply: Callable[[Array, Array, Any], Array], schedule: Schedule, pre
   def denoise(x, time, cond):
     inputs, t = schedule.network_input(x, time)
     output = apply(inputs, jnp.broadcast_to(jnp.asarray(t, x.dtype), (len(x),)), cond)
-    return convert(x, output[..., :x.shape[-1]].astype(x.dtype), time)
+    return convert(x, output[..., : x.shape[-1]].astype(x.dtype), time)
 
   return denoise

@@ -1,4 +1,5 @@
-"""Task 'creativity': networks that differ in their final layer beside score machines, from the same noise."""
+"""Task 'creativity': networks that differ in their final layer beside score machines, from the same
+noise."""
 
 import dataclasses
 import functools
@@ -26,9 +27,12 @@ from gmm_diffusion.reports import creativity as figures
 from gmm_diffusion.reports import files, records
 from gmm_diffusion.samplers.run import run as run_sampler
 
-PUBLISHED = ('Published on another data set whose details are not public: 21.64 % consistency for a CNN with top-1 attention, 25.44 % with '
-             'identity attention, over 100 trials.')
-# by padding: the machine that knows what the plain CNN knows, shown at one patch size for all noise levels
+PUBLISHED = (
+  'Published on another data set whose details are not public: 21.64 % consistency for a CNN with '
+  'top-1 attention, 25.44 % with identity attention, over 100 trials.'
+)
+# by padding: the machine that knows what the plain CNN knows, shown at one patch size for all noise
+# levels
 FIXED = {'zero': 'bbELS', 'circular': 'ELS'}
 
 
@@ -43,19 +47,33 @@ def check(spec: specs.Spec, data: sources.Data) -> None:
   for name, valid in ((wanted.networks, cnn.FINALS), (wanted.machines, score_machines.MACHINES)):
     for entry in name:
       if entry not in valid:
-        raise UserError(f'unknown name {entry!r} in creativity.networks or creativity.machines; valid: {", ".join(valid)}')
+        raise UserError(
+          f'unknown name {entry!r} in creativity.networks or creativity.machines; valid: '
+          f'{", ".join(valid)}'
+        )
   if not wanted.networks or not len(data.train) or not data.is_image:
     raise UserError('task creativity needs images and at least one of creativity.networks')
   if not wanted.sizes or not 1 <= wanted.probes <= wanted.pairs:
-    raise UserError(f'creativity.sizes must not be empty and creativity.probes in 1..{wanted.pairs} (pairs), got {wanted.sizes} and {wanted.probes}')
+    raise UserError(
+      f'creativity.sizes must not be empty and creativity.probes in 1..{wanted.pairs} (pairs), got '
+      f'{wanted.sizes} and {wanted.probes}'
+    )
   if spec.net.padding == 'circular' and 'bbELS' in wanted.machines:
-    raise UserError('machine bbELS has zeros beyond the edges, a network with net.padding=circular has none; leave it out of creativity.machines')
+    raise UserError(
+      'machine bbELS has zeros beyond the edges, a network with net.padding=circular has none; '
+      'leave it out of creativity.machines'
+    )
   if wanted.pairs > spec.sample.count or wanted.pairs < 2:
-    raise UserError(f'creativity.pairs must be in 2..{spec.sample.count} (sample.count), got {wanted.pairs}')
+    raise UserError(
+      f'creativity.pairs must be in 2..{spec.sample.count} (sample.count), got {wanted.pairs}'
+    )
   for size in wanted.sizes:
     score_machines.make('ELS', data.train, size, spec.net.padding)
   if spec.net.labels != 'none':
-    raise UserError(f"task creativity compares unconditional networks; set net.labels to 'none', got {spec.net.labels!r}")
+    raise UserError(
+      f"task creativity compares unconditional networks; set net.labels to 'none', got "
+      f'{spec.net.labels!r}'
+    )
   sample_loop.prepare(spec, spec.sampler, data)
 
 
@@ -80,22 +98,29 @@ def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
 @functools.cache
 def grid_of(spec: specs.Spec) -> StepGrid:
   """The steps of all samples."""
-  return grids.make(build.schedule(spec.schedule), spec.sampler.steps, spec.sampler.grid, spec.sampler.end)
+  return grids.make(
+    build.schedule(spec.schedule), spec.sampler.steps, spec.sampler.grid, spec.sampler.end
+  )
 
 
 def bind_machine(spec: specs.Spec, name: str, size: Any, shared: bool):
   """(images, log_priors) -> Denoiser; shared: over the devices, inside parallel.over_devices."""
   collectives = score_machines.Collectives(parallel.largest, parallel.total) if shared else None
-  return lambda arrays: score_machines.make(name, arrays[0], size, spec.net.padding, log_priors=arrays[1], collectives=collectives)
+  return lambda arrays: score_machines.make(
+    name, arrays[0], size, spec.net.padding, log_priors=arrays[1], collectives=collectives
+  )
 
 
 def machine_images(spec: specs.Spec, data: sources.Data) -> np.ndarray:
   """The training images that machines see, float32 in [-1, 1]."""
-  return sources.to_model(data.train[:spec.creativity.images or None])
+  return sources.to_model(data.train[: spec.creativity.images or None])
 
 
-def machine_samples(spec: specs.Spec, data: sources.Data, name: str, size: Any, count: int) -> np.ndarray:
-  """Samples of a machine with ids 0..count-1, uint8: those of a network that start from the same noise.
+def machine_samples(
+  spec: specs.Spec, data: sources.Data, name: str, size: Any, count: int
+) -> np.ndarray:
+  """Samples of a machine with ids 0..count-1, uint8: those of a network that start from the same
+  noise.
 
   The training images are split over all devices; each step joins what the devices find.
   """
@@ -106,23 +131,44 @@ def machine_samples(spec: specs.Spec, data: sources.Data, name: str, size: Any, 
 
   def draw(shared, part):
     seed, ids, plan = shared
-    return sample_loop.sample_batch(kernel, bind_machine(spec, name, size, True)(part), grid, plan, seed, ids, None, shape)[0]
+    return sample_loop.sample_batch(
+      kernel, bind_machine(spec, name, size, True)(part), grid, plan, seed, ids, None, shape
+    )[0]
 
   mapped = parallel.over_devices(draw)
-  part = parallel.split_uneven(images, 0), parallel.split_uneven(np.zeros(len(images), np.float32), -np.inf)
+  part = (
+    parallel.split_uneven(images, 0),
+    parallel.split_uneven(np.zeros(len(images), np.float32), -np.inf),
+  )
   out, at_once = [], min(count, 25)
   with tqdm(total=count, desc=f'machine {name}', unit='image', dynamic_ncols=True) as bar:
     for start in range(0, count, at_once):
       ids = np.minimum(np.arange(start, start + at_once), count - 1).astype(np.uint32)
-      out.append(parallel.unreplicate(mapped(parallel.replicate((np.uint32(spec.seed), ids, plan)), part)))
+      out.append(
+        parallel.unreplicate(mapped(parallel.replicate((np.uint32(spec.seed), ids, plan)), part))
+      )
       bar.update(min(at_once, count - start))
   return sources.to_image(np.concatenate(out)[:count])
 
 
-def stored_samples(spec: specs.Spec, data: sources.Data, name: str, size: Any, workdir: str) -> np.ndarray:
+def stored_samples(
+  spec: specs.Spec, data: sources.Data, name: str, size: Any, workdir: str
+) -> np.ndarray:
   """machine_samples for all pairs, from the workdir where an earlier run left them."""
-  parts = (name, size, spec.sampler, spec.schedule, spec.net.padding, spec.seed, spec.creativity.images, spec.creativity.pairs, spec.data)
-  path = os.path.join(workdir, 'machines', f'{name}_{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}.npz')
+  parts = (
+    name,
+    size,
+    spec.sampler,
+    spec.schedule,
+    spec.net.padding,
+    spec.seed,
+    spec.creativity.images,
+    spec.creativity.pairs,
+    spec.data,
+  )
+  path = os.path.join(
+    workdir, 'machines', f'{name}_{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}.npz'
+  )
   if os.path.exists(path):
     with np.load(path) as stored:
       return stored['arr_0']
@@ -133,19 +179,36 @@ def stored_samples(spec: specs.Spec, data: sources.Data, name: str, size: Any, w
   return out
 
 
-def trajectories(spec: specs.Spec, data: sources.Data, denoiser: Denoiser, count: int) -> np.ndarray:
-  """x at the time of each step, [steps, count, H, W, C]: the states that a denoiser is asked about."""
+def trajectories(
+  spec: specs.Spec, data: sources.Data, denoiser: Denoiser, count: int
+) -> np.ndarray:
+  """x at the time of each step, [steps, count, H, W, C]: the states that a denoiser is asked
+  about."""
   grid = grid_of(spec)
   kernel = samplers.make(spec.sampler.name, spec.sampler.options(), build.schedule(spec.schedule))
   plan, _ = kernel.plan(grid, data.shape)
   keys = noise.sample_keys(spec.seed, np.arange(count, dtype=np.uint32))
   start = jnp.asarray(grid.b_t[0], jnp.float32) * noise.initial(keys, data.shape)
-  path = jax.jit(lambda x, plan: run_sampler(kernel, denoiser, grid, plan, x, lambda n: noise.at_step(keys, n, data.shape),
-                                             jnp.zeros(count, jnp.int32), keep='all').path)(start, plan)
+  path = jax.jit(
+    lambda x, plan: (
+      run_sampler(
+        kernel,
+        denoiser,
+        grid,
+        plan,
+        x,
+        lambda n: noise.at_step(keys, n, data.shape),
+        jnp.zeros(count, jnp.int32),
+        keep='all',
+      ).path
+    )
+  )(start, plan)
   return np.concatenate([start[None], path[:-1]])
 
 
-def calibrated(spec: specs.Spec, data: sources.Data, denoiser: Denoiser, states: np.ndarray, name: str) -> calibrate.Calibration:
+def calibrated(
+  spec: specs.Spec, data: sources.Data, denoiser: Denoiser, states: np.ndarray, name: str
+) -> calibrate.Calibration:
   """Patch sizes of a machine along trajectories (`states`) of a network."""
   arrays = machine_images(spec, data)
   priors = np.zeros(len(arrays), np.float32)
@@ -157,7 +220,9 @@ def calibrated(spec: specs.Spec, data: sources.Data, denoiser: Denoiser, states:
     return lambda x, time: answer(x, time, (arrays, priors))
 
   network = eps(lambda _: denoiser)
-  return calibrate.calibrate(states, grid_of(spec), lambda x, time: network(x, time, ()), machine, spec.creativity.sizes)
+  return calibrate.calibrate(
+    states, grid_of(spec), lambda x, time: network(x, time, ()), machine, spec.creativity.sizes
+  )
 
 
 def quality(spec: specs.Spec, data: sources.Data, images: np.ndarray) -> dict[str, Estimate]:
@@ -166,8 +231,11 @@ def quality(spec: specs.Spec, data: sources.Data, images: np.ndarray) -> dict[st
   if spec.data.name == 'crafted':
     reading = crafted.read(images)
     sound = crafted.consistent(reading) & reading.recognised
-    out = {'consistent': compare.share(crafted.consistent(reading)), 'recognised': compare.share(reading.recognised),
-           'chance': crafted.chance(reading)}
+    out = {
+      'consistent': compare.share(crafted.consistent(reading)),
+      'recognised': compare.share(reading.recognised),
+      'chance': crafted.chance(reading),
+    }
     if len(images) >= 100:
       out['consistent of 100'] = compare.share(crafted.consistent(reading)[:100])
     if sound.any():
@@ -176,55 +244,125 @@ def quality(spec: specs.Spec, data: sources.Data, images: np.ndarray) -> dict[st
 
 
 def evaluate(spec: specs.Spec, data: sources.Data, workdir: str, command: str) -> None:
-  """--mode=evaluate: samples of all networks and machines, results.json, figures and report.html."""
+  """--mode=evaluate: samples of all networks and machines, results.json, figures and
+  report.html."""
   wanted, pairs = spec.creativity, spec.creativity.pairs
   networks, denoisers = {}, {}
   for final in wanted.networks:
     one, folder = network_spec(spec, final), os.path.join(workdir, final)
     weights = build.weights(one, data, folder)
-    source = sample_loop.drawer(sample_loop.fitting(one, spec.sample.count), data, weights, build.tree_hash(weights), one.sampler)
-    with np.load(sample_loop.write(one, data, source, one.sampler, spec.sample.count, folder, command).path) as file:
+    source = sample_loop.drawer(
+      sample_loop.fitting(one, spec.sample.count),
+      data,
+      weights,
+      build.tree_hash(weights),
+      one.sampler,
+    )
+    with np.load(
+      sample_loop.write(one, data, source, one.sampler, spec.sample.count, folder, command).path
+    ) as file:
       networks[final] = file['arr_0']
     denoisers[final] = build.denoiser(one, data)(weights)
-  states = {final: trajectories(spec, data, denoiser, pairs) for final, denoiser in denoisers.items()}
+  states = {
+    final: trajectories(spec, data, denoiser, pairs) for final, denoiser in denoisers.items()
+  }
   first = wanted.networks[0]
   calibrations, machines = {}, {}
   for name in wanted.machines:
     size = wanted.sizes[0]
     if name not in score_machines.WHOLE:
-      calibrations[name] = calibrated(spec, data, denoisers[first], states[first][:, :wanted.probes], name)
+      calibrations[name] = calibrated(
+        spec, data, denoisers[first], states[first][:, : wanted.probes], name
+      )
       size = calibrations[name].sizes
       print(f'{name}: patch sizes ' + ', '.join(f'{k} to b = {b:.3g}' for b, k in size), flush=True)
     machines[name] = stored_samples(spec, data, name, size, workdir)
-  fixed = {size: stored_samples(spec, data, FIXED[spec.net.padding], size, workdir) for size in wanted.sizes}
+  fixed = {
+    size: stored_samples(spec, data, FIXED[spec.net.padding], size, workdir)
+    for size in wanted.sizes
+  }
   result = {
-      'quality': {**{name: quality(spec, data, x) for name, x in networks.items()}, **{f'machine {name}': quality(spec, data, x) for name, x in machines.items()}},
-      'agreement': {final: {name: compare.agreement(made, x[:pairs]) for name, made in machines.items()} for final, x in networks.items()},
-      'baselines': {final: compare.baselines(x[:pairs], data.train) for final, x in networks.items()},
-      'fixed': {size: quality(spec, data, x) for size, x in fixed.items()},
-      'early': {final: early(spec, denoiser, states[final]) for final, denoiser in denoisers.items()}}
+    'quality': {
+      **{name: quality(spec, data, x) for name, x in networks.items()},
+      **{f'machine {name}': quality(spec, data, x) for name, x in machines.items()},
+    },
+    'agreement': {
+      final: {name: compare.agreement(made, x[:pairs]) for name, made in machines.items()}
+      for final, x in networks.items()
+    },
+    'baselines': {final: compare.baselines(x[:pairs], data.train) for final, x in networks.items()},
+    'fixed': {size: quality(spec, data, x) for size, x in fixed.items()},
+    'early': {final: early(spec, denoiser, states[final]) for final, denoiser in denoisers.items()},
+  }
   middle = np.argsort(grid_of(spec).b_t)[[len(grid_of(spec).b_t) // 4, len(grid_of(spec).b_t) // 2]]
   maps = {}
   for final, denoiser in denoisers.items():
-    sensitivity, probes = locality.sensitivity(denoiser), states[final][:, :wanted.probes]
-    maps[final] = [sensitivity(probes[n], time_at(spec, n), np.zeros(wanted.probes, np.int32)) for n in middle]
-  known = data.train[:wanted.images or None]
+    sensitivity, probes = locality.sensitivity(denoiser), states[final][:, : wanted.probes]
+    maps[final] = [
+      sensitivity(probes[n], time_at(spec, n), np.zeros(wanted.probes, np.int32)) for n in middle
+    ]
+  known = data.train[: wanted.images or None]
   size = min(wanted.sizes)
-  traces = {name: (x[:6], provenance.trace(sources.to_model(x[:6]), sources.to_model(known), size, spec.net.padding, 'all')) for name, x in {
-      **{f'CNN {final}': x for final, x in networks.items()}, **{f'machine {name}': x for name, x in machines.items()}}.items()}
+  traces = {
+    name: (
+      x[:6],
+      provenance.trace(
+        sources.to_model(x[:6]), sources.to_model(known), size, spec.net.padding, 'all'
+      ),
+    )
+    for name, x in {
+      **{f'CNN {final}': x for final, x in networks.items()},
+      **{f'machine {name}': x for name, x in machines.items()},
+    }.items()
+  }
   if not parallel.is_main():
     return
   shared = records.common(spec, command)
-  records.add(workdir, [{'kind': 'creativity', 'sampler': spec.sampler.name, 'metric': metric, 'value': plain(value), 'seed': spec.seed,
-                         'n': spec.sample.count, 'pairs': pairs, **shared} for metric, value in {
-                             **result, 'patch sizes': {name: found.sizes for name, found in calibrations.items()},
-                             'cosines': {name: found.cosines.tolist() for name, found in calibrations.items()},
-                             'reach': {name: [locality.reach(part) for part in found] for name, found in maps.items()},
-                             'pieces': {name: float(np.mean(provenance.pieces(found))) for name, (_, found) in traces.items()}}.items()])
-  figures.write(workdir, spec, command, shared['config'], figures.Found(
-      networks, machines, fixed, result, calibrations, maps, [float(grid_of(spec).b_t[n]) for n in middle], traces, known, grid_of(spec).b_t,
-      FIXED[spec.net.padding], PUBLISHED))
-  print(f"report: {os.path.join(workdir, 'report.html')}")
+  records.add(
+    workdir,
+    [
+      {
+        'kind': 'creativity',
+        'sampler': spec.sampler.name,
+        'metric': metric,
+        'value': plain(value),
+        'seed': spec.seed,
+        'n': spec.sample.count,
+        'pairs': pairs,
+        **shared,
+      }
+      for metric, value in {
+        **result,
+        'patch sizes': {name: found.sizes for name, found in calibrations.items()},
+        'cosines': {name: found.cosines.tolist() for name, found in calibrations.items()},
+        'reach': {name: [locality.reach(part) for part in found] for name, found in maps.items()},
+        'pieces': {
+          name: float(np.mean(provenance.pieces(found))) for name, (_, found) in traces.items()
+        },
+      }.items()
+    ],
+  )
+  figures.write(
+    workdir,
+    spec,
+    command,
+    shared['config'],
+    figures.Found(
+      networks,
+      machines,
+      fixed,
+      result,
+      calibrations,
+      maps,
+      [float(grid_of(spec).b_t[n]) for n in middle],
+      traces,
+      known,
+      grid_of(spec).b_t,
+      FIXED[spec.net.padding],
+      PUBLISHED,
+    ),
+  )
+  print(f'report: {os.path.join(workdir, "report.html")}')
 
 
 def time_at(spec: specs.Spec, step: int) -> Time:
@@ -233,12 +371,18 @@ def time_at(spec: specs.Spec, step: int) -> Time:
 
 
 def early(spec: specs.Spec, denoiser: Denoiser, states: np.ndarray) -> dict[str, list[float]]:
-  """Share of consistent x_0 predictions at each step of the crafted set, and that of independent cells: when the theme is decided."""
+  """Share of consistent x_0 predictions at each step of the crafted set, and that of independent
+  cells: when the theme is decided."""
   if spec.data.name != 'crafted':
     return {}
   predict = jax.jit(lambda x, time: denoiser(x, time, jnp.zeros(len(x), jnp.int32)).x0)
-  readings = [crafted.read(sources.to_image(predict(x, time_at(spec, n)))) for n, x in enumerate(states)]
-  return {'consistent': [float(np.mean(crafted.consistent(reading))) for reading in readings], 'chance': [crafted.chance(reading) for reading in readings]}
+  readings = [
+    crafted.read(sources.to_image(predict(x, time_at(spec, n)))) for n, x in enumerate(states)
+  ]
+  return {
+    'consistent': [float(np.mean(crafted.consistent(reading))) for reading in readings],
+    'chance': [crafted.chance(reading) for reading in readings],
+  }
 
 
 def plain(value: Any) -> Any:

@@ -10,7 +10,10 @@ def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
   """Runs a mode: train, fetch, convert, sample, evaluate, or all (train, then evaluate)."""
   data, learns = sources.load(spec.data), spec.denoiser.name == 'network'
   if mode == 'train' and not learns:
-    raise UserError(f'denoiser {spec.denoiser.name!r} is exact and has nothing to train; use --mode=sample or evaluate')
+    raise UserError(
+      f'denoiser {spec.denoiser.name!r} is exact and has nothing to train; use --mode=sample or '
+      f'evaluate'
+    )
   if mode == 'all':  # find bad settings before the training, not after it
     evaluate.check(spec, data)
   if mode in ('train', 'all') and learns:

@@ -1,8 +1,10 @@
-"""Long work on ranges of sample ids, one file each: it can be stopped at any moment, and processes share it.
+"""Long work on ranges of sample ids, one file each: it can be stopped at any moment, and processes
+share it.
 
-A file is whole or absent (reports/files.py). A process claims a range by a lock that the system takes back when the process
-ends, however it ends, so processes on any hosts that see the same folder need no coordinator. A claimed range is
-looked at once more before it is made: no range is made twice.
+A file is whole or absent (reports/files.py). A process claims a range by a lock that the system
+takes back when the process ends, however it ends, so processes on any hosts that see the same
+folder need no coordinator. A claimed range is looked at once more before it is made: no range is
+made twice.
 """
 
 import contextlib
@@ -10,7 +12,7 @@ import fcntl
 import os
 import time
 import zipfile
-from typing import Callable, Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from tqdm import tqdm
@@ -37,12 +39,23 @@ def load(folder: str, mark: str, ids: range) -> Arrays | None:
   """The arrays of a range; None where the file is absent, damaged, or made with other settings."""
   try:
     with open(path_of(folder, ids), 'rb') as content, np.load(content) as file:
-      return {name: file[name] for name in file.files if name != 'mark'} if str(file['mark']) == mark else None
+      return (
+        {name: file[name] for name in file.files if name != 'mark'}
+        if str(file['mark']) == mark
+        else None
+      )
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
     return None
 
 
-def fill(folder: str, mark: str, count: int, size: int, make: Callable[[range, Advance], Arrays], title: str) -> None:
+def fill(
+  folder: str,
+  mark: str,
+  count: int,
+  size: int,
+  make: Callable[[range, Advance], Arrays],
+  title: str,
+) -> None:
   """Returns when every range of ids has its file.
 
   Args:
@@ -57,12 +70,18 @@ def fill(folder: str, mark: str, count: int, size: int, make: Callable[[range, A
   todo = [ids for ids in ranges(count, size) if load(folder, mark, ids) is None]
   if not todo:
     return
-  with open(os.path.join(folder, 'claims'), 'ab') as claims, tqdm(
-      total=count, initial=count - sum(map(len, todo)), desc=title, unit='image', dynamic_ncols=True) as bar:
+  with (
+    open(os.path.join(folder, 'claims'), 'ab') as claims,
+    tqdm(
+      total=count, initial=count - sum(map(len, todo)), desc=title, unit='image', dynamic_ncols=True
+    ) as bar,
+  ):
     while todo:
       others = []
       for i, ids in enumerate(todo):
-        bar.set_postfix_str(f'{len(todo) - i + len(others)} of {len(ranges(count, size))} files to go')
+        bar.set_postfix_str(
+          f'{len(todo) - i + len(others)} of {len(ranges(count, size))} files to go'
+        )
         with _claim(claims, ids.start) as mine:
           if not mine:
             others.append(ids)
@@ -70,7 +89,9 @@ def fill(folder: str, mark: str, count: int, size: int, make: Callable[[range, A
             bar.update(len(ids))
           else:
             arrays = make(ids, bar.update)
-            files.write(path_of(folder, ids), lambda name, arrays=arrays: np.savez(name, mark=mark, **arrays))
+            files.write(
+              path_of(folder, ids), lambda name, arrays=arrays: np.savez(name, mark=mark, **arrays)
+            )
       if len(others) == len(todo):
         time.sleep(_WAIT)
       todo = others
@@ -99,5 +120,8 @@ def read(folder: str, mark: str, count: int, size: int) -> Iterator[Arrays]:
   for ids in ranges(count, size):
     arrays = load(folder, mark, ids)
     if arrays is None:
-      raise UserError(f'{path_of(folder, ids)} was changed by another run; run again, with another --workdir for other settings')
+      raise UserError(
+        f'{path_of(folder, ids)} was changed by another run; run again, with another --workdir for '
+        f'other settings'
+      )
     yield arrays

@@ -6,7 +6,8 @@ killed and resumed equals an uninterrupted one, and the number of devices change
 
 import json
 import os
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,9 @@ class State(NamedTuple):
   optimiser: Any
 
 
-def elbo_weights(spec: specs.Sampler, process: schedules.Schedule, times: Time, dim: int) -> np.ndarray:
+def elbo_weights(
+  spec: specs.Sampler, process: schedules.Schedule, times: Time, dim: int
+) -> np.ndarray:
   """w_t of [GMM eq. 40] for each training time, scaled to mean one, float64.
 
   The kernel is that of `sampler`, stepping through all training times; its first step ends at clean
@@ -46,14 +49,18 @@ def elbo_weights(spec: specs.Sampler, process: schedules.Schedule, times: Time, 
   precision[-1] = precision[-2]
   if not np.all(np.isfinite(precision)):
     n = int(np.argmax(~np.isfinite(precision)))
-    raise UserError(f'the ELBO needs positive variances, but sampler {spec.name!r} has none at t = {grid.t[n]:g}; '
-                    f'raise sampler.eta ({spec.eta:g}) above 0, or lower sampler.scale ({spec.scale:g})')
+    raise UserError(
+      f'the ELBO needs positive variances, but sampler {spec.name!r} has none at t = '
+      f'{grid.t[n]:g}; raise sampler.eta ({spec.eta:g}) above 0, or lower sampler.scale '
+      f'({spec.scale:g})'
+    )
   weights = (precision * grid.b_t**2 / (2 * grid.a_t**2))[::-1]
   return weights / weights.mean()
 
 
 def make_update(spec: specs.Spec, data: sources.Data, optimiser: optax.GradientTransformation):
-  """(State, batch) -> (State, loss) on every device; batch is (images, labels, position in the whole batch)."""
+  """(State, batch) -> (State, loss) on every device; batch is (images, labels, position in the
+  whole batch)."""
   module, process = build.net(spec, data), build.schedule(spec.schedule)
   times = process.at(process.training_times)
   if spec.train.loss == 'elbo':
@@ -74,15 +81,22 @@ def make_update(spec: specs.Spec, data: sources.Data, optimiser: optax.GradientT
       labels = jnp.where(drop, data.classes, labels)
     inputs, t = process.network_input(marginals.diffuse(x0, eps, time), time)
     progress = {'progress': step / spec.train.steps} if build.has_schedule(module) else {}
-    output = module.apply(params, inputs, t, labels, train=True, rngs={'dropout': keys[0, 3]}, **progress)
-    error = output[..., :x0.shape[-1]] - marginals.target(spec.denoiser.prediction, x0, eps, time)
+    output = module.apply(
+      params, inputs, t, labels, train=True, rngs={'dropout': keys[0, 3]}, **progress
+    )
+    error = output[..., : x0.shape[-1]] - marginals.target(spec.denoiser.prediction, x0, eps, time)
     return jnp.mean(weight * jnp.mean(error**2, axis=tuple(range(1, x0.ndim))))
 
   return updater(spec.train, optimiser, loss_fn)
 
 
-def updater(spec: specs.Train, optimiser: optax.GradientTransformation, loss_fn: Callable[[Any, Any, Any], Any]):
+def updater(
+  spec: specs.Train,
+  optimiser: optax.GradientTransformation,
+  loss_fn: Callable[[Any, Any, Any], Any],
+):
   """(State, batch) -> (State, loss) on every device, for loss_fn(params, step, batch)."""
+
   def update(state, batch):
     loss, gradient = parallel.mean(jax.value_and_grad(loss_fn)(state.params, state.step, batch))
     updates, opt_state = optimiser.update(gradient, state.optimiser, state.params)
@@ -96,7 +110,11 @@ def updater(spec: specs.Train, optimiser: optax.GradientTransformation, loss_fn:
 
 
 def make_optimiser(spec: specs.Train) -> optax.GradientTransformation:
-  rate = optax.linear_schedule(0.0, spec.learning_rate, spec.warmup) if spec.warmup else spec.learning_rate
+  rate = (
+    optax.linear_schedule(0.0, spec.learning_rate, spec.warmup)
+    if spec.warmup
+    else spec.learning_rate
+  )
   return optax.chain(optax.clip_by_global_norm(spec.clip_norm), optax.adam(rate))
 
 
@@ -108,8 +126,10 @@ def train(spec: specs.Spec, data: sources.Data, workdir: str) -> None:
       (the last good checkpoint stays).
   """
   if not len(data.train) or spec.autoencoder.name or spec.net.weights.format:
-    raise UserError('this config is for a pretrained model: it has no data to train on, or trains in latents, which is not supported; '
-                    'valid modes: fetch, convert, sample')
+    raise UserError(
+      'this config is for a pretrained model: it has no data to train on, or trains in latents, '
+      'which is not supported; valid modes: fetch, convert, sample'
+    )
   if parallel.shares(spec.train.batch):
     raise UserError(f'train.batch {spec.train.batch} is {parallel.shares(spec.train.batch)}')
   module, optimiser = build.net(spec, data), make_optimiser(spec.train)
@@ -121,13 +141,30 @@ def train(spec: specs.Spec, data: sources.Data, workdir: str) -> None:
 
   def batch(step, mine):
     index = sources.batch_indices(spec.seed, step, len(images), spec.train.batch)[mine]
-    return images[index], data.train_labels[index], np.arange(spec.train.batch, dtype=np.int32)[mine]
+    return (
+      images[index],
+      data.train_labels[index],
+      np.arange(spec.train.batch, dtype=np.int32)[mine],
+    )
 
-  fit(spec.train, fresh, lambda: make_update(spec, data, optimiser), batch, build.about(spec, data), workdir)
+  fit(
+    spec.train,
+    fresh,
+    lambda: make_update(spec, data, optimiser),
+    batch,
+    build.about(spec, data),
+    workdir,
+  )
 
 
-def fit(spec: specs.Train, fresh: Callable[[], State], make: Callable[[], Any], batch: Callable[[int, slice], Any], about: dict[str, Any],
-        workdir: str) -> None:
+def fit(
+  spec: specs.Train,
+  fresh: Callable[[], State],
+  make: Callable[[], Any],
+  batch: Callable[[int, slice], Any],
+  about: dict[str, Any],
+  workdir: str,
+) -> None:
   """Trains from the latest checkpoint of the workdir, if there is one, to spec.steps.
 
   Args:
@@ -145,7 +182,10 @@ def fit(spec: specs.Train, fresh: Callable[[], State], make: Callable[[], Any], 
     state = jax.jit(fresh)()
   else:
     if store.about() != json.loads(json.dumps(dict(about, format=store.about()['format']))):
-      raise UserError(f'{store.path} holds the checkpoint of another network; use another --workdir, or remove that folder')
+      raise UserError(
+        f'{store.path} holds the checkpoint of another network; use another --workdir, or remove '
+        f'that folder'
+      )
     state = State(**store.training(jax.eval_shape(fresh)._asdict()))
     curve = [row for row in files.read_json(curve_path, []) if row['step'] <= store.latest()]
   start = int(state.step)
@@ -157,7 +197,9 @@ def fit(spec: specs.Train, fresh: Callable[[], State], make: Callable[[], Any], 
   update = make()
   state = parallel.replicate(state)
   mine = parallel.host_slice(spec.batch)
-  with tqdm(total=spec.steps, initial=start, desc='training', unit='step', dynamic_ncols=True) as bar:
+  with tqdm(
+    total=spec.steps, initial=start, desc='training', unit='step', dynamic_ncols=True
+  ) as bar:
     losses = []
     for step in range(start, spec.steps):
       state, loss = update(state, parallel.split(batch(step, mine)))
@@ -172,9 +214,11 @@ def fit(spec: specs.Train, fresh: Callable[[], State], make: Callable[[], Any], 
           bar.close()
           store.close()
           kept = store.latest()
-          raise UserError(f'loss is {mean} between steps {done - len(losses)} and {done}; lower train.learning_rate '
-                          f'({spec.learning_rate:g}) or train.clip_norm; '
-                          + (f'checkpoint {kept} is kept' if kept else 'no checkpoint was written'))
+          raise UserError(
+            f'loss is {mean} between steps {done - len(losses)} and {done}; lower '
+            f'train.learning_rate ({spec.learning_rate:g}) or train.clip_norm; '
+            + (f'checkpoint {kept} is kept' if kept else 'no checkpoint was written')
+          )
         curve.append({'step': done, 'loss': mean})
         bar.set_postfix(loss=f'{mean:.4f}')
         losses = []

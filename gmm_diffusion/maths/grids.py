@@ -38,9 +38,15 @@ def from_times(schedule: Schedule, times, end: float | None = None) -> StepGrid:
     raise UserError('grid times must not be empty')
   if not np.all(np.diff(path) < 0):
     n = int(np.argmax(~(np.diff(path) < 0)))
-    raise UserError(f'grid times must be strictly decreasing down to {end:g}, got {path[n]:g} before {path[n + 1]:g}')
+    raise UserError(
+      f'grid times must be strictly decreasing down to {end:g}, got {path[n]:g} before '
+      f'{path[n + 1]:g}'
+    )
   if path[0] > schedule.last or path[-1] < schedule.clean:
-    raise UserError(f'grid times must lie in [{schedule.clean:g}, {schedule.last:g}], got {path[0]:g} to {path[-1]:g}')
+    raise UserError(
+      f'grid times must lie in [{schedule.clean:g}, {schedule.last:g}], got {path[0]:g} to '
+      f'{path[-1]:g}'
+    )
   now, then = schedule.at(path[:-1]), schedule.at(path[1:])
   return StepGrid(now.t, then.t, now.a, now.b, then.a, then.b)
 
@@ -73,14 +79,18 @@ def _stride(schedule, n):
   for stride in range(1, T + 1):
     if len(range(0, T, stride)) == n:
       return np.arange(0, T, stride)[::-1]
-  raise UserError(f'no integer stride over {T} times gives {n} steps; use grid "uniform", "trailing" or "leading"')
+  raise UserError(
+    f'no integer stride over {T} times gives {n} steps; use grid "uniform", "trailing" or "leading"'
+  )
 
 
 def _quadratic(schedule, n):
   if not schedule.discrete:
     return schedule.last * np.linspace(1, 0, n + 1)[:-1] ** 2
   top = np.sqrt(0.8 * (schedule.last + 1))
-  times = _distinct(np.floor(np.linspace(0, top, n) ** 2) if n > 1 else np.array([np.floor(top**2)]))
+  times = _distinct(
+    np.floor(np.linspace(0, top, n) ** 2) if n > 1 else np.array([np.floor(top**2)])
+  )
   # de-duplication may push a very fine grid past the end
   return np.minimum(times, schedule.last - np.arange(n)[::-1])[::-1]
 
@@ -95,12 +105,12 @@ def _log_snr(schedule, n):
 
 
 GRIDS = {
-    'uniform': _uniform,
-    'trailing': _trailing,
-    'leading': _leading,
-    'stride': _stride,
-    'quadratic': _quadratic,
-    'log_snr': _log_snr,
+  'uniform': _uniform,
+  'trailing': _trailing,
+  'leading': _leading,
+  'stride': _stride,
+  'quadratic': _quadratic,
+  'log_snr': _log_snr,
 }
 DISCRETE_ONLY = ('trailing', 'leading', 'stride')
 
@@ -127,7 +137,9 @@ def make(schedule: Schedule, steps: int, grid: str = 'uniform', end: str = 'clea
   if end not in ('clean', 'first'):
     raise UserError(f'unknown end {end!r}; valid: clean, first')
   if grid in DISCRETE_ONLY and not schedule.discrete:
-    raise UserError(f'grid {grid!r} needs a discrete schedule; valid here: uniform, quadratic, log_snr')
+    raise UserError(
+      f'grid {grid!r} needs a discrete schedule; valid here: uniform, quadratic, log_snr'
+    )
   most = int(schedule.last) + (end == 'clean') if schedule.discrete else 10**6
   if not 1 <= steps <= most:
     raise UserError(f'steps must be in 1..{most}, got {steps}')

@@ -60,11 +60,11 @@ def from_score(x: Array, score: Array, time: Time) -> Prediction:
 
 # What a network may output: name -> (x, output, time) -> Prediction.
 PREDICTIONS = {
-    'eps': from_eps,
-    'x0': from_x0,
-    'v': from_v,
-    'velocity': from_velocity,
-    'score': from_score,
+  'eps': from_eps,
+  'x0': from_x0,
+  'v': from_v,
+  'velocity': from_velocity,
+  'score': from_score,
 }
 
 
@@ -72,11 +72,11 @@ def target(kind: str, x0: Array, eps: Array, time: Time) -> Array:
   """The training target of a network that outputs `kind`: inverse of PREDICTIONS[kind]."""
   a, b = match(time.a, x0), match(time.b, x0)
   return {
-      'eps': lambda: eps,
-      'x0': lambda: x0,
-      'v': lambda: a * eps - b * x0,
-      'velocity': lambda: eps - x0,
-      'score': lambda: -eps / b,
+    'eps': lambda: eps,
+    'x0': lambda: x0,
+    'v': lambda: a * eps - b * x0,
+    'velocity': lambda: eps - x0,
+    'score': lambda: -eps / b,
   }[kind]()
 
 

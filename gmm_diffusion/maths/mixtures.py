@@ -8,14 +8,15 @@ Unit j has mean m_j, precision alpha_j and log-prior log pi_j. For a query x of 
   (4) E[f|x]  = sum_j w_j f_j                                          posterior mean
   (5) n_j = sum_i w_ij,  s_j = sum_i w_ij y_i                          sums of the M-step
 
-An exact denoiser, a score machine and an attention layer are all (4). `Pairs` has the general logit: a
-product of such Gaussians, each observed for some queries only, and a bias for each pair. Weights exist
-for one block of queries and one block of units at a time, forward and backward (they are computed
-again from the log-normaliser), so memory is linear in their numbers.
+An exact denoiser, a score machine and an attention layer are all (4). `Pairs` has the general
+logit: a product of such Gaussians, each observed for some queries only, and a bias for each pair.
+Weights exist for one block of queries and one block of units at a time, forward and backward (they
+are computed again from the log-normaliser), so memory is linear in their numbers.
 """
 
 import functools
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +36,11 @@ class Units(NamedTuple):
 
 
 class Factor(NamedTuple):
-  """One Gaussian of the logit: points x [Q, C], weights h [Q] of the points, means m [J, C], precisions [J].
+  """One Gaussian of the logit: points x [Q, C], weights h [Q] of the points, means m [J, C],
+  precisions [J].
 
-  h_i multiplies the log-density: 1 observed, 0 not; None is 1 for all. Precision 0 is a flat factor, 0.
+  h_i multiplies the log-density: 1 observed, 0 not; None is 1 for all. Precision 0 is a flat
+  factor, 0.
   """
 
   points: Array
@@ -47,7 +50,8 @@ class Factor(NamedTuple):
 
 
 class Pairs(NamedTuple):
-  """What all logits follow from: factors, log-priors [J], and a bias [Q, J] or None (-inf closes a pair)."""
+  """What all logits follow from: factors, log-priors [J], and a bias [Q, J] or None (-inf closes a
+  pair)."""
 
   factors: tuple[Factor, ...]
   log_priors: Array
@@ -94,17 +98,26 @@ def _sides(pairs: Pairs) -> tuple[_Rows, _Columns]:
 
 
 def _logits(rows: _Rows, columns: _Columns, bias: Array | None, flip: bool = False) -> Array:
-  """Equation (1), [Q, J], or [J, Q] if `flip`. Distances are taken about the centre of the open units, where cancellation is least."""
-  of_unit, of_query = (lambda x: x[:, None], lambda x: x[None]) if flip else (lambda x: x[None], lambda x: x[:, None])
+  """Equation (1), [Q, J], or [J, Q] if `flip`. Distances are taken about the centre of the open
+  units, where cancellation is least."""
+  of_unit, of_query = (
+    (lambda x: x[:, None], lambda x: x[None]) if flip else (lambda x: x[None], lambda x: x[:, None])
+  )
   out = of_unit(columns.log_priors)
   if bias is not None:
     out = out + (bias.T if flip else bias)
-  on = (jnp.isfinite(columns.log_priors) if bias is None else jnp.any(jnp.isfinite(out), int(flip)))[:, None]
-  for points, h, means, precisions in zip(rows.points, rows.weights, columns.means, columns.precisions):
+  on = (
+    jnp.isfinite(columns.log_priors) if bias is None else jnp.any(jnp.isfinite(out), int(flip))
+  )[:, None]
+  for points, h, means, precisions in zip(
+    rows.points, rows.weights, columns.means, columns.precisions
+  ):
     centre = jnp.sum(jnp.where(on, means, 0), 0, keepdims=True) / jnp.maximum(jnp.sum(on), 1)
     centre = jax.lax.stop_gradient(centre)  # distances do not depend on it
     q, m = points - centre, jnp.where(on, means, centre) - centre
-    product = jnp.matmul(m, q.T, precision=_HIGHEST) if flip else jnp.matmul(q, m.T, precision=_HIGHEST)
+    product = (
+      jnp.matmul(m, q.T, precision=_HIGHEST) if flip else jnp.matmul(q, m.T, precision=_HIGHEST)
+    )
     squares = of_query(jnp.sum(q**2, 1)) + of_unit(jnp.sum(m**2, 1)) - 2 * product
     scale = 0.5 * points.shape[1] * jnp.log(jnp.where(precisions > 0, precisions, 1))
     term = of_unit(scale) - 0.5 * of_unit(precisions) * jnp.maximum(squares, 0)
@@ -113,7 +126,8 @@ def _logits(rows: _Rows, columns: _Columns, bias: Array | None, flip: bool = Fal
 
 
 def _weights(logits: Array, log_normaliser: Array) -> Array:
-  """Equation (2) from logits and log-normalisers that broadcast; zero for queries to which no unit is open.
+  """Equation (2) from logits and log-normalisers that broadcast; zero for queries to which no unit
+  is open.
 
   Rounding of huge logits cannot lift a weight above 1.
   """
@@ -140,7 +154,11 @@ def _split(tree: Any, n: int, size: int, fill: float = 0) -> Any:
 
 def _split_columns(columns: _Columns, n: int, size: int) -> _Columns:
   """Units in blocks; those that pad are switched off."""
-  return _Columns(_split(columns.means, n, size), _split(columns.precisions, n, size, 1), _split(columns.log_priors, n, size, -jnp.inf))
+  return _Columns(
+    _split(columns.means, n, size),
+    _split(columns.precisions, n, size, 1),
+    _split(columns.log_priors, n, size, -jnp.inf),
+  )
 
 
 def _split_bias(bias: Array | None, size: tuple[int, int]) -> Array | None:
@@ -163,9 +181,11 @@ def _scan(body, carry: Any, parts: Any) -> tuple[Any, Any]:
 
 
 class Stream(NamedTuple):
-  """A posterior in the making, for logits that come from elsewhere (patches, Fourier transforms), block by block.
+  """A posterior in the making, for logits that come from elsewhere (patches, Fourier transforms),
+  block by block.
 
-  top is the largest logit so far, [...]; sums [V + 1, ...] are those of exp(logit - top) times the values, and times 1.
+  top is the largest logit so far, [...]; sums [V + 1, ...] are those of exp(logit - top) times the
+  values, and times 1.
   """
 
   top: Array
@@ -178,9 +198,12 @@ def start(shape: tuple[int, ...], entries: int, dtype) -> Stream:
 
 
 def absorb(stream: Stream, logits: Array, weigh: Callable[[Array], Array]) -> Stream:
-  """Adds units with logits [J, ...]; weigh(weights [J, ...]) -> the weighted sums [V + 1, ...] of their values and of 1."""
+  """Adds units with logits [J, ...]; weigh(weights [J, ...]) -> the weighted sums [V + 1, ...] of
+  their values and of 1."""
   top = jnp.maximum(stream.top, jnp.max(logits, 0))
-  return Stream(top, stream.sums * _relative(stream.top, top)[None] + weigh(_relative(logits, top[None])))
+  return Stream(
+    top, stream.sums * _relative(stream.top, top)[None] + weigh(_relative(logits, top[None]))
+  )
 
 
 def _relative(logits, top):
@@ -188,7 +211,9 @@ def _relative(logits, top):
   return jnp.exp(logits - jnp.where(jnp.isfinite(top), top, 0))
 
 
-def merge(stream: Stream, largest: Callable[[Array], Array], total: Callable[[Array], Array]) -> Stream:
+def merge(
+  stream: Stream, largest: Callable[[Array], Array], total: Callable[[Array], Array]
+) -> Stream:
   """One Stream of those of several devices, by their collective maximum and sum."""
   top = largest(stream.top)
   return Stream(top, total(stream.sums * _relative(stream.top, top)[None]))
@@ -197,7 +222,9 @@ def merge(stream: Stream, largest: Callable[[Array], Array], total: Callable[[Ar
 def means(stream: Stream) -> Posterior:
   """Posterior with mean [V, ...] and log_normaliser [...]; mean 0 where no unit is open."""
   total = stream.sums[-1]
-  return Posterior(stream.sums[:-1] / jnp.where(total > 0, total, 1)[None], stream.top + jnp.log(total))
+  return Posterior(
+    stream.sums[:-1] / jnp.where(total > 0, total, 1)[None], stream.top + jnp.log(total)
+  )
 
 
 def posterior(queries: Array, units_: Units, values: Array, block: int = 1024) -> Posterior:
@@ -226,7 +253,10 @@ def _posterior(block, rows, columns, bias, values):
   Q, J = len(rows.points[0]), len(columns.log_priors)
   size = min(block, Q), min(block, J)
   ones = jnp.ones((J, 1), values.dtype)
-  parts = _split_columns(columns, J, size[1]), _split(jnp.concatenate([values, ones], 1), J, size[1])
+  parts = (
+    _split_columns(columns, J, size[1]),
+    _split(jnp.concatenate([values, ones], 1), J, size[1]),
+  )
 
   def of_rows(args):
     row, row_bias = args
@@ -234,13 +264,17 @@ def _posterior(block, rows, columns, bias, values):
     def body(stream, part):
       (column, value), b = part
       logits = _logits(row, column, b, flip=True)
-      return absorb(stream, logits, lambda weights: jnp.matmul(value.T, weights, precision=_HIGHEST)), None
+      return absorb(
+        stream, logits, lambda weights: jnp.matmul(value.T, weights, precision=_HIGHEST)
+      ), None
 
     stream, _ = _scan(body, start(size[:1], values.shape[1], values.dtype), (parts, row_bias))
     out = means(stream)
     return out._replace(mean=out.mean.T)
 
-  _, out = _scan(lambda _, part: (None, of_rows(part)), None, (_split(rows, Q, size[0]), _split_bias(bias, size)))
+  _, out = _scan(
+    lambda _, part: (None, of_rows(part)), None, (_split(rows, Q, size[0]), _split_bias(bias, size))
+  )
   return _join(out, Q)
 
 
@@ -265,11 +299,16 @@ def _pull(block, rows, columns, bias, log_normaliser, row_side, column_side, gra
       d_row, d_column, d_bias = pull(d_logits)
       return add(total, (d_row, d_side)), (d_column, d_other, d_bias)
 
-    total, (d_column, d_other, d_bias) = _scan(of_columns, zero((row, side)), (column_parts, row_bias))
+    total, (d_column, d_other, d_bias) = _scan(
+      of_columns, zero((row, side)), (column_parts, row_bias)
+    )
     return add(carry, (d_column, d_other)), (total, d_bias)
 
   row_parts = _split((rows, row_side), Q, size[0]), _split_bias(bias, size)
-  row_parts = ((row_parts[0][0], _split(log_normaliser, Q, size[0], -jnp.inf), row_parts[0][1]), row_parts[1])
+  row_parts = (
+    (row_parts[0][0], _split(log_normaliser, Q, size[0], -jnp.inf), row_parts[0][1]),
+    row_parts[1],
+  )
   d_columns, (d_rows, d_bias) = _scan(of_rows, zero(column_parts), row_parts)
   if bias is not None:
     d_bias = d_bias.transpose(0, 2, 1, 3).reshape(d_bias.shape[0] * size[0], -1)[:Q, :J]
@@ -290,15 +329,18 @@ def _posterior_backward(block, saved, cotangent):
     d_logits = w * (jnp.matmul(mean, value.T, precision=_HIGHEST) + offset[:, None])
     return d_logits, jax.tree.map(jnp.zeros_like, side), jnp.matmul(w.T, mean, precision=_HIGHEST)
 
-  d_rows, _, d_columns, d_values, d_bias = _pull(block, rows, columns, bias, out.log_normaliser, (cotangent.mean, offset), values, gradient)
+  d_rows, _, d_columns, d_values, d_bias = _pull(
+    block, rows, columns, bias, out.log_normaliser, (cotangent.mean, offset), values, gradient
+  )
   return d_rows, d_columns, d_bias, d_values
 
 
 _posterior.defvjp(_posterior_forward, _posterior_backward)
 
 
-def transposed_sums(queries: Array, units_: Units, log_normaliser: Array, values: Array,
-                    block: int = 1024) -> tuple[Array, Array]:
+def transposed_sums(
+  queries: Array, units_: Units, log_normaliser: Array, values: Array, block: int = 1024
+) -> tuple[Array, Array]:
   """Equation (5): n [J] and s [J, V] for values y [Q, V] carried by the queries.
 
   `log_normaliser` [Q] is that of `posterior`; queries with -inf carry no weight.
@@ -306,9 +348,17 @@ def transposed_sums(queries: Array, units_: Units, log_normaliser: Array, values
   return pair_sums(_pairs(queries, units_), log_normaliser, values, block)
 
 
-def pair_sums(pairs: Pairs, log_normaliser: Array, values: Array, block: int = 1024) -> tuple[Array, Array]:
+def pair_sums(
+  pairs: Pairs, log_normaliser: Array, values: Array, block: int = 1024
+) -> tuple[Array, Array]:
   """`transposed_sums` for any logits."""
-  sums = _sums(block, *_sides(pairs), pairs.bias, log_normaliser, jnp.concatenate([values, jnp.ones((len(values), 1), values.dtype)], 1))
+  sums = _sums(
+    block,
+    *_sides(pairs),
+    pairs.bias,
+    log_normaliser,
+    jnp.concatenate([values, jnp.ones((len(values), 1), values.dtype)], 1),
+  )
   return sums[:, -1], sums[:, :-1]
 
 
@@ -316,7 +366,11 @@ def pair_sums(pairs: Pairs, log_normaliser: Array, values: Array, block: int = 1
 def _sums(block, rows, columns, bias, log_normaliser, values):
   Q, J = len(values), len(columns.log_priors)
   size = min(block, Q), min(block, J)
-  parts = _split(rows, Q, size[0]), _split(log_normaliser, Q, size[0], -jnp.inf), _split(values, Q, size[0])
+  parts = (
+    _split(rows, Q, size[0]),
+    _split(log_normaliser, Q, size[0], -jnp.inf),
+    _split(values, Q, size[0]),
+  )
   row_bias = _split_bias(bias, size)
 
   def of_column(args):
@@ -324,18 +378,30 @@ def _sums(block, rows, columns, bias, log_normaliser, values):
 
     def body(total, part):
       (row, z, y), b = part
-      weights = _weights(_logits(row, column, b, flip=True), z[None])  # in the layout that the product wants: 1.8 times faster
+      weights = _weights(
+        _logits(row, column, b, flip=True), z[None]
+      )  # in the layout that the product wants: 1.8 times faster
       return total + jnp.matmul(weights, y, precision=_HIGHEST), None
 
     return _scan(body, jnp.zeros((size[1], values.shape[1]), values.dtype), (parts, column_bias))[0]
 
   column_bias = None if bias is None else row_bias.swapaxes(0, 1)
-  _, out = _scan(lambda _, part: (None, of_column(part)), None, (_split_columns(columns, J, size[1]), column_bias))
+  _, out = _scan(
+    lambda _, part: (None, of_column(part)),
+    None,
+    (_split_columns(columns, J, size[1]), column_bias),
+  )
   return _join(out, J)
 
 
 def _sums_forward(block, rows, columns, bias, log_normaliser, values):
-  return _sums(block, rows, columns, bias, log_normaliser, values), (rows, columns, bias, log_normaliser, values)
+  return _sums(block, rows, columns, bias, log_normaliser, values), (
+    rows,
+    columns,
+    bias,
+    log_normaliser,
+    values,
+  )
 
 
 def _sums_backward(block, saved, cotangent):
@@ -344,10 +410,22 @@ def _sums_backward(block, saved, cotangent):
   def gradient(w, side, d_sum):
     y, _ = side
     d_logits = w * jnp.matmul(y, d_sum.T, precision=_HIGHEST)
-    return d_logits, (jnp.matmul(w, d_sum, precision=_HIGHEST), -jnp.sum(d_logits, 1)), jnp.zeros_like(d_sum)
+    return (
+      d_logits,
+      (jnp.matmul(w, d_sum, precision=_HIGHEST), -jnp.sum(d_logits, 1)),
+      jnp.zeros_like(d_sum),
+    )
 
-  d_rows, (d_values, d_log_normaliser), d_columns, _, d_bias = _pull(block, rows, columns, bias, log_normaliser,
-                                                                    (values, jnp.zeros_like(log_normaliser)), cotangent, gradient)
+  d_rows, (d_values, d_log_normaliser), d_columns, _, d_bias = _pull(
+    block,
+    rows,
+    columns,
+    bias,
+    log_normaliser,
+    (values, jnp.zeros_like(log_normaliser)),
+    cotangent,
+    gradient,
+  )
   return d_rows, d_columns, d_bias, d_log_normaliser, d_values
 
 

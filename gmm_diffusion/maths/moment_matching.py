@@ -13,7 +13,8 @@ each covariance handling, scale^2 r_kj along m orthogonal directions and nothing
   handling     form  directions                          r_kj
   diagonal     A     the D coordinates                   u_kj^2
   diagonal     B     the D coordinates                   sum_l pi_l u_lj^2 / (K pi_k)
-  vub          B     the first K coordinates             pi_(j) / (K pi_k), pi sorted   [GMM eq. 12, 34]
+  vub          B     the first K coordinates             pi_(j) / (K pi_k), pi sorted   [GMM eq. 12,
+  34]
   exact        A     u_k / |u_k|                         |u_k|^2
   exact        B     eigenvectors q_j of sum_l           eigenvalue g_j / (K pi_k)
                      pi_l u_l u_l^T
@@ -34,7 +35,9 @@ import numpy as np
 
 from gmm_diffusion.aliases import Array, Key, UserError
 
-_dot = functools.partial(jnp.matmul, precision='highest')  # accelerators round to bfloat16 or TF32 otherwise
+_dot = functools.partial(
+  jnp.matmul, precision='highest'
+)  # accelerators round to bfloat16 or TF32 otherwise
 
 OFFSETS = ('rand', 'rand_centred', 'ortho')
 COVARIANCES = {'A': ('diagonal', 'exact'), 'B': ('diagonal', 'vub', 'exact')}
@@ -65,7 +68,10 @@ def check_priors(priors, K: int) -> np.ndarray:
   if len(priors) != K:
     raise UserError(f'priors must have one entry per component ({K}), got {len(priors)}')
   if np.any(priors <= 0) or abs(priors.sum() - 1) > 1e-6:
-    raise UserError(f'priors must be positive and sum to 1, got sum {priors.sum():.6g}, smallest {priors.min():.6g}')
+    raise UserError(
+      f'priors must be positive and sum to 1, got sum {priors.sum():.6g}, smallest '
+      f'{priors.min():.6g}'
+    )
   return priors / priors.sum()
 
 
@@ -83,7 +89,9 @@ def draw_offsets(key: Key, kind: str, priors: Array, dim: int) -> Array:
   K = len(priors)
   # With x64 on, offsets are as precise as the rest of the run.
   dtype = priors.dtype
-  rows = jax.lax.map(lambda k: jax.random.normal(jax.random.fold_in(key, k), (dim,), dtype), jnp.arange(K))
+  rows = jax.lax.map(
+    lambda k: jax.random.normal(jax.random.fold_in(key, k), (dim,), dtype), jnp.arange(K)
+  )
   centre = lambda u: u - _dot(priors, u)[None]
   unit = lambda u: u / jnp.maximum(jnp.linalg.norm(u, axis=1, keepdims=True), jnp.finfo(dtype).tiny)
   if kind == 'rand':
@@ -121,8 +129,9 @@ def deviations(tau: Array, scale: Array, r: Array) -> Array:
   return jnp.sqrt(jnp.maximum(tau**2 - scale**2 * r, 0))
 
 
-def sample(mixture: Mixture, form: str, covariance: str, tau: Array, scale: Array, k: Array,
-           z: Array | None) -> Array:
+def sample(
+  mixture: Mixture, form: str, covariance: str, tau: Array, scale: Array, k: Array, z: Array | None
+) -> Array:
   """x_s - mu of equation (1) for components k [B] and unit normal z [B, D]: [B, D].
 
   `z` is None where tau = 0 is known beforehand; then only the offset is left.
@@ -139,8 +148,9 @@ def sample(mixture: Mixture, form: str, covariance: str, tau: Array, scale: Arra
     return delta + jnp.concatenate([std * z[:, :K], tau * z[:, K:]], 1)
   # (std - tau) / r, written so that a direction with r = 0 gives no 0 / 0
   open_ = std + tau > 0
-  stretch = jnp.where(std > 0, -scale**2 / jnp.where(open_, std + tau, 1),
-                      -tau / jnp.where(r > 0, r, 1))
+  stretch = jnp.where(
+    std > 0, -(scale**2) / jnp.where(open_, std + tau, 1), -tau / jnp.where(r > 0, r, 1)
+  )
   if form == 'A':
     u = mixture.offsets[k]
     along = jnp.sum(u * z, 1, keepdims=True)
@@ -173,10 +183,12 @@ class Summary(NamedTuple):
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _summarise(mixture, form, covariance):
   most = lambda k: jnp.max(removed(mixture, form, covariance, k[None]))
-  return (jax.lax.map(most, jnp.arange(len(mixture.priors))),
-          jnp.linalg.norm(_dot(mixture.priors, mixture.offsets)),
-          _dot(mixture.offsets, mixture.offsets.T),
-          _dot(mixture.priors, mixture.offsets**2))
+  return (
+    jax.lax.map(most, jnp.arange(len(mixture.priors))),
+    jnp.linalg.norm(_dot(mixture.priors, mixture.offsets)),
+    _dot(mixture.offsets, mixture.offsets.T),
+    _dot(mixture.priors, mixture.offsets**2),
+  )
 
 
 def summarise(mixture: Mixture, form: str, covariance: str) -> Summary:
@@ -187,7 +199,9 @@ def summarise(mixture: Mixture, form: str, covariance: str) -> Summary:
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def removed_variance(mixture: Mixture, form: str, covariance: str, tau: Array, scale: Array) -> Array:
+def removed_variance(
+  mixture: Mixture, form: str, covariance: str, tau: Array, scale: Array
+) -> Array:
   """Prior-weighted variance that (4) takes from tau^2 I along each direction.
 
   Shape [m]; [K] for exact A, whose direction differs between components.
@@ -204,8 +218,9 @@ def removed_variance(mixture: Mixture, form: str, covariance: str, tau: Array, s
   return jax.lax.scan(lambda total, k: (total + take(k), None), start, index)[0]
 
 
-def residual(mixture: Mixture, summary: Summary, form: str, covariance: str,
-             tau: float, scale: float) -> tuple[float, float]:
+def residual(
+  mixture: Mixture, summary: Summary, form: str, covariance: str, tau: float, scale: float
+) -> tuple[float, float]:
   """Frobenius norm and trace of R = (second moment of the kernel about mu) - tau^2 I.
 
   R = scale^2 sum_k pi_k u_k u_k^T minus `removed_variance` along its directions; zero where the
@@ -219,12 +234,16 @@ def residual(mixture: Mixture, summary: Summary, form: str, covariance: str,
   if form == 'A' and covariance == 'exact':
     weights = scale**2 * priors - taken / np.maximum(summary.squares, np.finfo(float).tiny)
     return float(np.sqrt(max(weights @ summary.gram**2 @ weights, 0))), float(trace)
-  norm2 = (scale**4 * priors @ summary.gram**2 @ priors
-           - 2 * scale**2 * summary.diagonal[:len(taken)] @ taken + taken @ taken)
+  norm2 = (
+    scale**4 * priors @ summary.gram**2 @ priors
+    - 2 * scale**2 * summary.diagonal[: len(taken)] @ taken
+    + taken @ taken
+  )
   return float(np.sqrt(max(norm2, 0))), float(trace)
 
 
 def precision(mixture: Mixture, form: str, covariance: str, tau: float, scale: float) -> float:
-  """sum_k pi_k / nu_k of [GMM eq. 40], nu_k the smallest variance of component k; inf if infeasible."""
+  """sum_k pi_k / nu_k of [GMM eq. 40], nu_k the smallest variance of component k; inf if
+  infeasible."""
   nu = tau**2 - scale**2 * np.float64(_summarise(mixture, form, covariance)[0])
   return float(np.sum(np.float64(mixture.priors) / nu)) if nu.min() > 0 else np.inf

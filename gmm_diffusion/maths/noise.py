@@ -37,7 +37,9 @@ def at_step(keys: Key, step: Array, shape: tuple[int, ...], dtype=jnp.float32) -
 
   def one(key):
     normal, uniform = jax.random.split(jax.random.fold_in(key, step + 1))
-    return StepNoise(jax.random.normal(normal, shape, dtype), jax.random.uniform(uniform, (), dtype))
+    return StepNoise(
+      jax.random.normal(normal, shape, dtype), jax.random.uniform(uniform, (), dtype)
+    )
 
   return jax.vmap(one)(keys)
 

@@ -10,7 +10,7 @@ exact inverse. float64 matters: a float32 cumprod loses 1.7e-4 relative in 1 - a
 """
 
 import dataclasses
-from typing import Callable
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -59,7 +59,9 @@ def from_betas(betas: Array) -> Schedule:
   """Variance-preserving schedule with the given variances, shape [T], in (0, 1)."""
   betas = np.asarray(betas, np.float64)
   if betas.ndim != 1 or not np.all((betas > 0) & (betas < 1)):
-    raise UserError(f'betas must be a vector of values in (0, 1), got range [{betas.min()}, {betas.max()}]')
+    raise UserError(
+      f'betas must be a vector of values in (0, 1), got range [{betas.min()}, {betas.max()}]'
+    )
   T = len(betas)
   knots = np.arange(-1, T)
   log_a = np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-betas))])
@@ -72,11 +74,16 @@ def from_betas(betas: Array) -> Schedule:
     return np.interp(0.5 * np.logaddexp(0, -np.asarray(value, np.float64)), -log_a, knots)
 
   return Schedule(
-      signal=lambda t: np.exp(log_signal(t)),
-      noise=lambda t: np.sqrt(np.abs(np.expm1(2 * log_signal(t)))),  # abs: not -0 at the clean time
-      time_of_log_snr=time_of_log_snr,
-      clean=-1, first=0, last=T - 1, discrete=True, training_times=np.arange(T, dtype=np.float64),
-      network_input=lambda x, time: (x, time.t))
+    signal=lambda t: np.exp(log_signal(t)),
+    noise=lambda t: np.sqrt(np.abs(np.expm1(2 * log_signal(t)))),  # abs: not -0 at the clean time
+    time_of_log_snr=time_of_log_snr,
+    clean=-1,
+    first=0,
+    last=T - 1,
+    discrete=True,
+    training_times=np.arange(T, dtype=np.float64),
+    network_input=lambda x, time: (x, time.t),
+  )
 
 
 def linear(T: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> Schedule:
@@ -99,12 +106,17 @@ def rectified_flow() -> Schedule:
   """Straight line from data at t = 0 to noise at t = 1 [GMM eq. 18]."""
   as_float = lambda t: np.asarray(t, np.float64)
   return Schedule(
-      signal=lambda t: 1 - as_float(t),
-      noise=as_float,
-      # b / a = exp(-log-SNR / 2)
-      time_of_log_snr=lambda value: 1 / (1 + np.exp(as_float(value) / 2)),
-      clean=0.0, first=1e-3, last=1.0, discrete=False, training_times=np.arange(1, 1001) / 1000,
-      network_input=lambda x, time: (x, 1000 * time.t))  # the range of the usual embeddings
+    signal=lambda t: 1 - as_float(t),
+    noise=as_float,
+    # b / a = exp(-log-SNR / 2)
+    time_of_log_snr=lambda value: 1 / (1 + np.exp(as_float(value) / 2)),
+    clean=0.0,
+    first=1e-3,
+    last=1.0,
+    discrete=False,
+    training_times=np.arange(1, 1001) / 1000,
+    network_input=lambda x, time: (x, 1000 * time.t),
+  )  # the range of the usual embeddings
 
 
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5) -> Schedule:
@@ -117,18 +129,22 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0
     return x / jnp.sqrt(b**2 + sigma_data**2), 250 * jnp.log(time.b)
 
   return Schedule(
-      signal=lambda t: np.ones_like(as_float(t)),
-      noise=as_float,
-      time_of_log_snr=lambda value: np.exp(-as_float(value) / 2),
-      clean=0.0, first=sigma_min, last=sigma_max, discrete=False,
-      training_times=np.geomspace(sigma_min, sigma_max, 1000),
-      network_input=network_input)
+    signal=lambda t: np.ones_like(as_float(t)),
+    noise=as_float,
+    time_of_log_snr=lambda value: np.exp(-as_float(value) / 2),
+    clean=0.0,
+    first=sigma_min,
+    last=sigma_max,
+    discrete=False,
+    training_times=np.geomspace(sigma_min, sigma_max, 1000),
+    network_input=network_input,
+  )
 
 
 SCHEDULES = {
-    'linear': linear,
-    'sqrt_linear': sqrt_linear,
-    'cosine': cosine,
-    'rectified_flow': rectified_flow,
-    'edm': edm,
+  'linear': linear,
+  'sqrt_linear': sqrt_linear,
+  'cosine': cosine,
+  'rectified_flow': rectified_flow,
+  'edm': edm,
 }

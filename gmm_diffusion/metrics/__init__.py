@@ -1,7 +1,9 @@
-"""Metrics of a sample set against a reference, on any features: the one table of them, and what each needs."""
+"""Metrics of a sample set against a reference, on any features: the one table of them, and what
+each needs."""
 
 import functools
-from typing import Callable, NamedTuple, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from gmm_diffusion.aliases import UserError
 from gmm_diffusion.metrics import frechet, inception_score, kernel, precision_recall
@@ -16,11 +18,13 @@ class Metric(NamedTuple):
   """A metric.
 
   Attributes:
-    compute: (sample, reference, neighbours) -> Estimates by name; metrics with the same function share one call.
+    compute: (sample, reference, neighbours) -> Estimates by name; metrics with the same function
+      share one call.
     lower: whether a lower value is better.
     sample: the field of Extracted that it reads.
     reference: what it reads of the reference: 'moments', 'features', 'spatial', or '' for none.
-    check: (samples, reference images or None, width, neighbours); raises UserError where they are too few.
+    check: (samples, reference images or None, width, neighbours); raises UserError where they are
+      too few.
   """
 
   compute: Callable[[Extracted, Reference, int], dict[str, Estimate]]
@@ -47,6 +51,7 @@ def _frechet_check(least):
 
 def _least(samples, both=True):
   """A check of at least samples(k) samples, and as many reference images."""
+
   def check(N, M, D, k):
     del D
     _enough(N, samples(k), 'samples')
@@ -58,7 +63,9 @@ def _least(samples, both=True):
 
 def _precision_recall(suffix, distances):
   def compute(sample, reference, k):
-    found = precision_recall.improved_precision_recall(sample.features, reference.features, k, distances)
+    found = precision_recall.improved_precision_recall(
+      sample.features, reference.features, k, distances
+    )
     return {'precision' + suffix: found[0], 'recall' + suffix: found[1]}
 
   return compute
@@ -70,24 +77,80 @@ def _one(name, fn):
 
 def _table():
   is_frechet, any_number = _frechet_check(frechet.FEWEST), _least(lambda k: 3)
-  exact, adm, near = _precision_recall('', 'float64'), _precision_recall('_adm', 'adm_float16'), _least(lambda k: max(3, k + 1))
-  score = lambda fn: lambda sample, reference: inception_score.around(fn(sample.logits), sample.logits)
+  exact, adm, near = (
+    _precision_recall('', 'float64'),
+    _precision_recall('_adm', 'adm_float16'),
+    _least(lambda k: max(3, k + 1)),
+  )
+  score = lambda fn: (
+    lambda sample, reference: inception_score.around(fn(sample.logits), sample.logits)
+  )
   rows = {
-      'frechet': (lambda s, r: frechet.frechet_distance(s.features, r.moments), True, 'features', 'moments', is_frechet),
-      'frechet_infinity': (lambda s, r: frechet.frechet_infinity(s.features, r.moments), True, 'features', 'moments', _frechet_check(3)),
-      'spatial_frechet': (lambda s, r: frechet.frechet_distance(s.spatial, r.spatial), True, 'spatial', 'spatial', is_frechet),
-      'kernel': (lambda s, r: kernel.kernel_distance(s.features, r.features), True, 'features', 'features', any_number),
-      'kernel_subsets': (lambda s, r: kernel.kernel_subsets_distance(s.features, r.features, size=SUBSET), True, 'features', 'features',
-                         _least(lambda k: SUBSET)),
-      'precision': (exact, False, 'features', 'features', near),
-      'recall': (exact, False, 'features', 'features', near),
-      'precision_adm': (adm, False, 'features', 'features', near),
-      'recall_adm': (adm, False, 'features', 'features', near),
-      'score': (lambda s, r: inception_score.inception_score(s.logits), False, 'logits', '', _least(lambda k: 3, False)),
-      'score_splits': (score(lambda x: inception_score.split_score(x).mean), False, 'logits', '', _least(lambda k: 10, False)),
-      'score_adm': (score(inception_score.adm_score), False, 'logits', '', _least(lambda k: 3, False)),
+    'frechet': (
+      lambda s, r: frechet.frechet_distance(s.features, r.moments),
+      True,
+      'features',
+      'moments',
+      is_frechet,
+    ),
+    'frechet_infinity': (
+      lambda s, r: frechet.frechet_infinity(s.features, r.moments),
+      True,
+      'features',
+      'moments',
+      _frechet_check(3),
+    ),
+    'spatial_frechet': (
+      lambda s, r: frechet.frechet_distance(s.spatial, r.spatial),
+      True,
+      'spatial',
+      'spatial',
+      is_frechet,
+    ),
+    'kernel': (
+      lambda s, r: kernel.kernel_distance(s.features, r.features),
+      True,
+      'features',
+      'features',
+      any_number,
+    ),
+    'kernel_subsets': (
+      lambda s, r: kernel.kernel_subsets_distance(s.features, r.features, size=SUBSET),
+      True,
+      'features',
+      'features',
+      _least(lambda k: SUBSET),
+    ),
+    'precision': (exact, False, 'features', 'features', near),
+    'recall': (exact, False, 'features', 'features', near),
+    'precision_adm': (adm, False, 'features', 'features', near),
+    'recall_adm': (adm, False, 'features', 'features', near),
+    'score': (
+      lambda s, r: inception_score.inception_score(s.logits),
+      False,
+      'logits',
+      '',
+      _least(lambda k: 3, False),
+    ),
+    'score_splits': (
+      score(lambda x: inception_score.split_score(x).mean),
+      False,
+      'logits',
+      '',
+      _least(lambda k: 10, False),
+    ),
+    'score_adm': (
+      score(inception_score.adm_score),
+      False,
+      'logits',
+      '',
+      _least(lambda k: 3, False),
+    ),
   }
-  return {name: Metric(row[0] if row[0] in (exact, adm) else _one(name, row[0]), *row[1:]) for name, row in rows.items()}
+  return {
+    name: Metric(row[0] if row[0] in (exact, adm) else _one(name, row[0]), *row[1:])
+    for name, row in rows.items()
+  }
 
 
 METRICS = _table()
@@ -96,12 +159,18 @@ LOWER_IS_BETTER = {name: metric.lower for name, metric in METRICS.items()}
 
 
 def check(name: str, features: Features, source: Source, count: int, neighbours: int) -> None:
-  """Raises UserError where a metric cannot be had of `count` samples on these features against this reference."""
+  """Raises UserError where a metric cannot be had of `count` samples on these features against this
+  reference."""
   metric = METRICS[name]
   if metric.sample not in features.dimensions:
-    raise UserError(f'metric {name!r} needs {metric.sample}, which features {features.name} do not have')
+    raise UserError(
+      f'metric {name!r} needs {metric.sample}, which features {features.name} do not have'
+    )
   if source.known and metric.reference not in ('', 'moments'):
-    raise UserError(f'metric {name!r} needs reference images, and {source.what} has only their mean and covariance')
+    raise UserError(
+      f'metric {name!r} needs reference images, and {source.what} has only their mean and '
+      f'covariance'
+    )
   try:
     metric.check(count, source.count, features.dimensions[metric.sample], neighbours)
   except UserError as error:
@@ -112,13 +181,18 @@ def check_names(names: Sequence[str]) -> None:
   """Raises UserError for a name that is not in the table."""
   unknown = [name for name in names if name not in METRICS]
   if unknown:
-    raise UserError(f'unknown evaluate.metrics {", ".join(map(repr, unknown))}; valid: {", ".join(METRICS)}')
+    raise UserError(
+      f'unknown evaluate.metrics {", ".join(map(repr, unknown))}; valid: {", ".join(METRICS)}'
+    )
 
 
-def choose(names: Sequence[str], features: Features, source: Source, count: int, neighbours: int) -> tuple[list[str], list[str]]:
+def choose(
+  names: Sequence[str], features: Features, source: Source, count: int, neighbours: int
+) -> tuple[list[str], list[str]]:
   """(names of metrics to compute, reasons why others are left out), before anything slow.
 
-  Names that are given must all be possible. None given are those of STANDARD that these features have and that are possible.
+  Names that are given must all be possible. None given are those of STANDARD that these features
+  have and that are possible.
 
   Raises:
     UserError: unknown, or not possible.
@@ -140,10 +214,14 @@ def choose(names: Sequence[str], features: Features, source: Source, count: int,
 
 def kinds(names: Sequence[str]) -> tuple[set[str], set[str]]:
   """What metrics read: (fields of Extracted, parts of Reference)."""
-  return {METRICS[name].sample for name in names}, {METRICS[name].reference for name in names if METRICS[name].reference}
+  return {METRICS[name].sample for name in names}, {
+    METRICS[name].reference for name in names if METRICS[name].reference
+  }
 
 
-def compare(sample: Extracted, reference: Reference, names: Sequence[str], neighbours: int) -> dict[str, Estimate]:
+def compare(
+  sample: Extracted, reference: Reference, names: Sequence[str], neighbours: int
+) -> dict[str, Estimate]:
   """Metrics by name, in their order, of what `choose` allows."""
   compute = functools.cache(lambda fn: fn(sample, reference, neighbours))
   return {name: compute(METRICS[name].compute)[name] for name in names}

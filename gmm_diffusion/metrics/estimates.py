@@ -1,14 +1,18 @@
-"""A value with its interval, by the infinitesimal or delete-one jackknife over generated samples [Efron & Stein 1981].
+"""A value with its interval, by the infinitesimal or delete-one jackknife over generated samples
+[Efron & Stein 1981].
 
-The influence of a sample is, to first order, N times the change of the value when it is left out; the standard error is the
-standard deviation of the influences over sqrt(N). It needs one pass, holds where samples are fewer than dimensions, and errs
-towards wide. (A bootstrap repeats samples, which lowers the rank of covariances and the number of points that cover a set: of
-Frechet distances it made the error up to 3.6 times too large in tests, and of recall up to 1.8 times too small.) The reference set is
-fixed, as it is wherever numbers are compared. The interval says nothing of the bias, which falls with N.
+The influence of a sample is, to first order, N times the change of the value when it is left out;
+the standard error is the standard deviation of the influences over sqrt(N). It needs one pass,
+holds where samples are fewer than dimensions, and errs towards wide. (A bootstrap repeats samples,
+which lowers the rank of covariances and the number of points that cover a set: of Frechet distances
+it made the error up to 3.6 times too large in tests, and of recall up to 1.8 times too small.) The
+reference set is fixed, as it is wherever numbers are compared. The interval says nothing of the
+bias, which falls with N.
 """
 
 import math
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,7 +37,8 @@ class Estimate(NamedTuple):
 
 
 class Spread(NamedTuple):
-  """Mean and standard deviation (that of a population) over splits or subsets. The second is no standard error."""
+  """Mean and standard deviation (that of a population) over splits or subsets. The second is no
+  standard error."""
 
   mean: float
   std: float
@@ -54,10 +59,15 @@ def jackknife(value: float, influence: np.ndarray) -> Estimate:
   return within(value, np.std(influence, ddof=1) / np.sqrt(len(influence)))
 
 
-def bootstrap(statistic: Callable[[np.ndarray], float], n: int, resamples: int = 1000, seed: int = 0) -> Estimate:
-  """Estimate of statistic(counts), where counts [n] says how often each item is taken: for medians, where a jackknife fails, and means."""
+def bootstrap(
+  statistic: Callable[[np.ndarray], float], n: int, resamples: int = 1000, seed: int = 0
+) -> Estimate:
+  """Estimate of statistic(counts), where counts [n] says how often each item is taken: for medians,
+  where a jackknife fails, and means."""
   random = np.random.RandomState(seed)
-  draws = [statistic(random.multinomial(n, np.full(n, 1 / n)).astype(np.float64)) for _ in range(resamples)]
+  draws = [
+    statistic(random.multinomial(n, np.full(n, 1 / n)).astype(np.float64)) for _ in range(resamples)
+  ]
   return within(statistic(np.ones(n)), np.std(draws, ddof=1))
 
 

@@ -1,13 +1,16 @@
-"""What metrics are computed on. A feature network is a function from images to arrays, behind a name.
+"""What metrics are computed on. A feature network is a function from images to arrays, behind a
+name.
 
-`inception` is the network of published values. `classifier` is a small network trained on the same data, once, and kept under
-the hash of its data and settings: its distances compare samplers on one data set, and nothing else.
+`inception` is the network of published values. `classifier` is a small network trained on the same
+data, once, and kept under the hash of its data and settings: its distances compare samplers on one
+data set, and nothing else.
 """
 
 import hashlib
 import os
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
-from typing import Any, Callable, Iterable, Iterator, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -26,7 +29,8 @@ from gmm_diffusion.metrics.frechet import Accumulator, Statistics
 
 
 class Extracted(NamedTuple):
-  """What a feature network says of N images, float32; None is what it does not have, or what was not asked for.
+  """What a feature network says of N images, float32; None is what it does not have, or what was
+  not asked for.
 
   Attributes:
     features: [N, D].
@@ -73,7 +77,10 @@ SETTINGS = {'steps': 1000, 'batch': 128, 'learning_rate': 1e-3, 'weight_decay': 
 
 def _train(net: Classifier, data: sources.Data, params: Any) -> Any:
   steps = SETTINGS['steps']
-  optimiser = optax.adamw(optax.cosine_decay_schedule(SETTINGS['learning_rate'], steps), weight_decay=SETTINGS['weight_decay'])
+  optimiser = optax.adamw(
+    optax.cosine_decay_schedule(SETTINGS['learning_rate'], steps),
+    weight_decay=SETTINGS['weight_decay'],
+  )
   x = sources.to_model(data.train)
 
   @jax.jit
@@ -98,12 +105,17 @@ def classifier(data: sources.Data, cache: str, weights: str) -> Features:
   """The classifier of a data set, trained or read from the folder `cache`."""
   del weights
   if not len(data.train):
-    raise UserError("features 'classifier' are trained on the config's data, which has no images; use evaluate.features=inception")
+    raise UserError(
+      "features 'classifier' are trained on the config's data, which has no images; use "
+      'evaluate.features=inception'
+    )
   if not data.is_image:
     raise UserError("features 'classifier' needs images; valid here: identity")
   net = Classifier(data.classes)
   params = net.init(jax.random.key(0), jnp.zeros((1,) + data.shape))
-  key = hashlib.sha256(f'{fingerprint(data.train, data.train_labels)}{sorted(SETTINGS.items())}'.encode()).hexdigest()[:12]
+  key = hashlib.sha256(
+    f'{fingerprint(data.train, data.train_labels)}{sorted(SETTINGS.items())}'.encode()
+  ).hexdigest()[:12]
   path = os.path.join(cache, f'classifier-{key}.msgpack')
   if os.path.exists(path):
     with open(path, 'rb') as file:
@@ -111,22 +123,31 @@ def classifier(data: sources.Data, cache: str, weights: str) -> Features:
     try:
       params = serialization.from_bytes(params, content)
     except Exception as error:  # msgpack and flax raise many kinds
-      raise UserError(f'cannot read feature network {path}; remove the file to train it again') from error
+      raise UserError(
+        f'cannot read feature network {path}; remove the file to train it again'
+      ) from error
   else:
     params = jax.device_get(_train(net, data, params))
     os.makedirs(cache, exist_ok=True)
     with open(path + '.tmp', 'wb') as file:
       file.write(serialization.to_bytes(params))
     os.replace(path + '.tmp', path)
-  call, shared = parallel.map_batches(lambda p, x: net.apply(p, x), 256), parallel.replicate(params, local=True)
+  call, shared = (
+    parallel.map_batches(lambda p, x: net.apply(p, x), 256),
+    parallel.replicate(params, local=True),
+  )
   # features of mean square one on the training set, so that distances have a readable size
-  size = np.sqrt(np.mean(np.square(call(shared, sources.to_model(data.train))[0], dtype=np.float64)))
+  size = np.sqrt(
+    np.mean(np.square(call(shared, sources.to_model(data.train))[0], dtype=np.float64))
+  )
 
   def extract(x):
     features, logits = call(shared, sources.to_model(x))
     return Extracted(features / size, logits)
 
-  name = f'classifier-{key}-{fingerprint(*jax.tree.leaves(jax.tree.map(np.asarray, params)))}-float32'
+  name = (
+    f'classifier-{key}-{fingerprint(*jax.tree.leaves(jax.tree.map(np.asarray, params)))}-float32'
+  )
   return Features(extract, name, {'features': 64, 'logits': data.classes}, data.shape)
 
 
@@ -134,11 +155,17 @@ def identity(data: sources.Data, cache: str, weights: str) -> Features:
   """The data itself, flattened."""
   del cache, weights
   width = int(np.prod(data.shape))
-  return Features(lambda x: Extracted(sources.to_model(x).reshape(len(x), -1)), f'identity-{width}', {'features': width}, data.shape)
+  return Features(
+    lambda x: Extracted(sources.to_model(x).reshape(len(x), -1)),
+    f'identity-{width}',
+    {'features': width},
+    data.shape,
+  )
 
 
 def inception_features(data: sources.Data, cache: str, weights: str) -> Features:
-  """The Inception network from the file `weights`, or else from that of its public name in the folder `cache`."""
+  """The Inception network from the file `weights`, or else from that of its public name in the
+  folder `cache`."""
   del data
   params = inception.load(os.path.expanduser(weights) or os.path.join(cache, inception.NAME))
   call = inception.activations(params, PER_DEVICE)
@@ -149,7 +176,11 @@ def inception_features(data: sources.Data, cache: str, weights: str) -> Features
     found = call(images)
     return Extracted(found.pool3, found.logits, found.spatial)
 
-  return Features(extract, f'inception-{inception.SHA256}-bilinear_tf1_299-float32', {'features': 2048, 'logits': 1008, 'spatial': 2023})
+  return Features(
+    extract,
+    f'inception-{inception.SHA256}-bilinear_tf1_299-float32',
+    {'features': 2048, 'logits': 1008, 'spatial': 2023},
+  )
 
 
 FEATURES = {'classifier': classifier, 'identity': identity, 'inception': inception_features}
@@ -171,7 +202,9 @@ def preprocessing(features: Features, shape: tuple[int, ...]) -> str:
   """What happens to images of this shape on their way into the network, for records."""
   if features.shape:
     return 'none' if len(shape) < 3 else 'x / 127.5 - 1'
-  return 'TF1 bilinear to 299 x 299, (x - 128) / 128' + (', grey repeated to RGB' if shape[-1] == 1 else '')
+  return 'TF1 bilinear to 299 x 299, (x - 128) / 128' + (
+    ', grey repeated to RGB' if shape[-1] == 1 else ''
+  )
 
 
 def _batch(shape: tuple[int, ...]) -> int:
@@ -190,9 +223,13 @@ def _ahead(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def stream(features: Features, images: ImageSet, title: str, batch: int = 0) -> Iterator[Extracted]:
-  """What the network says of stored images, batch by batch (0: as many as are quick), with a progress bar."""
+  """What the network says of stored images, batch by batch (0: as many as are quick), with a
+  progress bar."""
   if features.shape and images.shape != features.shape:
-    raise UserError(f'{images.what} has images of {sizes(images.shape)}, the features {features.name} need {sizes(features.shape)}')
+    raise UserError(
+      f'{images.what} has images of {sizes(images.shape)}, the features {features.name} need '
+      f'{sizes(features.shape)}'
+    )
   with tqdm(total=len(images), desc=title, unit='image', dynamic_ncols=True) as bar:
     for part in _ahead(images.batches(batch or _batch(images.shape))):
       yield features.extract(part)
@@ -203,7 +240,9 @@ def check_finite(found: Extracted, what: str, first: int) -> None:
   """Raises UserError where a feature is not finite; `first` is the number of the first image."""
   bad = ~np.isfinite(found.features).all(1)
   if bad.any():
-    raise UserError(f'{bad.sum()} of {what} have non-finite features, the first is number {first + bad.argmax()}')
+    raise UserError(
+      f'{bad.sum()} of {what} have non-finite features, the first is number {first + bad.argmax()}'
+    )
 
 
 def sizes(shape: tuple[int, ...]) -> str:
@@ -211,11 +250,19 @@ def sizes(shape: tuple[int, ...]) -> str:
   return ' x '.join(map(str, shape))
 
 
-def gather(features: Features, images: ImageSet, title: str, keep: Iterable[str], moments: Iterable[str] = (),
-           batch: int = 0) -> tuple[Extracted, dict[str, Statistics], int]:
-  """(Extracted with the fields in `keep`, statistics of those in `moments`, number of images), in one pass.
+def gather(
+  features: Features,
+  images: ImageSet,
+  title: str,
+  keep: Iterable[str],
+  moments: Iterable[str] = (),
+  batch: int = 0,
+) -> tuple[Extracted, dict[str, Statistics], int]:
+  """(Extracted with the fields in `keep`, statistics of those in `moments`, number of images), in
+  one pass.
 
-  Memory: 4 bytes a value of what is kept, and one batch. Raises UserError where a feature is not finite.
+  Memory: 4 bytes a value of what is kept, and one batch. Raises UserError where a feature is not
+  finite.
   """
   kept = {name: np.empty((len(images), features.dimensions[name]), np.float32) for name in keep}
   sums, done = {name: Accumulator() for name in moments}, 0
@@ -223,10 +270,14 @@ def gather(features: Features, images: ImageSet, title: str, keep: Iterable[str]
     n = len(found.features)
     check_finite(found, images.what, done)
     for name, array in kept.items():
-      array[done:done + n] = getattr(found, name)
+      array[done : done + n] = getattr(found, name)
     for name, total in sums.items():
       total.add(getattr(found, name))
     done += n
   if done < 2:
     raise UserError(f'{images.what} has {done} readable images; metrics need at least 3')
-  return Extracted(**{name: array[:done] for name, array in kept.items()}), {name: total.statistics() for name, total in sums.items()}, done
+  return (
+    Extracted(**{name: array[:done] for name, array in kept.items()}),
+    {name: total.statistics() for name, total in sums.items()},
+    done,
+  )

@@ -2,11 +2,13 @@
 
   |m_1 - m_2|^2 + tr S_1 + tr S_2 - 2 tr (S_1 S_2)^(1/2)
 
-With S_i = L_i L_i^T the last trace is the sum of the singular values of L_1^T L_2. The factors come from a Cholesky
-decomposition with pivots, which stops at the rank: no root of a non-symmetric product, no complex numbers, and exact for
-rank-deficient covariances. sFID is the same distance on other features [Nash et al. 2021].
+With S_i = L_i L_i^T the last trace is the sum of the singular values of L_1^T L_2. The factors come
+from a Cholesky decomposition with pivots, which stops at the rank: no root of a non-symmetric
+product, no complex numbers, and exact for rank-deficient covariances. sFID is the same distance on
+other features [Nash et al. 2021].
 
-With N samples the distance is too large, by about 1/N: compare values of equal N only, or extrapolate [Chong & Forsyth 2020].
+With N samples the distance is too large, by about 1/N: compare values of equal N only, or
+extrapolate [Chong & Forsyth 2020].
 """
 
 from typing import NamedTuple
@@ -18,7 +20,9 @@ from gmm_diffusion.aliases import UserError
 from gmm_diffusion.metrics.estimates import Estimate, blocks, jackknife, within
 
 _BLOCK = 2048  # rows in float64 at a time
-FEWEST = 1 / 8  # samples per dimension, below which a distance says more about their number than about them
+FEWEST = (
+  1 / 8
+)  # samples per dimension, below which a distance says more about their number than about them
 
 
 class Statistics(NamedTuple):
@@ -73,13 +77,18 @@ def distance(first: Statistics, second: Statistics, factor: np.ndarray | None = 
   return float(gap @ gap + traces - 2 * values.sum())
 
 
-def check_count(samples: int, dimensions: int, fewest: float = FEWEST, what: str = 'samples') -> None:
+def check_count(
+  samples: int, dimensions: int, fewest: float = FEWEST, what: str = 'samples'
+) -> None:
   """Raises UserError for fewer than `fewest` samples per dimension, or fewer than two."""
   least = max(2, int(np.ceil(fewest * dimensions)))
   if samples < least:
-    raise UserError(f'{samples} {what} are too few for a Frechet distance on {dimensions} features: their covariance has at '
-                    f'most {max(samples - 1, 0)} directions, and the distance would mostly say how few they are; use at least '
-                    f'{least}, better more than {dimensions} (published values: 50000)')
+    raise UserError(
+      f'{samples} {what} are too few for a Frechet distance on {dimensions} features: their '
+      f'covariance has at most {max(samples - 1, 0)} directions, and the distance would mostly say '
+      f'how few they are; use at least {least}, better more than {dimensions} (published values: '
+      f'50000)'
+    )
 
 
 def _target(reference):
@@ -89,28 +98,34 @@ def _target(reference):
   return statistics(reference)
 
 
-def influence(sample: np.ndarray, own: Statistics, target: Statistics, factor: np.ndarray) -> np.ndarray:
-  """Influence [N] of each row of features [N, D] with statistics `own` on its distance to the target with this factor.
+def influence(
+  sample: np.ndarray, own: Statistics, target: Statistics, factor: np.ndarray
+) -> np.ndarray:
+  """Influence [N] of each row of features [N, D] with statistics `own` on its distance to the
+  target with this factor.
 
-  The gradient of the distance is 2 (m - m_2) in the mean and I - T in the covariance S, where T = L (L^T S L)^(-1/2) L^T is the
-  optimal transport map to the target L L^T [Dowson & Landau 1982]. Where S has lower rank, so has T, with the pseudo-inverse:
-  that is the exact gradient in the weights of the samples, which do not leave their span.
+  The gradient of the distance is 2 (m - m_2) in the mean and I - T in the covariance S, where T = L
+  (L^T S L)^(-1/2) L^T is the optimal transport map to the target L L^T [Dowson & Landau 1982].
+  Where S has lower rank, so has T, with the pseudo-inverse: that is the exact gradient in the
+  weights of the samples, which do not leave their span.
   """
   values, vectors = linalg.eigh(factor.T @ own.covariance @ factor)
   kept = values > np.finfo(float).eps * len(own.mean) * values[-1:].sum()
-  root = factor @ (vectors[:, kept] * values[kept]**-0.25)  # root root^T = T
+  root = factor @ (vectors[:, kept] * values[kept] ** -0.25)  # root root^T = T
   out = np.empty(len(sample))
   for rows in blocks(len(sample), _BLOCK):
     x = sample[rows] - own.mean
-    out[rows] = 2 * x @ (own.mean - target.mean) + (x**2).sum(1) - ((x @ root)**2).sum(1)
+    out[rows] = 2 * x @ (own.mean - target.mean) + (x**2).sum(1) - ((x @ root) ** 2).sum(1)
   return out
 
 
 def frechet_distance(sample: np.ndarray, reference: np.ndarray | Statistics) -> Estimate:
-  """Frechet distance of features [N, D] to features [M, D] or their statistics, with an interval over the N.
+  """Frechet distance of features [N, D] to features [M, D] or their statistics, with an interval
+  over the N.
 
   Raises:
-    UserError: fewer than D / 8 samples. Up to D the covariance is rank deficient: the value is exact, its bias large.
+    UserError: fewer than D / 8 samples. Up to D the covariance is rank deficient: the value is
+      exact, its bias large.
   """
   check_count(*np.shape(sample))
   target, own = _target(reference), statistics(sample)
@@ -118,13 +133,20 @@ def frechet_distance(sample: np.ndarray, reference: np.ndarray | Statistics) -> 
   return jackknife(distance(target, own, factor), influence(sample, own, target, factor))
 
 
-def frechet_infinity(sample: np.ndarray, reference: np.ndarray | Statistics, points: int = 15, smallest: int = 0,
-                     seed: int = 0) -> Estimate:
-  """Frechet distance extrapolated to infinitely many samples: the intercept of a line through distance over 1/n.
+def frechet_infinity(
+  sample: np.ndarray,
+  reference: np.ndarray | Statistics,
+  points: int = 15,
+  smallest: int = 0,
+  seed: int = 0,
+) -> Estimate:
+  """Frechet distance extrapolated to infinitely many samples: the intercept of a line through
+  distance over 1/n.
 
-  n runs over `points` sizes from `smallest` to N in equal steps, each a random subset without repeats [Chong & Forsyth 2020,
-  section 3]. The bias of the reference, which has M samples, stays. The interval is that of the distance at N, widened by the error
-  of the intercept; it knows nothing of the curve that the bias is at small n.
+  n runs over `points` sizes from `smallest` to N in equal steps, each a random subset without
+  repeats [Chong & Forsyth 2020, section 3]. The bias of the reference, which has M samples, stays.
+  The interval is that of the distance at N, widened by the error of the intercept; it knows nothing
+  of the curve that the bias is at small n.
 
   Args:
     sample: [N, D].
@@ -140,12 +162,16 @@ def frechet_infinity(sample: np.ndarray, reference: np.ndarray | Statistics, poi
   check_count(N, D, 3)
   smallest = smallest or max(N // 10, 2 * D)
   if points < 3 or not 2 <= smallest < N:
-    raise UserError(f'cannot fit a line to distances at {points} sizes from {smallest} to {N}; '
-                    f'valid: 3 sizes or more, from 2 to {N - 1} on')
+    raise UserError(
+      f'cannot fit a line to distances at {points} sizes from {smallest} to {N}; '
+      f'valid: 3 sizes or more, from 2 to {N - 1} on'
+    )
   target = _target(reference)
   factor, random = _factor(target.covariance), np.random.RandomState(seed)
   sizes = np.linspace(smallest, N, points).astype(int)
-  values = [distance(target, statistics(sample[random.choice(N, n, replace=False)]), factor) for n in sizes]
+  values = [
+    distance(target, statistics(sample[random.choice(N, n, replace=False)]), factor) for n in sizes
+  ]
   design = np.stack([np.ones(points), 1 / sizes], 1)
   line, rest, *_ = np.linalg.lstsq(design, values, rcond=None)
   error = np.sqrt(rest[0] / (points - 2) * np.linalg.inv(design.T @ design)[0, 0])

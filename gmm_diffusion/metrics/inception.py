@@ -1,11 +1,13 @@
-"""The Inception features that published FIDs are computed on: public weights, resize, pool3 and more.
+"""The Inception features that published FIDs are computed on: public weights, resize, pool3 and
+more.
 
-Images go in as they are stored, 0..255 uint8, and are resized as TensorFlow 1 does (nets/inception.py): another resize,
-range or network gives numbers that cannot be compared.
+Images go in as they are stored, 0..255 uint8, and are resized as TensorFlow 1 does
+(nets/inception.py): another resize, range or network gives numbers that cannot be compared.
 """
 
 import os
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,10 +39,18 @@ def load(path: str) -> Any:
 
 
 def read(source: recipe.Source, path: str) -> Any:
-  """Parameters from tensors under the names of the public weights; the batch counters of its normalisation are not used."""
-  template = jax.eval_shape(Inception().init, jax.random.key(0), jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.float32))
+  """Parameters from tensors under the names of the public weights; the batch counters of its
+  normalisation are not used."""
+  template = jax.eval_shape(
+    Inception().init, jax.random.key(0), jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.float32)
+  )
   plan = recipe.plain(template)
-  recipe.check(plan, source.shapes, [name for name in source.shapes if not name.endswith('.num_batches_tracked')], path)
+  recipe.check(
+    plan,
+    source.shapes,
+    [name for name in source.shapes if not name.endswith('.num_batches_tracked')],
+    path,
+  )
   return recipe.read(plan, source, path, 'Inception weights')
 
 
@@ -53,14 +63,18 @@ def activations(params: Any, per_device: int = 64) -> Callable[..., Outputs]:
 
   The images are uint8 [N, H, W, 3] in 0..255, of any size; others raise UserError.
   """
-  call = parallel.map_batches(lambda params, images: Inception().apply(params, preprocess(images)), per_device)
+  call = parallel.map_batches(
+    lambda params, images: Inception().apply(params, preprocess(images)), per_device
+  )
   shared = parallel.replicate(params, local=True)
 
   def checked(images, advance=None):
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
-      raise UserError(f'Inception features need images of shape [N, H, W, 3] and dtype uint8 in 0..255, got {images.dtype} '
-                      f'{list(images.shape)}; convert them (grey images: repeat the channel)')
+      raise UserError(
+        f'Inception features need images of shape [N, H, W, 3] and dtype uint8 in 0..255, got '
+        f'{images.dtype} {list(images.shape)}; convert them (grey images: repeat the channel)'
+      )
     return call(shared, images, advance)
 
   return checked

@@ -1,14 +1,15 @@
-"""Inception-style score: exp of the mean KL of p(y | x) to the marginal p(y) [Salimans et al. 2016].
+"""Inception-style score: exp of the mean KL of p(y | x) to the marginal p(y) [Salimans et al.
+2016].
 
-With a classifier other than Inception it is a score of that classifier. The score over all samples has the least bias;
-published ones are means over parts, which are lower, and lower still where the samples are sorted by class.
+With a classifier other than Inception it is a score of that classifier. The score over all samples
+has the least bias; published ones are means over parts, which are lower, and lower still where the
+samples are sorted by class.
 """
 
 import numpy as np
 
 from gmm_diffusion.aliases import UserError
 from gmm_diffusion.metrics.estimates import Estimate, Spread, blocks, jackknife, spread
-
 
 _BLOCK = 8192
 SPLITS, ADM_SIZE = 10, 5000  # as published
@@ -48,16 +49,20 @@ def around(mean: float, logits: np.ndarray) -> Estimate:
 
 
 def split_score(logits: np.ndarray, splits: int = SPLITS, seed: int | None = 2020) -> Spread:
-  """Scores of `splits` equal parts of logits [N, C], shuffled with a seed or, if None, in order; as in torch-fidelity."""
+  """Scores of `splits` equal parts of logits [N, C], shuffled with a seed or, if None, in order; as
+  in torch-fidelity."""
   N = len(logits)
   if not 1 <= splits <= N:
     raise UserError(f'cannot split {N} samples into {splits} parts; valid: 1 to {N}')
   order = np.arange(N) if seed is None else np.random.RandomState(seed).permutation(N)
-  return spread([_score(logits[order[i * N // splits:(i + 1) * N // splits]]) for i in range(splits)])
+  return spread(
+    [_score(logits[order[i * N // splits : (i + 1) * N // splits]]) for i in range(splits)]
+  )
 
 
 def adm_score(logits: np.ndarray, size: int = ADM_SIZE) -> float:
-  """Mean score of parts of `size` samples in order, of which the last may be shorter; as in ADM's evaluator."""
+  """Mean score of parts of `size` samples in order, of which the last may be shorter; as in ADM's
+  evaluator."""
   if size < 1:
     raise UserError(f'cannot split samples into parts of {size}; valid: 1 or more')
   return spread([_score(logits[rows]) for rows in blocks(len(logits), size)]).mean

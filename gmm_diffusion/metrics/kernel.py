@@ -1,4 +1,5 @@
-"""Kernel distance: unbiased squared MMD with the kernel (x . y / D + 1)^3 [Binkowski et al. 2018]."""
+"""Kernel distance: unbiased squared MMD with the kernel (x . y / D + 1)^3 [Binkowski et al.
+2018]."""
 
 import numpy as np
 
@@ -44,19 +45,29 @@ def kernel_distance(sample: np.ndarray, reference: np.ndarray) -> Estimate:
     for columns in blocks(M, _BLOCK):
       across[rows] += _kernel(_block(x, rows), _block(y, columns)).sum(1) / M
   value = within_x.sum() / (N * (N - 1)) - 2 * across.mean() + constant
-  without = (within_x.sum() - 2 * within_x) / ((N - 1) * (N - 2)) - 2 * (across.sum() - across) / (N - 1) + constant
+  without = (
+    (within_x.sum() - 2 * within_x) / ((N - 1) * (N - 2))
+    - 2 * (across.sum() - across) / (N - 1)
+    + constant
+  )
   return jackknife(value, (N - 1) * (value - without))
 
 
-def kernel_subsets(sample: np.ndarray, reference: np.ndarray, subsets: int = 100, size: int = 1000, seed: int = 2020) -> Spread:
-  """Squared MMD of random subsets of features [N, D] and [M, D], `size` of each without repeats; as in torch-fidelity.
+def kernel_subsets(
+  sample: np.ndarray, reference: np.ndarray, subsets: int = 100, size: int = 1000, seed: int = 2020
+) -> Spread:
+  """Squared MMD of random subsets of features [N, D] and [M, D], `size` of each without repeats; as
+  in torch-fidelity.
 
-  Its mean estimates what kernel_distance does, with more noise; published kernel distances are of this form.
+  Its mean estimates what kernel_distance does, with more noise; published kernel distances are of
+  this form.
   """
   x, y = sample, reference
   if not 2 <= size <= min(len(x), len(y)):
-    raise UserError(f'cannot draw subsets of {size} from {len(x)} samples and {len(y)} of reference; '
-                    f'valid: 2 to {min(len(x), len(y))}')
+    raise UserError(
+      f'cannot draw subsets of {size} from {len(x)} samples and {len(y)} of reference; '
+      f'valid: 2 to {min(len(x), len(y))}'
+    )
   random = np.random.RandomState(seed)
 
   def within_mean(z):
@@ -70,8 +81,11 @@ def kernel_subsets(sample: np.ndarray, reference: np.ndarray, subsets: int = 100
   return spread(values)
 
 
-def kernel_subsets_distance(sample: np.ndarray, reference: np.ndarray, subsets: int = 100, size: int = 1000) -> Estimate:
-  """Mean over subsets, with the error of having few subsets and that of having N samples, at most size / N of their variance.
+def kernel_subsets_distance(
+  sample: np.ndarray, reference: np.ndarray, subsets: int = 100, size: int = 1000
+) -> Estimate:
+  """Mean over subsets, with the error of having few subsets and that of having N samples, at most
+  size / N of their variance.
 
   Up to twice too wide, as the variance of subsets has a part from drawing of the reference.
   """

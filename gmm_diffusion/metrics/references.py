@@ -1,8 +1,10 @@
-"""What samples are compared with: images, streamed once and kept as statistics, or the mean and covariance that others published."""
+"""What samples are compared with: images, streamed once and kept as statistics, or the mean and
+covariance that others published."""
 
 import os
 import zipfile
-from typing import Iterable, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -54,10 +56,18 @@ class Reference(NamedTuple):
   what: str
 
 
-def find(path: str, features: Features, shape: tuple[int, ...], data_dir: str = '', skip_unreadable: bool = False) -> Source:
-  """The reference at a path: a folder or .npz of images, tfds:NAME:SPLIT, or an .npz with mu and sigma.
+def find(
+  path: str,
+  features: Features,
+  shape: tuple[int, ...],
+  data_dir: str = '',
+  skip_unreadable: bool = False,
+) -> Source:
+  """The reference at a path: a folder or .npz of images, tfds:NAME:SPLIT, or an .npz with mu and
+  sigma.
 
-  Of an .npz with images and statistics, such as ADM's, only the images count, so that resize and network are those of the samples.
+  Of an .npz with images and statistics, such as ADM's, only the images count, so that resize and
+  network are those of the samples.
 
   Args:
     shape: of the samples, which reference images must have too.
@@ -71,8 +81,10 @@ def find(path: str, features: Features, shape: tuple[int, ...], data_dir: str = 
       return Source(f'{path} (mu, sigma)', None, known)
   images = image_sets.load(path, data_dir, skip_unreadable)
   if images.shape != shape:
-    raise UserError(f'reference {path} has images of {sizes(images.shape)}, the samples are {sizes(shape)}; '
-                    'give a reference of the same size and number of channels')
+    raise UserError(
+      f'reference {path} has images of {sizes(images.shape)}, the samples are {sizes(shape)}; '
+      'give a reference of the same size and number of channels'
+    )
   return Source(images.what, images)
 
 
@@ -87,12 +99,16 @@ def _read_moments(path, features):
     raise UserError(f'cannot read {path}: {error}; write or download it again') from error
   D = features.dimensions['features']
   if mean.shape != (D,) or covariance.shape != (D, D):
-    raise UserError(f'mu and sigma of {path} are {list(mean.shape)} and {list(covariance.shape)}; '
-                    f'the features {features.name} need [{D}] and [{D}, {D}]')
+    raise UserError(
+      f'mu and sigma of {path} are {list(mean.shape)} and {list(covariance.shape)}; '
+      f'the features {features.name} need [{D}] and [{D}, {D}]'
+    )
   finite = np.all(np.isfinite(mean)) and np.all(np.isfinite(covariance))
   if not (finite and np.allclose(covariance, covariance.T, atol=1e-6 * np.abs(covariance).max())):
-    raise UserError(f'mu and sigma of {path} are not the finite mean and symmetric covariance that they should be; '
-                    'write or download it again')
+    raise UserError(
+      f'mu and sigma of {path} are not the finite mean and symmetric covariance that they should '
+      f'be; write or download it again'
+    )
   return Statistics(mean, covariance)
 
 
@@ -108,7 +124,9 @@ def load(source: Source, features: Features, kinds: Iterable[str], cache: str) -
   path = os.path.join(cache, f'reference-{images.hash}-{features.name}.npz')
   arrays = _read(path, features, wanted)
   if arrays is None or arrays['skipped'] and not getattr(images, 'skip', False):
-    kept, moments, count = gather(features, images, 'reference', wanted & {'features'}, {'features', *(wanted & {'spatial'})})
+    kept, moments, count = gather(
+      features, images, 'reference', wanted & {'features'}, {'features', *(wanted & {'spatial'})}
+    )
     arrays = {'count': count, 'skipped': len(images.skipped)}
     for name, (mean, covariance) in moments.items():
       arrays.update({f'{name}_mean': mean, f'{name}_covariance': covariance})
@@ -117,17 +135,30 @@ def load(source: Source, features: Features, kinds: Iterable[str], cache: str) -
     if parallel.is_main():
       os.makedirs(cache, exist_ok=True)
       files.write(path, lambda name: np.savez(name, **arrays))
-  moments = {name: Statistics(arrays[f'{name}_mean'], arrays[f'{name}_covariance'])
-             for name in ('features', 'spatial') if f'{name}_mean' in arrays}
-  return Reference(moments['features'], arrays.get('features'), moments.get('spatial'), int(arrays['count']), images.hash, images.what)
+  moments = {
+    name: Statistics(arrays[f'{name}_mean'], arrays[f'{name}_covariance'])
+    for name in ('features', 'spatial')
+    if f'{name}_mean' in arrays
+  }
+  return Reference(
+    moments['features'],
+    arrays.get('features'),
+    moments.get('spatial'),
+    int(arrays['count']),
+    images.hash,
+    images.what,
+  )
 
 
 def _read(path, features, wanted):
-  """The arrays of a cached reference; None where there are none, where one that is wanted is not among them, or where it is damaged."""
+  """The arrays of a cached reference; None where there are none, where one that is wanted is not
+  among them, or where it is damaged."""
   if not os.path.exists(path):
     return None
   names = ['count', 'skipped', 'features_mean', 'features_covariance']
-  names += ['features'] * ('features' in wanted) + ['spatial_mean', 'spatial_covariance'] * ('spatial' in wanted)
+  names += ['features'] * ('features' in wanted) + ['spatial_mean', 'spatial_covariance'] * (
+    'spatial' in wanted
+  )
   try:
     with open(path, 'rb') as content, np.load(content, allow_pickle=False) as file:
       if not set(names) <= set(file):

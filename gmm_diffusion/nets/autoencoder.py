@@ -53,7 +53,9 @@ class Encoder(Coder):
         if h.shape[1] in self.attention:
           h = self._attention(h, f'down.{level}.attn.{block}')
       if level < len(self.multipliers) - 1:
-        h = self._conv(h.shape[-1], f'down.{level}.downsample.conv', strides=2, padding=((0, 1), (0, 1)))(h)
+        h = self._conv(
+          h.shape[-1], f'down.{level}.downsample.conv', strides=2, padding=((0, 1), (0, 1))
+        )(h)
     return self._out(self._middle(h))
 
 
@@ -75,7 +77,8 @@ class Decoder(Coder):
 
 
 class Autoencoder(nn.Module):
-  """Images [B, H, W, image_channels] in [-1, 1] <-> latents [B, H / f, W / f, latent_channels], f = 2^(levels - 1).
+  """Images [B, H, W, image_channels] in [-1, 1] <-> latents [B, H / f, W / f, latent_channels], f =
+  2^(levels - 1).
 
   Attributes:
     latent_channels: of the latents, and of the codes.
@@ -108,21 +111,30 @@ class Autoencoder(nn.Module):
     return self.decode(self.encode(x))
 
   def moments(self, x: Array) -> Array:
-    """Mean and log-variance (clamped to [-30, 20]) on the channels [..., 2 latent_channels], KL only."""
+    """Mean and log-variance (clamped to [-30, 20]) on the channels [..., 2 latent_channels], KL
+    only."""
     mean, log_variance = jnp.split(self.quant_conv(self.encoder(x)), 2, -1)
     return jnp.concatenate([mean, jnp.clip(log_variance, -30, 20)], -1)
 
   def encode(self, x: Array) -> Array:
     """Latents: before quantisation (VQ), or the mean (KL)."""
-    return self.quant_conv(self.encoder(x)) if self.codes else self.moments(x)[..., :self.latent_channels]
+    return (
+      self.quant_conv(self.encoder(x))
+      if self.codes
+      else self.moments(x)[..., : self.latent_channels]
+    )
 
   def indices(self, z: Array) -> Array:
     """The nearest code of each latent vector, int32 [B, h, w]."""
     codebook = self.codebook.embedding
     z = widen(z)
     # the expansion of |z - c|^2 without |z|^2; a fast but coarse product would choose other codes
-    products = jnp.einsum('bhwc,kc->bhwk', z, codebook.astype(z.dtype), precision=jax.lax.Precision.HIGHEST)
-    return jnp.argmin(jnp.sum(codebook.astype(z.dtype) ** 2, 1)[None, None, None] - 2 * products, -1)
+    products = jnp.einsum(
+      'bhwc,kc->bhwk', z, codebook.astype(z.dtype), precision=jax.lax.Precision.HIGHEST
+    )
+    return jnp.argmin(
+      jnp.sum(codebook.astype(z.dtype) ** 2, 1)[None, None, None] - 2 * products, -1
+    )
 
   def decode(self, z: Array) -> Array:
     """Images from latents, quantised first where there is a codebook."""

@@ -22,7 +22,8 @@ def widen(x: Array) -> Array:
 
 
 def timestep_embedding(t: Array, dim: int, freq_shift: int = 0, sin_first: bool = False) -> Array:
-  """[cos, sin] of t [B] at dim // 2 frequencies 10000^(-i / (dim // 2 - freq_shift)), [B, dim], float32 or wider."""
+  """[cos, sin] of t [B] at dim // 2 frequencies 10000^(-i / (dim // 2 - freq_shift)), [B, dim],
+  float32 or wider."""
   half, t = dim // 2, widen(t)
   frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=t.dtype) / (half - freq_shift))
   angles = t[:, None] * frequencies[None]
@@ -31,7 +32,8 @@ def timestep_embedding(t: Array, dim: int, freq_shift: int = 0, sin_first: bool 
 
 
 class GroupNorm(nn.Module):
-  """Group normalisation in at least float32, in the largest number of groups up to 32 that divides."""
+  """Group normalisation in at least float32, in the largest number of groups up to 32 that
+  divides."""
 
   dtype: Any
   eps: float = 1e-5
@@ -55,7 +57,8 @@ def upsample(x: Array) -> Array:
 
 
 class ResBlock(nn.Module):
-  """Residual block with the time embedding as scale and shift, or added, or none; may change resolution."""
+  """Residual block with the time embedding as scale and shift, or added, or none; may change
+  resolution."""
 
   channels: int
   resample: str = ''  # '', 'down' or 'up'
@@ -92,7 +95,8 @@ class ResBlock(nn.Module):
 def dot_product(q: Array, k: Array, v: Array) -> Array:
   """Attention of queries [B, N, H, C] over keys and values [B, M, H, C] -> [B, N, H C].
 
-  q and k are each scaled by C^(-1/4), which is safer in half precision; softmax is at least float32.
+  q and k are each scaled by C^(-1/4), which is safer in half precision; softmax is at least
+  float32.
   """
   scale = q.shape[-1] ** -0.25
   logits = jnp.einsum('bnhc,bmhc->bhnm', q * scale, k * scale)
@@ -142,13 +146,16 @@ class CrossAttention(nn.Module):
   def __call__(self, x: Array, context: Array | None = None) -> Array:
     B, _, C = x.shape
     context = x if context is None else context
-    dense = lambda name, y: nn.Dense(C, use_bias=False, dtype=self.dtype, name=name)(y).reshape(B, y.shape[1], self.heads, -1)
+    dense = lambda name, y: nn.Dense(C, use_bias=False, dtype=self.dtype, name=name)(y).reshape(
+      B, y.shape[1], self.heads, -1
+    )
     out = dot_product(dense('to_q', x), dense('to_k', context), dense('to_v', context))
     return nn.Dense(C, dtype=self.dtype, name='to_out.0')(out)
 
 
 class SpatialTransformer(nn.Module):
-  """Self-attention, cross-attention to a context [B, M, C'] and a gated MLP over all positions [LDM section 3.3]."""
+  """Self-attention, cross-attention to a context [B, M, C'] and a gated MLP over all positions [LDM
+  section 3.3]."""
 
   heads: int
   dtype: Any = jnp.float32

@@ -1,15 +1,18 @@
 """The plain residual CNN of [ELS], and the same with a final self-attention layer [OC].
 
-3 x 3 convolutions, no normalisation, no change of resolution: an output pixel sees 2 (blocks + 2) + 1 pixels of a
-side, and with circular padding a moved input has a moved output. The final layer is one of
+3 x 3 convolutions, no normalisation, no change of resolution: an output pixel sees 2 (blocks + 2) +
+1 pixels of a side, and with circular padding a moved input has a moved output. The final layer is
+one of
 
   none      a pointwise network, as wide as the others have parameters
   softmax   self-attention over all pixels, w = softmax(q k / sqrt(C))
-  top1      each pixel attends to its best pixel; while training the gradient is that of softmax (straight through)
-  gumbel    w = softmax((q k / sqrt(C) + g) / T) with Gumbel noise g while training, T falling; then as top1
-  identity  each pixel attends to itself
+  top1      each pixel attends to its best pixel; while training the gradient is that of softmax
+  (straight through)
+  gumbel    w = softmax((q k / sqrt(C) + g) / T) with Gumbel noise g while training, T falling; then
+  as top1 identity  each pixel attends to itself
 
-and all five have the same number of parameters (identity does not use those of its queries and keys). Attention has no positions: what it adds is agreement by content.
+and all five have the same number of parameters (identity does not use those of its queries and
+keys). Attention has no positions: what it adds is agreement by content.
 """
 
 from typing import Any
@@ -37,7 +40,8 @@ def hard(weights: Array, straight_through: bool) -> Array:
 
 
 class Final(nn.Module):
-  """[B, H, W, C] -> [B, H, W, C], with 4 C^2 + 3 C parameters for each kind; progress in [0, 1] sets the temperature of gumbel."""
+  """[B, H, W, C] -> [B, H, W, C], with 4 C^2 + 3 C parameters for each kind; progress in [0, 1]
+  sets the temperature of gumbel."""
 
   kind: str
   temperature: tuple[float, float]
@@ -90,12 +94,21 @@ class CNN(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, t: Array, cond: Array | None = None, train: bool = False, progress: Array | float = 1.0) -> Array:
+  def __call__(
+    self,
+    x: Array,
+    t: Array,
+    cond: Array | None = None,
+    train: bool = False,
+    progress: Array | float = 1.0,
+  ) -> Array:
     if self.final not in FINALS:
       raise UserError(f'unknown net.final {self.final!r}; valid: {", ".join(FINALS)}')
     if self.padding not in PADDINGS:
       raise UserError(f'unknown net.padding {self.padding!r}; valid: {", ".join(PADDINGS)}')
-    conv = lambda name, width=self.channels, dtype=self.dtype, **more: nn.Conv(width, (3, 3), padding=PADDINGS[self.padding], dtype=dtype, name=name, **more)
+    conv = lambda name, width=self.channels, dtype=self.dtype, **more: nn.Conv(
+      width, (3, 3), padding=PADDINGS[self.padding], dtype=dtype, name=name, **more
+    )
     dense = lambda name, **more: nn.Dense(self.channels, dtype=self.dtype, name=name, **more)
     emb = nn.silu(dense('time_embed')(timestep_embedding(t, self.channels).astype(self.dtype)))
     if self.classes:

@@ -28,7 +28,9 @@ class Modulation(nn.Module):
 
   @nn.compact
   def __call__(self, emb: Array) -> list[Array]:
-    out = nn.Dense(self.parts * self.dim, dtype=self.dtype, kernel_init=zero_init, name='1')(nn.silu(emb))
+    out = nn.Dense(self.parts * self.dim, dtype=self.dtype, kernel_init=zero_init, name='1')(
+      nn.silu(emb)
+    )
     return jnp.split(out[:, None], self.parts, -1)
 
 
@@ -48,8 +50,12 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x: Array, emb: Array) -> Array:
     dense = lambda name, width: nn.Dense(width, dtype=self.dtype, name=name)
-    shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = Modulation(6, self.dim, self.dtype, name='adaLN_modulation')(emb)
-    h = attend(dense('attn.qkv', 3 * self.dim)(_modulate(x, shift, scale)), self.heads, legacy=False)
+    shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = Modulation(
+      6, self.dim, self.dtype, name='adaLN_modulation'
+    )(emb)
+    h = attend(
+      dense('attn.qkv', 3 * self.dim)(_modulate(x, shift, scale)), self.heads, legacy=False
+    )
     x = x + gate * dense('attn.proj', self.dim)(h)
     h = nn.gelu(dense('mlp.fc1', 4 * self.dim)(_modulate(x, shift_mlp, scale_mlp, self.eps)))
     return x + gate_mlp * dense('mlp.fc2', self.dim)(h)
@@ -65,8 +71,10 @@ class DiT(nn.Module):
     heads: number of attention heads.
     patch: side of the square patches that are tokens.
     classes: number of labels, including one for "no class".
-    freq_shift: form of the time embedding; 0 as the released model was trained, 1 as diffusers computes it.
-    eps: of the normalisation before the MLP; 1e-6 as the released model was trained, 1e-5 as diffusers computes it.
+    freq_shift: form of the time embedding; 0 as the released model was trained, 1 as diffusers
+      computes it.
+    eps: of the normalisation before the MLP; 1e-6 as the released model was trained, 1e-5 as
+      diffusers computes it.
     dtype: of the computation; parameters are float32, and so is the output.
   """
 
@@ -85,19 +93,29 @@ class DiT(nn.Module):
     del train  # nothing here differs in training
     B, H, W, _ = x.shape
     if H != W or H % self.patch or self.channels % (4 * self.heads):
-      raise UserError(f'DiT needs square samples whose side the patch divides, and channels that 4 x heads divides; '
-                      f'got {H} x {W}, patch {self.patch}, channels {self.channels}, heads {self.heads}')
+      raise UserError(
+        f'DiT needs square samples whose side the patch divides, and channels that 4 x heads '
+        f'divides; got {H} x {W}, patch {self.patch}, channels {self.channels}, heads {self.heads}'
+      )
     dense = lambda name: nn.Dense(self.channels, dtype=self.dtype, name=name)
     emb = timestep_embedding(t, 256, self.freq_shift).astype(self.dtype)
     emb = dense('t_embedder.mlp.2')(nn.silu(dense('t_embedder.mlp.0')(emb)))
-    emb = emb + nn.Embed(self.classes, self.channels, dtype=self.dtype, name='y_embedder.embedding_table')(cond)
+    emb = emb + nn.Embed(
+      self.classes, self.channels, dtype=self.dtype, name='y_embedder.embedding_table'
+    )(cond)
 
     p, side = self.patch, H // self.patch
-    h = nn.Conv(self.channels, (p, p), p, padding='VALID', dtype=self.dtype, name='x_embedder.proj')(x.astype(self.dtype))
-    h = h.reshape(B, side * side, self.channels) + position_table(side, self.channels)[None].astype(self.dtype)
+    h = nn.Conv(
+      self.channels, (p, p), p, padding='VALID', dtype=self.dtype, name='x_embedder.proj'
+    )(x.astype(self.dtype))
+    h = h.reshape(B, side * side, self.channels) + position_table(side, self.channels)[None].astype(
+      self.dtype
+    )
     for i in range(self.blocks):
       h = Block(self.channels, self.heads, self.eps, self.dtype, name=f'blocks.{i}')(h, emb)
-    shift, scale = Modulation(2, self.channels, self.dtype, name='final_layer.adaLN_modulation')(emb)
+    shift, scale = Modulation(2, self.channels, self.dtype, name='final_layer.adaLN_modulation')(
+      emb
+    )
     h = widen(_modulate(h, shift, scale))
     h = nn.Dense(p * p * self.out_channels, kernel_init=zero_init, name='final_layer.linear')(h)
     h = h.reshape(B, side, side, p, p, self.out_channels)

@@ -23,9 +23,10 @@ class Outputs(NamedTuple):
   Attributes:
     pool3: [N, 2048], for FID, KID, precision and recall.
     logits: [N, 1008] without the bias, for the Inception score.
-    spatial: [N, 2023], for sFID: 7 channels of TensorFlow's mixed_6/conv at 17 x 17 places, in order H, W, C.
-    means64, means192, means768: [N, 64], [N, 192], [N, 768]; means over space after the first and the
-      second max pool and after Mixed_6e.
+    spatial: [N, 2023], for sFID: 7 channels of TensorFlow's mixed_6/conv at 17 x 17 places, in
+      order H, W, C.
+    means64, means192, means768: [N, 64], [N, 192], [N, 768]; means over space after the first and
+      the second max pool and after Mixed_6e.
   """
 
   pool3: Array
@@ -42,8 +43,14 @@ class BatchNorm(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     moment = lambda name, init: self.param(name, init, (x.shape[-1],), x.dtype)
-    weight, bias = moment('weight', nn.initializers.ones_init()), moment('bias', nn.initializers.zeros_init())
-    mean, variance = moment('running_mean', nn.initializers.zeros_init()), moment('running_var', nn.initializers.ones_init())
+    weight, bias = (
+      moment('weight', nn.initializers.ones_init()),
+      moment('bias', nn.initializers.zeros_init()),
+    )
+    mean, variance = (
+      moment('running_mean', nn.initializers.zeros_init()),
+      moment('running_var', nn.initializers.ones_init()),
+    )
     scale = weight / jnp.sqrt(variance + 1e-3)
     return x * scale.reshape(1, 1, 1, -1) + (bias - mean * scale).reshape(1, 1, 1, -1)
 
@@ -58,8 +65,17 @@ class Conv(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    # full float32 everywhere: accelerators would round factors to fewer bits, and the distances are small differences
-    x = nn.Conv(self.channels, self.size, self.stride, self.padding, use_bias=False, precision='highest', name='conv')(x)
+    # full float32 everywhere: accelerators would round factors to fewer bits, and the distances are
+    # small differences
+    x = nn.Conv(
+      self.channels,
+      self.size,
+      self.stride,
+      self.padding,
+      use_bias=False,
+      precision='highest',
+      name='conv',
+    )(x)
     return nn.relu(BatchNorm(name='bn')(x))
 
 
@@ -70,7 +86,9 @@ class Unbiased(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    kernel = self.param('kernel', nn.initializers.lecun_normal(), (x.shape[-1], self.features), x.dtype)
+    kernel = self.param(
+      'kernel', nn.initializers.lecun_normal(), (x.shape[-1], self.features), x.dtype
+    )
     self.param('bias', nn.initializers.zeros_init(), (self.features,), x.dtype)
     return jnp.dot(x, kernel, precision='highest')
 
@@ -88,7 +106,8 @@ def _halve(x):
 
 
 def _chain(x, name, *layers, first=1):
-  """Convolutions called name_1, name_2, ...; each layer is (channels, size), and what else Conv takes."""
+  """Convolutions called name_1, name_2, ...; each layer is (channels, size), and what else Conv
+  takes."""
   for number, layer in enumerate(layers, first):
     x = Conv(*layer, name=f'{name}_{number}')(x)
   return x
@@ -101,11 +120,15 @@ class BlockA(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    return jnp.concatenate([
+    return jnp.concatenate(
+      [
         Conv(64, name='branch1x1')(x),
         _chain(x, 'branch5x5', (48,), (64, (5, 5))),
         _chain(x, 'branch3x3dbl', (64,), (96, (3, 3)), (96, (3, 3))),
-        Conv(self.pool, name='branch_pool')(_average_pool(x))], -1)
+        Conv(self.pool, name='branch_pool')(_average_pool(x)),
+      ],
+      -1,
+    )
 
 
 class BlockB(nn.Module):
@@ -113,14 +136,19 @@ class BlockB(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    return jnp.concatenate([
+    return jnp.concatenate(
+      [
         Conv(384, (3, 3), 2, 'VALID', name='branch3x3')(x),
         _chain(x, 'branch3x3dbl', (64,), (96, (3, 3)), (96, (3, 3), 2, 'VALID')),
-        _halve(x)], -1)
+        _halve(x),
+      ],
+      -1,
+    )
 
 
 class BlockC(nn.Module):
-  """17 x 17 with 7 x 7 filters in two steps, `inner` channels wide; returns (output, first branch)."""
+  """17 x 17 with 7 x 7 filters in two steps, `inner` channels wide; returns (output, first
+  branch)."""
 
   inner: int
 
@@ -128,11 +156,15 @@ class BlockC(nn.Module):
   def __call__(self, x: Array) -> tuple[Array, Array]:
     row, column, C = (1, 7), (7, 1), self.inner
     first = Conv(192, name='branch1x1')(x)
-    return jnp.concatenate([
+    return jnp.concatenate(
+      [
         first,
         _chain(x, 'branch7x7', (C,), (C, row), (192, column)),
         _chain(x, 'branch7x7dbl', (C,), (C, column), (C, row), (C, column), (192, row)),
-        Conv(192, name='branch_pool')(_average_pool(x))], -1), first
+        Conv(192, name='branch_pool')(_average_pool(x)),
+      ],
+      -1,
+    ), first
 
 
 class BlockD(nn.Module):
@@ -140,10 +172,14 @@ class BlockD(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    return jnp.concatenate([
+    return jnp.concatenate(
+      [
         _chain(x, 'branch3x3', (192,), (320, (3, 3), 2, 'VALID')),
         _chain(x, 'branch7x7x3', (192,), (192, (1, 7)), (192, (7, 1)), (192, (3, 3), 2, 'VALID')),
-        _halve(x)], -1)
+        _halve(x),
+      ],
+      -1,
+    )
 
 
 class BlockE(nn.Module):
@@ -153,12 +189,19 @@ class BlockE(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    fork = lambda y, name: [Conv(384, (1, 3), name=name + 'a')(y), Conv(384, (3, 1), name=name + 'b')(y)]
-    return jnp.concatenate([
+    fork = lambda y, name: [
+      Conv(384, (1, 3), name=name + 'a')(y),
+      Conv(384, (3, 1), name=name + 'b')(y),
+    ]
+    return jnp.concatenate(
+      [
         Conv(320, name='branch1x1')(x),
         *fork(_chain(x, 'branch3x3', (384,)), 'branch3x3_2'),
         *fork(_chain(x, 'branch3x3dbl', (448,), (384, (3, 3))), 'branch3x3dbl_3'),
-        Conv(192, name='branch_pool')((_max_pool if self.last else _average_pool)(x))], -1)
+        Conv(192, name='branch_pool')((_max_pool if self.last else _average_pool)(x)),
+      ],
+      -1,
+    )
 
 
 class Inception(nn.Module):
@@ -183,11 +226,19 @@ class Inception(nn.Module):
     x = BlockE(False, name='Mixed_7b')(x)
     pool3 = BlockE(True, name='Mixed_7c')(x).mean((1, 2))
     mean = lambda y: y.mean((1, 2))
-    return Outputs(pool3, Unbiased(1008, name='fc')(pool3), spatial.reshape(len(x), -1), mean(first), mean(second), mean(last))
+    return Outputs(
+      pool3,
+      Unbiased(1008, name='fc')(pool3),
+      spatial.reshape(len(x), -1),
+      mean(first),
+      mean(second),
+      mean(last),
+    )
 
 
 def resize(images: Array, side: int = SIDE) -> Array:
-  """Bilinear resize of [N, H, W, C] as in TensorFlow 1: pixel i comes from i H / side, without half pixels or antialiasing."""
+  """Bilinear resize of [N, H, W, C] as in TensorFlow 1: pixel i comes from i H / side, without half
+  pixels or antialiasing."""
   for axis in (1, 2):
     size = images.shape[axis]
     low, rest = np.divmod(np.arange(side) * size, side)

@@ -1,4 +1,5 @@
-"""The U-Net of ADM [ADM section 3, appendix], DDPM, latent diffusion and Stable Diffusion, and ADM's classifier.
+"""The U-Net of ADM [ADM section 3, appendix], DDPM, latent diffusion and Stable Diffusion, and
+ADM's classifier.
 
 They differ in options only. Blocks are named and numbered as in the released ADM model.
 """
@@ -9,8 +10,17 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from gmm_diffusion.aliases import Array, UserError
-from gmm_diffusion.nets.blocks import (AttentionBlock, GroupNorm, ResBlock, SpatialTransformer, attend, timestep_embedding, upsample,
-                                       widen, zero_init)
+from gmm_diffusion.nets.blocks import (
+  AttentionBlock,
+  GroupNorm,
+  ResBlock,
+  SpatialTransformer,
+  attend,
+  timestep_embedding,
+  upsample,
+  widen,
+  zero_init,
+)
 from gmm_diffusion.nets.em_attention import EMAttentionBlock
 
 
@@ -31,7 +41,8 @@ class Encoder(nn.Module):
     scale_shift: time embedding as scale and shift, or added.
     resblock_updown: residual blocks or plain (convolution) layers change the resolution.
     pad_end: strided convolutions pad at the end only (DDPM), or on both sides.
-    attention_kind: 'dot' (dot-product), or 'em' for self-attention with key adaptation (nets/em_attention.py).
+    attention_kind: 'dot' (dot-product), or 'em' for self-attention with key adaptation
+      (nets/em_attention.py).
     legacy_attention: order of the packed q, k, v (ADM 128, 256, 512 and LDM: legacy; ADM 64: new).
     eps: of the group normalisations.
     freq_shift, sin_first: form of the time embedding (ADM, LDM: 0, False; DDPM: 1, True).
@@ -60,13 +71,17 @@ class Encoder(nn.Module):
   attention_kind: str = 'dot'
 
   def _res(self, channels, name, resample=''):
-    return ResBlock(channels, resample, self.scale_shift, self.dropout, self.eps, self.dtype, name=name)
+    return ResBlock(
+      channels, resample, self.scale_shift, self.dropout, self.eps, self.dtype, name=name
+    )
 
   def _heads(self, channels):
     heads = channels // self.head_channels if self.head_channels else self.heads
     if heads < 1 or channels % heads:
-      raise UserError(f'attention on {channels} channels needs a head width that divides them; '
-                      f'got head_channels {self.head_channels}, heads {self.heads}')
+      raise UserError(
+        f'attention on {channels} channels needs a head width that divides them; '
+        f'got head_channels {self.head_channels}, heads {self.heads}'
+      )
     return heads
 
   def _attention(self, h, context, name):
@@ -81,7 +96,9 @@ class Encoder(nn.Module):
     if self.resblock_updown:
       return self._res(h.shape[-1], f'{name}.0', 'down')(h, emb, train)
     padding = ((0, 1), (0, 1)) if self.pad_end else 1  # not "SAME"
-    return nn.Conv(h.shape[-1], (3, 3), 2, padding=padding, dtype=self.dtype, name=f'{name}.0.op')(h)
+    return nn.Conv(h.shape[-1], (3, 3), 2, padding=padding, dtype=self.dtype, name=f'{name}.0.op')(
+      h
+    )
 
   def _width(self, multiplier):
     return int(self.channels * multiplier)
@@ -93,7 +110,9 @@ class Encoder(nn.Module):
     emb = timestep_embedding(t, self.channels, self.freq_shift, self.sin_first).astype(self.dtype)
     emb = dense('time_embed.2')(nn.silu(dense('time_embed.0')(emb)))
     if self.context_dim and self.classes:
-      return emb, nn.Embed(self.classes, self.context_dim, dtype=self.dtype, name='context_emb')(cond)[:, None]
+      return emb, nn.Embed(self.classes, self.context_dim, dtype=self.dtype, name='context_emb')(
+        cond
+      )[:, None]
     if self.context_dim:
       return emb, jnp.asarray(cond, self.dtype)
     if self.classes:
@@ -102,7 +121,9 @@ class Encoder(nn.Module):
 
   def _encode(self, x, emb, context, train):
     """(middle block's output, skips)."""
-    h = nn.Conv(self._width(self.multipliers[0]), (3, 3), dtype=self.dtype, name='input_blocks.0.0')(x.astype(self.dtype))
+    h = nn.Conv(
+      self._width(self.multipliers[0]), (3, 3), dtype=self.dtype, name='input_blocks.0.0'
+    )(x.astype(self.dtype))
     skips, index = [h], 1
     for level, multiplier in enumerate(self.multipliers):
       for _ in range(self.blocks):
@@ -121,7 +142,8 @@ class Encoder(nn.Module):
 
 
 class UNet(Encoder):
-  """(x [B, H, W, C], t [B], cond) -> [B, H, W, out_channels]; a learned variance comes last in them.
+  """(x [B, H, W, C], t [B], cond) -> [B, H, W, out_channels]; a learned variance comes last in
+  them.
 
   cond: labels [B], a context [B, M, context_dim], or None, as the attributes of Encoder say.
   """
@@ -165,7 +187,9 @@ class AttentionPool(nn.Module):
     tokens = jnp.concatenate([tokens.mean(1, keepdims=True), tokens], 1)
     position = self.param('positional_embedding', nn.initializers.normal(C**-0.5), (C, H * W + 1))
     tokens = tokens + position.T[None].astype(self.dtype)
-    out = attend(nn.Dense(3 * C, dtype=self.dtype, name='qkv_proj')(tokens), self.heads, legacy=False)[:, 0]
+    out = attend(
+      nn.Dense(3 * C, dtype=self.dtype, name='qkv_proj')(tokens), self.heads, legacy=False
+    )[:, 0]
     return nn.Dense(self.out_channels, name='c_proj')(widen(out))
 
 

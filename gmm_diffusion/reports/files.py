@@ -5,7 +5,8 @@ import fcntl
 import json
 import os
 import zipfile
-from typing import Any, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -26,19 +27,26 @@ def write(path: str, save: Callable[[str], None]) -> None:
 
 @contextlib.contextmanager
 def locked(path: str) -> Iterator[None]:
-  """Waits until no other process holds path.lock; the system takes the lock back when a process ends."""
+  """Waits until no other process holds path.lock; the system takes the lock back when a process
+  ends."""
   with open(path + '.lock', 'ab') as file:
     fcntl.lockf(file, fcntl.LOCK_EX)
     yield
 
 
-def write_npz(path: str, arrays: dict[str, tuple[tuple[int, ...], Any, Iterable[np.ndarray]]]) -> None:
-  """An .npz of arrays {name: (shape, dtype, blocks of rows)} of any size; one block is in memory at a time."""
+def write_npz(
+  path: str, arrays: dict[str, tuple[tuple[int, ...], Any, Iterable[np.ndarray]]]
+) -> None:
+  """An .npz of arrays {name: (shape, dtype, blocks of rows)} of any size; one block is in memory at
+  a time."""
+
   def save(name):
     with zipfile.ZipFile(name, 'w') as archive:
       for key, (shape, dtype, blocks) in arrays.items():
         with archive.open(key + '.npy', 'w', force_zip64=True) as member:
-          np.lib.format.write_array_header_1_0(member, {'descr': np.dtype(dtype).str, 'fortran_order': False, 'shape': shape})
+          np.lib.format.write_array_header_1_0(
+            member, {'descr': np.dtype(dtype).str, 'fortran_order': False, 'shape': shape}
+          )
           for block in blocks:
             member.write(np.ascontiguousarray(block, dtype).data)
 
@@ -88,4 +96,6 @@ def make_workdir(path: str) -> None:
     write_text(os.path.join(path, 'writable'), '')
     os.remove(os.path.join(path, 'writable'))
   except OSError as error:
-    raise UserError(f'cannot write to --workdir {path!r}: {error.strerror}; give a folder that can be written') from error
+    raise UserError(
+      f'cannot write to --workdir {path!r}: {error.strerror}; give a folder that can be written'
+    ) from error

@@ -22,7 +22,7 @@ def grid(images: np.ndarray, columns: int, least: int = 32) -> Image.Image:
   sheet = np.full((rows * (height + 2), columns * (width + 2), channels), 128, np.uint8)
   for i, image in enumerate(images):
     y, x = i // columns * (height + 2) + 1, i % columns * (width + 2) + 1
-    sheet[y:y + height, x:x + width] = image
+    sheet[y : y + height, x : x + width] = image
   return Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
 
 
@@ -40,7 +40,9 @@ def scatter(points: np.ndarray, reference: np.ndarray) -> Image.Image:
   return Image.open(buffer)
 
 
-def picture(samples: np.ndarray, reference: np.ndarray, columns: int = 10, most: int = 100) -> Image.Image:
+def picture(
+  samples: np.ndarray, reference: np.ndarray, columns: int = 10, most: int = 100
+) -> Image.Image:
   """A grid of images, or a scatter plot of vectors (their first two coordinates)."""
   if samples.ndim == 4:
     return grid(samples[:most], columns)

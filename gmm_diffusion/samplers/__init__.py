@@ -9,21 +9,21 @@ from gmm_diffusion.samplers import bdia, deis, dpmpp, gaussian, heun, mixture, t
 from gmm_diffusion.samplers.base import Kernel
 
 SAMPLERS = {
-    'ddpm': gaussian.ddpm,
-    'ddim': gaussian.ddim,
-    'ddim_gmm': mixture.ddim_gmm,
-    'ddim_noise': mixture.ddim_noise,
-    'euler': gaussian.euler,
-    'rfim': gaussian.rfim,
-    'rfim_gmm': mixture.rfim_gmm,
-    'rfim_noise': mixture.rfim_noise,
-    'dpmpp': dpmpp.dpmpp,
-    'dpmpp_sde': dpmpp.dpmpp_sde,
-    'deis': deis.deis,
-    'unipc': unipc.unipc,
-    'heun': heun.heun,
-    'bdia': bdia.bdia,
-    'time_shift': time_shift.time_shift,
+  'ddpm': gaussian.ddpm,
+  'ddim': gaussian.ddim,
+  'ddim_gmm': mixture.ddim_gmm,
+  'ddim_noise': mixture.ddim_noise,
+  'euler': gaussian.euler,
+  'rfim': gaussian.rfim,
+  'rfim_gmm': mixture.rfim_gmm,
+  'rfim_noise': mixture.rfim_noise,
+  'dpmpp': dpmpp.dpmpp,
+  'dpmpp_sde': dpmpp.dpmpp_sde,
+  'deis': deis.deis,
+  'unipc': unipc.unipc,
+  'heun': heun.heun,
+  'bdia': bdia.bdia,
+  'time_shift': time_shift.time_shift,
 }
 
 # The source's five variants [GMM section 4]: what each fixes of the mixture. "shared" is its "*".
@@ -31,11 +31,11 @@ _RAND = dict(offsets='rand', form='A', covariance='diagonal')
 _ORTHO = dict(offsets='ortho', form='B', covariance='diagonal')
 _VUB = dict(offsets='ortho', form='B', covariance='vub')
 VARIANTS = {
-    'rand': dict(_RAND, shared=False),
-    'ortho': dict(_ORTHO, shared=False),
-    'ortho_vub': dict(_VUB, shared=False),
-    'ortho_shared': dict(_ORTHO, shared=True),
-    'ortho_vub_shared': dict(_VUB, shared=True),
+  'rand': dict(_RAND, shared=False),
+  'ortho': dict(_ORTHO, shared=False),
+  'ortho_vub': dict(_VUB, shared=False),
+  'ortho_shared': dict(_ORTHO, shared=True),
+  'ortho_vub_shared': dict(_VUB, shared=True),
 }
 # The same names on the controls mean the control of that variant.
 _BASES = ('ddim_gmm', 'ddim_noise', 'rfim_gmm', 'rfim_noise')
@@ -51,7 +51,9 @@ def resolve(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
   if name not in NAMES:
     raise UserError(f'unknown sampler {name!r}; valid: {", ".join(NAMES)}')
   if name not in SAMPLERS:
-    name, variant = next((base, name[len(base) + 1:]) for base in _BASES if name.startswith(base + '_'))
+    name, variant = next(
+      (base, name[len(base) + 1 :]) for base in _BASES if name.startswith(base + '_')
+    )
     options = {**options, **VARIANTS[variant]}
   known = set().union(*map(_parameters, SAMPLERS))
   for key in options:

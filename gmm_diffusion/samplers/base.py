@@ -6,7 +6,8 @@ into whatever coefficients the steps need, so that nobody recomputes a previous 
 samples. A multistep method keeps its history in the state.
 """
 
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from gmm_diffusion.aliases import Array, Prediction, StepGrid, UserError
 from gmm_diffusion.maths.noise import StepNoise
@@ -53,6 +54,9 @@ class State(NamedTuple):
 
 
 def require(schedule: Any, name: str) -> None:
-  """Raises UserError without a schedule: what happens between the times of a grid only the schedule knows."""
+  """Raises UserError without a schedule: what happens between the times of a grid only the schedule
+  knows."""
   if schedule is None:
-    raise UserError(f'sampler {name} needs the noise schedule of its grid: samplers.make(name, options, schedule)')
+    raise UserError(
+      f'sampler {name} needs the noise schedule of its grid: samplers.make(name, options, schedule)'
+    )

@@ -5,7 +5,8 @@ With D(u) = a_u x_0 + b_u eps, the DDIM step from t to any time u, and p the tim
   (1) x_s = D(s) + gamma (x_p - D(p))            gamma = 0, and the first step, are DDIM
   (2) x_p = D(p) + (x_s - D(s)) / gamma          the same, solved for x_p
 
-so that two neighbouring states determine the whole chain in both directions with the same evaluations.
+so that two neighbouring states determine the whole chain in both directions with the same
+evaluations.
 """
 
 from typing import Any, NamedTuple
@@ -20,7 +21,8 @@ from gmm_diffusion.samplers.run import run
 
 
 class Row(NamedTuple):
-  """Time of the evaluation, levels of the state before, and factor of the difference in (1) or (2)."""
+  """Time of the evaluation, levels of the state before, and factor of the difference in (1) or
+  (2)."""
 
   time: Time
   a: Array
@@ -47,7 +49,14 @@ def bdia(gamma: float = 1.0) -> Kernel:
   def plan(grid, shape):
     del shape
     # before the first step lies x_T itself, where x_p = D(p): a DDIM step
-    return Plan(Row(grid.now, _shifted(grid.a_t, grid.a_t[0]), _shifted(grid.b_t, grid.b_t[0]), np.full_like(grid.t, gamma))), []
+    return Plan(
+      Row(
+        grid.now,
+        _shifted(grid.a_t, grid.a_t[0]),
+        _shifted(grid.b_t, grid.b_t[0]),
+        np.full_like(grid.t, gamma),
+      )
+    ), []
 
   def step(state, row, extra, shared, denoise, noise):
     del shared, noise
@@ -60,7 +69,8 @@ def bdia(gamma: float = 1.0) -> Kernel:
 
 
 def inverse(gamma: float = 1.0) -> Kernel:
-  """Equation (2) on `upward(grid)`: from data to noise. Its first step, which lacks a state before, is DDIM's usual inversion.
+  """Equation (2) on `upward(grid)`: from data to noise. Its first step, which lacks a state before,
+  is DDIM's usual inversion.
 
   Raises:
     UserError: if gamma is not in (0, 1].
@@ -71,9 +81,13 @@ def inverse(gamma: float = 1.0) -> Kernel:
   def plan(grid, shape):
     del shape
     first = np.arange(len(grid.t)) == 0
-    time = Time(*(np.where(first, now, then) for now, then in zip(grid.now, grid.next)))  # no denoiser is asked at clean data
+    time = Time(
+      *(np.where(first, now, then) for now, then in zip(grid.now, grid.next))
+    )  # no denoiser is asked at clean data
     factor = np.where(first, 0, 1 / gamma)
-    return Plan(Row(time, _shifted(grid.a_s, grid.a_s[0]), _shifted(grid.b_s, grid.b_s[0]), factor)), []
+    return Plan(
+      Row(time, _shifted(grid.a_s, grid.a_s[0]), _shifted(grid.b_s, grid.b_s[0]), factor)
+    ), []
 
   def step(state, row, extra, shared, denoise, noise):
     del shared, noise
@@ -90,16 +104,23 @@ def upward(grid: StepGrid) -> StepGrid:
   return StepGrid(*(level[::-1] for level in grid))
 
 
-def invert(denoiser: Denoiser, grid: StepGrid, x: Array, gamma: float = 1.0, cond: Any = None) -> State:
-  """Data x [B, ...] -> the two noisiest states, from which `regenerate` gives x to rounding; N evaluations, N >= 2.
+def invert(
+  denoiser: Denoiser, grid: StepGrid, x: Array, gamma: float = 1.0, cond: Any = None
+) -> State:
+  """Data x [B, ...] -> the two noisiest states, from which `regenerate` gives x to rounding; N
+  evaluations, N >= 2.
 
   Rounding errors grow by up to 1 / gamma a step.
   """
   kernel, grid = inverse(gamma), upward(grid)
-  return run(kernel, denoiser, grid, kernel.plan(grid, x.shape[1:])[0], x, lambda n: None, cond).state
+  return run(
+    kernel, denoiser, grid, kernel.plan(grid, x.shape[1:])[0], x, lambda n: None, cond
+  ).state
 
 
-def regenerate(denoiser: Denoiser, grid: StepGrid, state: State, gamma: float = 1.0, cond: Any = None) -> Array:
+def regenerate(
+  denoiser: Denoiser, grid: StepGrid, state: State, gamma: float = 1.0, cond: Any = None
+) -> Array:
   """The two noisiest states -> data; N - 1 evaluations."""
   kernel = bdia(gamma)._replace(init=lambda x: State(x, state.x))
   plan, _ = kernel.plan(grid, state.x.shape[1:])

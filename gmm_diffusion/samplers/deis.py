@@ -3,8 +3,9 @@
   (1) x_s / a_s = x_t / a_t + int eps d rho,  rho = b / a
   (2) m_i = a_s int_{rho_t}^{rho_s} r(rho)^i d rho,  r = (t(rho) - t) / (s - t)
 
-"tAB": the polynomial is one in time, so the integral needs the schedule between the grid's times. It is exact to
-rounding: Gauss-Legendre in rho between the schedule's own times, where t(rho) is smooth also at clean data.
+"tAB": the polynomial is one in time, so the integral needs the schedule between the grid's times.
+It is exact to rounding: Gauss-Legendre in rho between the schedule's own times, where t(rho) is
+smooth also at clean data.
 """
 
 import numpy as np

@@ -1,12 +1,14 @@
-"""DPM-Solver++ multistep, arXiv 2211.01095, in the form of samplers/multistep.py with f = x_0 and u = lambda.
+"""DPM-Solver++ multistep, arXiv 2211.01095, in the form of samplers/multistep.py with f = x_0 and u
+= lambda.
 
-  (1) order 2   m_1 = gain / 2                                     ["2M", algorithm 2; also its SDE form]
+  (1) order 2   m_1 = gain / 2                                     ["2M", algorithm 2; also its SDE
+      form]
   (2) order 3   m_1 as (3) of multistep.py, and half of its m_2    ["3M", the authors' code]
-  (3) gain = a_s - a_t sqrt(b_s^2 - tau^2) / b_t, which is a_s (1 - e^{-h}) for the ODE (tau = 0) and
-      a_s (1 - e^{-2h}) for the SDE, whose tau is the DDPM posterior deviation
+  (3) gain = a_s - a_t sqrt(b_s^2 - tau^2) / b_t, which is a_s (1 - e^{-h}) for the ODE (tau = 0)
+      and a_s (1 - e^{-2h}) for the SDE, whose tau is the DDPM posterior deviation
 
-"published" is what the authors run. Half of m_2 makes their 3M a method of order 2, on the Gaussian with a
-third of 2M's error; "exact" integrates the polynomial and has order 3.
+"published" is what the authors run. Half of m_2 makes their 3M a method of order 2, on the Gaussian
+with a third of 2M's error; "exact" integrates the polynomial and has order 3.
 """
 
 import numpy as np
@@ -19,7 +21,9 @@ from gmm_diffusion.samplers.base import Kernel
 SOLVERS = ('published', 'exact')
 
 
-def _weights(grid: StepGrid, tau: np.ndarray, order: int, solver: str, lower_final: str) -> np.ndarray:
+def _weights(
+  grid: StepGrid, tau: np.ndarray, order: int, solver: str, lower_final: str
+) -> np.ndarray:
   begin = multistep.half_log_snr(grid.a_t, grid.b_t)
   end = multistep.half_log_snr(grid.a_s, grid.b_s)
   gain = grid.a_s - grid.a_t * marginals.noise_weight(grid, tau) / grid.b_t
@@ -28,7 +32,7 @@ def _weights(grid: StepGrid, tau: np.ndarray, order: int, solver: str, lower_fin
     if solver == 'published' and k == 2:
       return gain[n] * np.array([0.5])
     scale = [1, 0.5] if solver == 'published' else [1, 1]
-    return grid.a_s[n] * multistep.exponential_moments(end[n] - begin[n], k - 1) * scale[:k - 1]
+    return grid.a_s[n] * multistep.exponential_moments(end[n] - begin[n], k - 1) * scale[: k - 1]
 
   # the authors lower the last orders only for fewer than 10 steps
   orders = multistep.log_snr_orders(grid, order, lower_final, source=len(grid.t) < 10)

@@ -3,7 +3,8 @@
 All are x_s = mu + std z with mu = a_s x_0 + sqrt(b_s^2 - tau^2) eps [GMM eq. 6, 20].
 """
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,7 +25,10 @@ def check_eta(eta: float) -> None:
     raise UserError(f'eta must be in [0, 1], got {eta:g}')
 
 
-def gaussian(tau: Callable[[StepGrid], np.ndarray], std: Callable[[StepGrid, np.ndarray, int], np.ndarray] | None) -> Kernel:
+def gaussian(
+  tau: Callable[[StepGrid], np.ndarray],
+  std: Callable[[StepGrid, np.ndarray, int], np.ndarray] | None,
+) -> Kernel:
   """Kernel with tau(grid) in the mean and std(grid, tau, D) of added noise; None adds none."""
 
   def plan(grid, shape):

@@ -1,14 +1,19 @@
 """Heun's method, arXiv 2206.00364 algorithms 1 and 2, for every schedule.
 
-The probability-flow ODE is dx = x_0 da + eps db. Its trapezoidal rule, with the prediction' at the end of a DDIM step, is
+The probability-flow ODE is dx = x_0 da + eps db. Its trapezoidal rule, with the prediction' at the
+end of a DDIM step, is
 
-  (1) x_s = x^ + (a_s - a_t) (x_0' - x_0) / 2 + (b_s - b_t) (eps' - eps) / 2,  x^ = a_s x_0 + b_s eps
-  (2)     = x^ + (a_t b_s / a_s - b_t) (eps' - eps) / 2                        as x^ = a_s x_0' + b_s eps' too
+  (1) x_s = x^ + (a_s - a_t) (x_0' - x_0) / 2 + (b_s - b_t) (eps' - eps) / 2,  x^ = a_s x_0 + b_s
+      eps
+  (2)     = x^ + (a_t b_s / a_s - b_t) (eps' - eps) / 2                        as x^ = a_s x_0' +
+      b_s eps' too
 
-For a = 1 this is the source's method, for the rectified flow Heun's method in t; it is finite at pure noise, where b / a is not.
-A step that ends at b_s = 0 is the Euler (DDIM) step alone, so N steps cost 2N - 1 evaluations there.
+For a = 1 this is the source's method, for the rectified flow Heun's method in t; it is finite at
+pure noise, where b / a is not. A step that ends at b_s = 0 is the Euler (DDIM) step alone, so N
+steps cost 2N - 1 evaluations there.
 
-  (3) churn: first raise sigma = b / a by gamma, x~ = (a~ / a) x + a~ S_noise sqrt(sigma~^2 - sigma^2) z
+  (3) churn: first raise sigma = b / a by gamma, x~ = (a~ / a) x + a~ S_noise sqrt(sigma~^2 -
+      sigma^2) z
 """
 
 from typing import NamedTuple
@@ -22,7 +27,8 @@ from gmm_diffusion.samplers.base import Kernel, Plan, State, require
 
 
 class Row(NamedTuple):
-  """Time at which the step starts after churning, the factors of x and z in (3), and of eps' - eps in (2)."""
+  """Time at which the step starts after churning, the factors of x and z in (3), and of eps' - eps
+  in (2)."""
 
   start: Time
   keep: Array
@@ -31,11 +37,14 @@ class Row(NamedTuple):
 
 
 def heun(churn: float = 0.0, schedule: Schedule | None = None) -> Kernel:
-  """Heun's method; churn > 0 adds noise to every step but those that would leave the schedule, and needs the schedule."""
+  """Heun's method; churn > 0 adds noise to every step but those that would leave the schedule, and
+  needs the schedule."""
   return churned(churn, 0.0, np.inf, 1.0, schedule)
 
 
-def churned(churn: float, low: float, high: float, inflate: float, schedule: Schedule | None) -> Kernel:
+def churned(
+  churn: float, low: float, high: float, inflate: float, schedule: Schedule | None
+) -> Kernel:
   """Algorithm 2 with S_churn, S_min, S_max, S_noise; raises UserError on a negative churn."""
   if churn < 0:
     raise UserError(f'churn must be >= 0, got {churn:g}')
@@ -47,7 +56,10 @@ def churned(churn: float, low: float, high: float, inflate: float, schedule: Sch
     start, sigma, raised = grid.now, np.zeros_like(grid.t), np.zeros_like(grid.t)
     if churn:
       with np.errstate(divide='ignore'):
-        sigma, most = grid.b_t / grid.a_t, schedule.noise(schedule.last) / schedule.signal(schedule.last)
+        sigma, most = (
+          grid.b_t / grid.a_t,
+          schedule.noise(schedule.last) / schedule.signal(schedule.last),
+        )
       gamma = min(churn / len(grid.t), 2**0.5 - 1)
       raised = sigma * (1 + gamma)
       use = (sigma >= low) & (sigma <= high) & (raised < most)

@@ -8,20 +8,24 @@ matched: the kernel adds variance. The control, `ddim_noise`, adds the same tota
 plain isotropic noise, so that a comparison shows what the shape of the mixture contributes.
 """
 
-from typing import Any, Callable, NamedTuple, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gmm_diffusion.aliases import Array, StepGrid, UserError
-from gmm_diffusion.maths import marginals, moment_matching as mm, noise as noise_lib
+from gmm_diffusion.maths import marginals
+from gmm_diffusion.maths import moment_matching as mm
+from gmm_diffusion.maths import noise as noise_lib
 from gmm_diffusion.samplers import gaussian
 from gmm_diffusion.samplers.base import Kernel, Plan, State
 
 
 class Row(NamedTuple):
-  """weight of eps in mu, tau, scale in use, and the step's own Mixture, or the key to draw it, or ()."""
+  """weight of eps in mu, tau, scale in use, and the step's own Mixture, or the key to draw it, or
+  ()."""
 
   weight: Array
   tau: Array
@@ -29,8 +33,8 @@ class Row(NamedTuple):
   own: Any
 
 
-# Offsets of all steps are kept up to this many numbers (1 GiB of float32). Above it every step draws
-# its own again, which keeps memory at O(D K) but costs time in the loop.
+# Offsets of all steps are kept up to this many numbers (1 GiB of float32). Above it every step
+# draws its own again, which keeps memory at O(D K) but costs time in the loop.
 KEEP_AT_MOST = 2**28
 
 
@@ -39,9 +43,10 @@ class Options(NamedTuple):
 
   Attributes:
     components: K, 1..D.
-    scale: length of the offsets (orthonormal or unit before centring), >= 0; a number or one per step.
-    scale_interval: (low, high) in noise level b_t / a_t: steps that start outside have scale 0, which is DDIM or RFIM; () is
-      everywhere. The convention of denoisers.guidance.classifier_free.
+    scale: length of the offsets (orthonormal or unit before centring), >= 0; a number or one per
+      step.
+    scale_interval: (low, high) in noise level b_t / a_t: steps that start outside have scale 0,
+      which is DDIM or RFIM; () is everywhere. The convention of denoisers.guidance.classifier_free.
     offsets: a name in moment_matching.OFFSETS.
     form: 'A' or 'B' of [GMM eq. 8].
     covariance: 'diagonal', 'vub' (form B with offsets 'ortho' only) or 'exact'.
@@ -65,23 +70,32 @@ class Options(NamedTuple):
 
 def check(options: Options) -> Options:
   """The options with sequences as tuples; raises UserError unless they make sense together."""
-  options = Options(*(tuple(value) if isinstance(value, (list, np.ndarray)) else value for value in options))
+  options = Options(
+    *(tuple(value) if isinstance(value, (list, np.ndarray)) else value for value in options)
+  )
   valid = {'offsets': mm.OFFSETS, 'form': tuple(mm.COVARIANCES), 'infeasible': mm.INFEASIBLE}
   for name, values in valid.items():
     if getattr(options, name) not in values:
       raise UserError(f'unknown {name} {getattr(options, name)!r}; valid: {", ".join(values)}')
   if options.covariance not in mm.COVARIANCES[options.form]:
-    raise UserError(f'unknown covariance {options.covariance!r} for form {options.form}; '
-                    f'valid: {", ".join(mm.COVARIANCES[options.form])}')
+    raise UserError(
+      f'unknown covariance {options.covariance!r} for form {options.form}; '
+      f'valid: {", ".join(mm.COVARIANCES[options.form])}'
+    )
   if options.covariance == 'vub' and options.offsets != 'ortho':
-    raise UserError(f"covariance 'vub' bounds orthonormal offsets only, got offsets {options.offsets!r}; valid: ortho")
+    raise UserError(
+      f"covariance 'vub' bounds orthonormal offsets only, got offsets {options.offsets!r}; valid: "
+      f'ortho'
+    )
   if options.components < 1:
     raise UserError(f'components must be at least 1, got {options.components}')
   if not np.all(np.isfinite(options.scale)) or np.any(np.asarray(options.scale) < 0):
     raise UserError(f'scale must be >= 0, got {options.scale}')
   interval = options.scale_interval
   if interval and not (len(interval) == 2 and 0 <= interval[0] <= interval[1]):
-    raise UserError(f'scale_interval must be () or (low, high) with 0 <= low <= high, got {interval}')
+    raise UserError(
+      f'scale_interval must be () or (low, high) with 0 <= low <= high, got {interval}'
+    )
   mm.check_priors(options.priors, options.components)
   return options
 
@@ -104,12 +118,16 @@ def _step_keys(options, steps):
 
 def _mixture(key, options, dim, dtype):
   priors = jnp.asarray(mm.check_priors(options.priors, options.components), dtype)
-  return mm.build(mm.draw_offsets(key, options.offsets, priors, dim), priors, options.form, options.covariance)
+  return mm.build(
+    mm.draw_offsets(key, options.offsets, priors, dim), priors, options.form, options.covariance
+  )
 
 
 def _drawer(options, dim):
   """key -> the mixture at unit scale, compiled once for all options that it does not depend on."""
-  unit = options._replace(scale=1.0, scale_interval=(), infeasible='clip', shared=True, offsets_seed=0)
+  unit = options._replace(
+    scale=1.0, scale_interval=(), infeasible='clip', shared=True, offsets_seed=0
+  )
   draw = jax.jit(_mixture, static_argnums=(1, 2, 3))
   return lambda key: draw(key, unit, dim, jnp.result_type(float))
 
@@ -117,7 +135,10 @@ def _drawer(options, dim):
 def _report(options: Options, grid: StepGrid, tau: np.ndarray, dim: int):
   """The moment report and the mixtures: one, all, or () where there are too many to keep."""
   if not 1 <= options.components <= dim:
-    raise UserError(f'components must be in 1..{dim} (the number of elements of a sample), got {options.components}')
+    raise UserError(
+      f'components must be in 1..{dim} (the number of elements of a sample), got '
+      f'{options.components}'
+    )
   steps = len(tau)
   wanted = _scales(options, grid)
   keys = _step_keys(options, steps)
@@ -133,18 +154,30 @@ def _report(options: Options, grid: StepGrid, tau: np.ndarray, dim: int):
     # single-precision offsets know their bound to about 1e-6
     infeasible = bool(wanted[n] > largest * (1 + 1e-5))
     if infeasible and options.infeasible == 'error':
-      raise UserError(f'scale {wanted[n]:g} is infeasible at step {n} of {steps} (t = {grid.t[n]:g}): the largest is '
-                      f"{largest:.4g}; lower the scale, raise eta, or set infeasible to 'clip' or 'shrink'")
+      raise UserError(
+        f'scale {wanted[n]:g} is infeasible at step {n} of {steps} (t = {grid.t[n]:g}): the '
+        f'largest is '
+        f"{largest:.4g}; lower the scale, raise eta, or set infeasible to 'clip' or 'shrink'"
+      )
     used = min(wanted[n], largest) if options.infeasible == 'shrink' else wanted[n]
     norm, trace = mm.residual(mixture, summary, options.form, options.covariance, tau[n], used)
-    rows.append({
-        'step': n, 't': float(grid.t[n]), 's': float(grid.s[n]), 'b_s': float(grid.b_s[n]), 'tau': float(tau[n]),
-        'largest_scale': largest if np.isfinite(largest) else None, 'scale': float(used),
-        'infeasible': {'clip': 'clipped', 'shrink': 'shrunk'}[options.infeasible] if infeasible else '',
+    rows.append(
+      {
+        'step': n,
+        't': float(grid.t[n]),
+        's': float(grid.s[n]),
+        'b_s': float(grid.b_s[n]),
+        'tau': float(tau[n]),
+        'largest_scale': largest if np.isfinite(largest) else None,
+        'scale': float(used),
+        'infeasible': {'clip': 'clipped', 'shrink': 'shrunk'}[options.infeasible]
+        if infeasible
+        else '',
         'mean_residual': float(used * summary.mean),
         'covariance_residual': norm / dim**0.5,
         'added_variance': trace / dim,
-    })
+      }
+    )
   return rows, mixtures
 
 
@@ -175,8 +208,10 @@ def _gmm(tau_of: Callable[[StepGrid, float], np.ndarray], eta: float, options: O
     else:
       mixture = _mixture(jax.random.wrap_key_data(extra.own), options, flat.shape[1], flat.dtype)
     if mixture.offsets.shape[1] != flat.shape[1]:
-      raise UserError(f'the plan was made for samples of {mixture.offsets.shape[1]} elements, got shape {mean.shape[1:]}; '
-                      'call kernel.plan with the shape of one sample')
+      raise UserError(
+        f'the plan was made for samples of {mixture.offsets.shape[1]} elements, got shape '
+        f'{mean.shape[1:]}; call kernel.plan with the shape of one sample'
+      )
     k = noise_lib.categorical(noise.uniform, mixture.priors)
     z = None if eta == 0 else noise.normal.reshape(flat.shape)
     kick = mm.sample(mixture, options.form, options.covariance, extra.tau, extra.scale, k, z)
@@ -216,7 +251,9 @@ def rfim_noise(eta: float = 0.0, **options: Any) -> Kernel:
   return _control(marginals.flow_std, eta, Options(**options))
 
 
-def precisions(name: str, eta: float, options: dict[str, Any], grid: StepGrid, dim: int) -> np.ndarray:
+def precisions(
+  name: str, eta: float, options: dict[str, Any], grid: StepGrid, dim: int
+) -> np.ndarray:
   """sum_k pi_k / nu_k of [GMM eq. 40] for each step, float64; 1 / tau^2 for Gaussian kernels."""
   tau = (marginals.flow_std if name.startswith('rfim') else marginals.posterior_std)(grid, eta)
   if name not in ('ddim_gmm', 'rfim_gmm'):

@@ -1,18 +1,21 @@
 """Linear multistep kernels: a DDIM step plus weighted differences of earlier predictions.
 
-The probability-flow ODE is dx = x_0 da + eps db. Held constant over a step, the prediction gives DDIM; a
-method of order k lets the prediction f (x_0 or eps) follow the polynomial through its last k values:
+The probability-flow ODE is dx = x_0 da + eps db. Held constant over a step, the prediction gives
+DDIM; a method of order k lets the prediction f (x_0 or eps) follow the polynomial through its last
+k values:
 
   (1) x_s = a_s x_0 + b_s eps + sum_{j=1}^{k-1} w_j (f_{n-j} - f_n)
   (2) sum_{j=1}^{k-1} r_j^i w_j = m_i,  i = 1..k-1,    r_j = (u_{n-j} - u_n) / (u_s - u_n)
   (3) m_i = a_s int_0^1 h e^{-h (1 - r)} r^i dr        f = x_0, u = lambda, h = lambda_s - lambda_t
 
-u is the variable of the polynomial, m_i the integral of r^i over the step, lambda = log(a / b). With m_i from
-(3), up to factors the phi-functions of exponential integrators, (2) is exact for polynomials in lambda.
-All terms are differences to f_n, so the first order is DDIM itself, also where lambda is infinite.
+u is the variable of the polynomial, m_i the integral of r^i over the step, lambda = log(a / b).
+With m_i from (3), up to factors the phi-functions of exponential integrators, (2) is exact for
+polynomials in lambda. All terms are differences to f_n, so the first order is DDIM itself, also
+where lambda is infinite.
 """
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +24,8 @@ from gmm_diffusion.aliases import Array, StepGrid, UserError
 from gmm_diffusion.maths import marginals
 from gmm_diffusion.samplers.base import Kernel, Plan
 
-# Gauss-Legendre on [0, 1]; exact to rounding for e^{-h} r^i up to h = 30, a step over all of a schedule.
+# Gauss-Legendre on [0, 1]; exact to rounding for e^{-h} r^i up to h = 30, a step over all of a
+# schedule.
 NODES, WEIGHTS = (0.5 * values for values in np.polynomial.legendre.leggauss(40))
 NODES = NODES + 0.5
 LOWER_FINAL = ('source', 'always', 'never')
@@ -64,7 +68,8 @@ def log_snr_orders(grid: StepGrid, order: int, lower_final: str, source: bool) -
   Args:
     grid: N steps.
     order: the largest order.
-    lower_final: whether the order falls to 1 towards the last step: 'always', 'never', or as the method's 'source' does.
+    lower_final: whether the order falls to 1 towards the last step: 'always', 'never', or as the
+      method's 'source' does.
     source: what 'source' means for this grid.
 
   Raises:
@@ -92,7 +97,9 @@ def solve(positions: Array, moments: Array) -> np.ndarray:
   return np.linalg.solve(positions ** np.arange(1, len(positions) + 1)[:, None], moments)
 
 
-def weights(order: int, orders: Array, u: Array, u_s: Array, moments: Callable[[int, int], Array]) -> np.ndarray:
+def weights(
+  order: int, orders: Array, u: Array, u_s: Array, moments: Callable[[int, int], Array]
+) -> np.ndarray:
   """w of every step, shape [N, order - 1], zero beyond the order of the step.
 
   Args:
@@ -104,17 +111,23 @@ def weights(order: int, orders: Array, u: Array, u_s: Array, moments: Callable[[
   w = np.zeros((len(u), order - 1))
   for n, k in enumerate(orders):
     if k > 1:
-      w[n, :k - 1] = solve((u[n - k + 1:n][::-1] - u[n]) / (u_s[n] - u[n]), moments(n, k))
+      w[n, : k - 1] = solve((u[n - k + 1 : n][::-1] - u[n]) / (u_s[n] - u[n]), moments(n, k))
   return w
 
 
 def correction(w: Array, values: tuple[Array, ...], reference: Array) -> Array:
   """The sum in (1)."""
-  return sum((w[j] * (value - reference) for j, value in enumerate(values)), jnp.zeros_like(reference))
+  return sum(
+    (w[j] * (value - reference) for j, value in enumerate(values)), jnp.zeros_like(reference)
+  )
 
 
-def kernel(order: int, field: str, coefficients: Callable[[StepGrid], tuple[np.ndarray, np.ndarray]],
-           noisy: bool = False) -> Kernel:
+def kernel(
+  order: int,
+  field: str,
+  coefficients: Callable[[StepGrid], tuple[np.ndarray, np.ndarray]],
+  noisy: bool = False,
+) -> Kernel:
   """Kernel of equation (1), or with added noise of (1) with sqrt(b_s^2 - tau^2) for b_s.
 
   Args:
@@ -136,9 +149,11 @@ def kernel(order: int, field: str, coefficients: Callable[[StepGrid], tuple[np.n
     del shared
     prediction = denoise(state.x, row.now)
     f = getattr(prediction, field)
-    x = marginals.reverse_mean(prediction, row.a_s, extra.weight) + correction(extra.differences, state.history, f)
+    x = marginals.reverse_mean(prediction, row.a_s, extra.weight) + correction(
+      extra.differences, state.history, f
+    )
     if noisy:
       x = x + extra.std * noise.normal
-    return State(x, (f, *state.history)[:order - 1]), ()
+    return State(x, (f, *state.history)[: order - 1]), ()
 
   return Kernel(plan, init, step)

@@ -1,6 +1,7 @@
 """The only sampling loop."""
 
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ from gmm_diffusion.samplers.base import Kernel, Plan
 
 
 class Result(NamedTuple):
-  """Samples x [B, ...]; with keep='all' the states after each step [N, B, ...] and the kernels' infos.
+  """Samples x [B, ...]; with keep='all' the states after each step [N, B, ...] and the kernels'
+  infos.
 
   nfe is the number of denoiser calls per sample: counted while tracing, or for a kernel that skips
   some (see base.Kernel) while running. state is the kernel's last state.
@@ -24,8 +26,16 @@ class Result(NamedTuple):
   state: Any
 
 
-def run(kernel: Kernel, denoiser: Denoiser, grid: StepGrid, plan: Plan, x: Array,
-        noise: Callable[[Array], StepNoise], cond: Any = None, keep: str = 'last') -> Result:
+def run(
+  kernel: Kernel,
+  denoiser: Denoiser,
+  grid: StepGrid,
+  plan: Plan,
+  x: Array,
+  noise: Callable[[Array], StepNoise],
+  cond: Any = None,
+  keep: str = 'last',
+) -> Result:
   """Runs a kernel down a grid. Pure: wrap it in jit together with the denoiser.
 
   Args:
@@ -49,7 +59,11 @@ def run(kernel: Kernel, denoiser: Denoiser, grid: StepGrid, plan: Plan, x: Array
     calls.append(when)
     if when is True:
       return denoiser(x, time, cond)
-    return jax.lax.cond(when, lambda: denoiser(x, time, cond), lambda: Prediction(jnp.zeros_like(x), jnp.zeros_like(x)))
+    return jax.lax.cond(
+      when,
+      lambda: denoiser(x, time, cond),
+      lambda: Prediction(jnp.zeros_like(x), jnp.zeros_like(x)),
+    )
 
   def body(state, inputs):
     calls.clear()  # a body may be traced more than once
@@ -58,8 +72,12 @@ def run(kernel: Kernel, denoiser: Denoiser, grid: StepGrid, plan: Plan, x: Array
     skipped = [jnp.logical_not(when) for when in calls if when is not True]
     return state, ((state.x, info) if keep == 'all' else (None, None), skipped)
 
-  cast = lambda leaf: jnp.asarray(leaf, x.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+  cast = lambda leaf: (
+    jnp.asarray(leaf, x.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+  )
   steps = len(grid.t)
   rows = jax.tree.map(cast, (grid, plan.rows))
   state, ((path, info), skipped) = jax.lax.scan(body, kernel.init(x), (jnp.arange(steps), *rows))
-  return Result(state.x, path, info, steps * len(calls) - sum(jnp.sum(flags) for flags in skipped), state)
+  return Result(
+    state.x, path, info, steps * len(calls) - sum(jnp.sum(flags) for flags in skipped), state
+  )

@@ -1,12 +1,14 @@
 """UniPC, arXiv 2302.04867, in the form of samplers/multistep.py with f = x_0 and u = lambda.
 
-  (1) predictor  x_s   = d_n + sum_{j=1}^{p-1} w_j (f_{n-j} - f_n),  d_n = DDIM step from the corrected x_n^c with f_n
+  (1) predictor  x_s   = d_n + sum_{j=1}^{p-1} w_j (f_{n-j} - f_n),  d_n = DDIM step from the
+      corrected x_n^c with f_n
   (2) corrector  x_n^c = d_{n-1} + c_0 (f_n - f_{n-1}) + sum_{j=1}^{p-1} c_j (f_{n-1-j} - f_{n-1})
 
-where f_n is the prediction at the predicted x_n: the corrector costs no evaluation, and the last step has none. Weights solve (2)
-of multistep.py with the exact moments (3); r = 1 for f_n in the corrector. So B(h) of the paper acts only
-where the authors put rho = 1/2 instead of solving, which is m_1 = a_s B / 2: in the predictor of order 2 and the corrector of
-order 1. B = h is "bh1", B = 1 - e^{-h} is "bh2". Both stay finite: no polynomial reaches an infinite lambda.
+where f_n is the prediction at the predicted x_n: the corrector costs no evaluation, and the last
+step has none. Weights solve (2) of multistep.py with the exact moments (3); r = 1 for f_n in the
+corrector. So B(h) of the paper acts only where the authors put rho = 1/2 instead of solving, which
+is m_1 = a_s B / 2: in the predictor of order 2 and the corrector of order 1. B = h is "bh1", B = 1
+- e^{-h} is "bh2". Both stay finite: no polynomial reaches an infinite lambda.
 """
 
 from typing import NamedTuple
@@ -60,13 +62,15 @@ def unipc(order: int = 2, bh: str = 'bh2', lower_final: str = 'source') -> Kerne
 
     def moments(n, count, simple):
       h = end[n] - begin[n]
-      return grid.a_s[n] * (B[bh](h) * np.array([0.5]) if simple else multistep.exponential_moments(h, count))
+      return grid.a_s[n] * (
+        B[bh](h) * np.array([0.5]) if simple else multistep.exponential_moments(h, count)
+      )
 
     predictor = multistep.weights(order, orders, begin, end, lambda n, k: moments(n, k - 1, k == 2))
     corrector = np.zeros((len(orders), order))
     for n, k in enumerate(orders[:-1]):
       if np.isfinite(end[n] - begin[n]):
-        r = (begin[n - k + 1:n][::-1] - begin[n]) / (end[n] - begin[n])
+        r = (begin[n - k + 1 : n][::-1] - begin[n]) / (end[n] - begin[n])
         corrector[n + 1, :k] = multistep.solve(np.append(1.0, r), moments(n, k, k == 1))
     return Plan(Row(predictor, corrector)), []
 
@@ -76,9 +80,11 @@ def unipc(order: int = 2, bh: str = 'bh2', lower_final: str = 'source') -> Kerne
   def step(state, row, extra, shared, denoise, noise):
     del shared, noise
     f = denoise(state.x, row.now).x0
-    corrected = state.plain + multistep.correction(extra.corrector, (f, *state.history[1:]), state.history[0])
+    corrected = state.plain + multistep.correction(
+      extra.corrector, (f, *state.history[1:]), state.history[0]
+    )
     plain = marginals.reverse_mean(marginals.from_x0(corrected, f, row.now), row.a_s, row.b_s)
-    x = plain + multistep.correction(extra.predictor, state.history[:order - 1], f)
+    x = plain + multistep.correction(extra.predictor, state.history[: order - 1], f)
     return State(x, plain, (f, *state.history)[:order]), ()
 
   return Kernel(plan, init, step)

@@ -17,12 +17,14 @@ class Click(NamedTuple):
 
 
 def depth(region: np.ndarray) -> np.ndarray:
-  """Distance of each pixel of a bool region [H, W] from what is outside it; outside the image is outside."""
+  """Distance of each pixel of a bool region [H, W] from what is outside it; outside the image is
+  outside."""
   return ndimage.distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
 
 
 def next_click(mask: np.ndarray, predicted: np.ndarray, clicks: list[Click]) -> Click | None:
-  """The centre of the largest error region, by distance transform: the pixel farthest from what is right.
+  """The centre of the largest error region, by distance transform: the pixel farthest from what is
+  right.
 
   Args:
     mask: BACKGROUND, OBJECT or IGNORE [H, W].
@@ -33,7 +35,10 @@ def next_click(mask: np.ndarray, predicted: np.ndarray, clicks: list[Click]) -> 
     Click, or None where nothing is wrong.
   """
   best, out = 0.0, None
-  for positive, wrong in ((True, (mask == OBJECT) & ~predicted), (False, (mask == BACKGROUND) & predicted)):
+  for positive, wrong in (
+    (True, (mask == OBJECT) & ~predicted),
+    (False, (mask == BACKGROUND) & predicted),
+  ):
     if wrong.any():
       distance = depth(wrong)
       for click in clicks:
@@ -46,7 +51,8 @@ def next_click(mask: np.ndarray, predicted: np.ndarray, clicks: list[Click]) -> 
 
 
 def first_clicks(mask: np.ndarray, count: int, random: np.random.RandomState) -> list[Click]:
-  """Clicks to train with: the first at the centre of the object, the others anywhere, more often near its border."""
+  """Clicks to train with: the first at the centre of the object, the others anywhere, more often
+  near its border."""
   row, column = np.unravel_index(np.argmax(depth(mask == OBJECT)), mask.shape)
   out = [Click(int(row), int(column), True)]
   near = ndimage.distance_transform_edt(mask != OBJECT) < 16

@@ -1,6 +1,8 @@
-"""Quality against clicks: IoU curves, numbers of clicks, failures, with bootstrap intervals over images.
+"""Quality against clicks: IoU curves, numbers of clicks, failures, with bootstrap intervals over
+images.
 
-Objects of one image are no independent samples: `images` [N] says of which image each object is, and whole images are drawn again.
+Objects of one image are no independent samples: `images` [N] says of which image each object is,
+and whole images are drawn again.
 """
 
 import numpy as np
@@ -13,7 +15,8 @@ AT = (1, 2, 3, 5, 10, 20)
 
 
 def iou(predicted: np.ndarray, mask: np.ndarray) -> float:
-  """Intersection over union of bool `predicted` with the object of `mask`; ignored pixels count nowhere."""
+  """Intersection over union of bool `predicted` with the object of `mask`; ignored pixels count
+  nowhere."""
   union = (predicted & (mask == BACKGROUND)) | (mask == OBJECT)
   return float((predicted & (mask == OBJECT)).sum() / max(1, union.sum()))
 
@@ -36,7 +39,9 @@ def _of_objects(curves: np.ndarray) -> dict[str, np.ndarray]:
 
 def _mean(values: np.ndarray, images: np.ndarray) -> Estimate:
   _, index = np.unique(images, return_inverse=True)
-  return estimates.bootstrap(lambda counts: np.sum(counts[index] * values) / np.sum(counts[index]), index.max() + 1)
+  return estimates.bootstrap(
+    lambda counts: np.sum(counts[index] * values) / np.sum(counts[index]), index.max() + 1
+  )
 
 
 def summary(curves: np.ndarray, images: np.ndarray) -> dict[str, Estimate]:
@@ -45,8 +50,12 @@ def summary(curves: np.ndarray, images: np.ndarray) -> dict[str, Estimate]:
 
 
 def differences(curves: np.ndarray, others: np.ndarray, images: np.ndarray) -> dict[str, Estimate]:
-  """Means over objects of curves [N, K] minus others [N, K] of the same objects: what differs between objects drops out."""
-  return {name: _mean(mine - theirs, images) for (name, mine), theirs in zip(_of_objects(curves).items(), _of_objects(others).values())}
+  """Means over objects of curves [N, K] minus others [N, K] of the same objects: what differs
+  between objects drops out."""
+  return {
+    name: _mean(mine - theirs, images)
+    for (name, mine), theirs in zip(_of_objects(curves).items(), _of_objects(others).values())
+  }
 
 
 def pooled(curves: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,4 +1,5 @@
-"""Downloads: only the missing bytes are asked for, and what stands at path is whole and checked, or not there."""
+"""Downloads: only the missing bytes are asked for, and what stands at path is whole and checked, or
+not there."""
 
 import contextlib
 import hashlib
@@ -59,20 +60,31 @@ class Handler(http.server.BaseHTTPRequestHandler):
     self.end_headers()
     body = server.data[first:]
     if server.cuts:
-      body = body[:server.cuts.pop(0)]
+      body = body[: server.cuts.pop(0)]
     for start in range(0, len(body), 1024 if server.pause else len(body)):
-      self.wfile.write(body[start:start + 1024 if server.pause else None])
+      self.wfile.write(body[start : start + 1024 if server.pause else None])
       time.sleep(server.pause)
 
 
 class FetchTest(parameterized.TestCase):
-
   def setUp(self):
     super().setUp()
     self.server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
     self.server.handle_error = lambda *_: None  # a client that goes away is part of the test
-    self.set(data=DATA, etag='"one"', ranges=True, sloppy=False, length=True, cuts=[], pause=0, busy=0, asked=[])
-    threading.Thread(target=self.server.serve_forever, kwargs={'poll_interval': 0.01}, daemon=True).start()
+    self.set(
+      data=DATA,
+      etag='"one"',
+      ranges=True,
+      sloppy=False,
+      length=True,
+      cuts=[],
+      pause=0,
+      busy=0,
+      asked=[],
+    )
+    threading.Thread(
+      target=self.server.serve_forever, kwargs={'poll_interval': 0.01}, daemon=True
+    ).start()
     self.addCleanup(self.server.server_close)
     self.addCleanup(self.server.shutdown)
     self.enter_context(mock.patch.dict(os.environ, {'no_proxy': '127.0.0.1'}))
@@ -89,7 +101,10 @@ class FetchTest(parameterized.TestCase):
 
   def fetch(self, name='net.pt', **options):
     """What is printed."""
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()):
+    with (
+      contextlib.redirect_stdout(io.StringIO()) as out,
+      contextlib.redirect_stderr(io.StringIO()),
+    ):
       fetch.fetch(self.url(name), self.path, **options)
     return out.getvalue()
 
@@ -102,13 +117,19 @@ class FetchTest(parameterized.TestCase):
       self.assertEqual(file.read(), data)
     self.assertEqual(os.listdir(self.folder), ['net.pt'])
 
-  @parameterized.parameters({}, {'size': len(DATA)}, {'sha256': HASH}, {'size': len(DATA), 'sha256': HASH[:8].upper()})
+  @parameterized.parameters(
+    {}, {'size': len(DATA)}, {'sha256': HASH}, {'size': len(DATA), 'sha256': HASH[:8].upper()}
+  )
   def test_download(self, **options):
     printed = self.fetch(**options)
     self.assert_whole()
     self.assertEqual(self.server.asked, [None])
-    self.assertEqual(printed, '' if 'sha256' in options else
-                     f'{self.url()}: sha256 {HASH}; no public sha256 is known to compare it with\n')
+    self.assertEqual(
+      printed,
+      ''
+      if 'sha256' in options
+      else f'{self.url()}: sha256 {HASH}; no public sha256 is known to compare it with\n',
+    )
 
   def test_folders_are_made(self):
     self.path = os.path.join(self.folder, 'a', 'b', 'net.pt')
@@ -117,9 +138,17 @@ class FetchTest(parameterized.TestCase):
 
   def test_already_there(self):
     self.write('', DATA)
-    self.assertRegex(self.fetch(size=len(DATA), sha256=HASH), r'net.pt is there already \(102,400 bytes, sha256 as expected\)\n$')
-    self.assertRegex(self.fetch(), r'net.pt is there already \(102,400 bytes, no public sha256 to compare with\)\n$')
-    with self.assertRaisesRegex(UserError, r'net.pt has 102,400 bytes, not 7; remove it and run again, or download http'):
+    self.assertRegex(
+      self.fetch(size=len(DATA), sha256=HASH),
+      r'net.pt is there already \(102,400 bytes, sha256 as expected\)\n$',
+    )
+    self.assertRegex(
+      self.fetch(),
+      r'net.pt is there already \(102,400 bytes, no public sha256 to compare with\)\n$',
+    )
+    with self.assertRaisesRegex(
+      UserError, r'net.pt has 102,400 bytes, not 7; remove it and run again, or download http'
+    ):
       self.fetch(size=7)
     with self.assertRaisesRegex(UserError, f'net.pt has sha256 {HASH}, not 1234; remove it'):
       self.fetch(sha256='1234')
@@ -136,7 +165,9 @@ class FetchTest(parameterized.TestCase):
     printed = self.fetch(sha256=HASH)
     self.assert_whole()
     self.assertEqual(self.server.asked, [None, 'bytes=1000-', 'bytes=51000-', 'bytes=51000-'])
-    self.assertIn('the connection ended after 1,000 of 102,400 bytes; trying again in 0.001 s\n', printed)
+    self.assertIn(
+      'the connection ended after 1,000 of 102,400 bytes; trying again in 0.001 s\n', printed
+    )
 
   def test_progress_is_worth_any_number_of_requests(self):
     self.server.cuts = 3 * fetch.TRIES * [100]
@@ -150,7 +181,9 @@ class FetchTest(parameterized.TestCase):
 
   def test_gives_up_and_a_later_run_resumes(self):
     self.server.cuts = [1000] + 10 * [0]
-    with self.assertRaisesRegex(UserError, r'^cannot download .* \(the connection ended after 1,000 of 102,400 bytes\)'):
+    with self.assertRaisesRegex(
+      UserError, r'^cannot download .* \(the connection ended after 1,000 of 102,400 bytes\)'
+    ):
       self.fetch()
     self.assertLen(self.server.asked, fetch.TRIES)
     self.assertEqual(sorted(os.listdir(self.folder)), ['net.pt.partial', 'net.pt.partial.etag'])
@@ -160,10 +193,13 @@ class FetchTest(parameterized.TestCase):
     self.assertEqual(self.server.asked, ['bytes=1000-'])
 
   @parameterized.parameters(
-      (dict(ranges=False), ['bytes=1000-']),  # the whole file, because the server knows no ranges
-      (dict(etag='"two"'), ['bytes=1000-']),  # the whole file, because of If-Range
-      (dict(etag='"two"', sloppy=True), ['bytes=1000-', None]),  # a range of another version, in spite of If-Range
-      (dict(etag=None, cuts=[2000]), ['bytes=1000-', None]),  # "one" must not outlive its bytes
+    (dict(ranges=False), ['bytes=1000-']),  # the whole file, because the server knows no ranges
+    (dict(etag='"two"'), ['bytes=1000-']),  # the whole file, because of If-Range
+    (
+      dict(etag='"two"', sloppy=True),
+      ['bytes=1000-', None],
+    ),  # a range of another version, in spite of If-Range
+    (dict(etag=None, cuts=[2000]), ['bytes=1000-', None]),  # "one" must not outlive its bytes
   )
   def test_starts_anew(self, server, asked):
     self.write('.partial', 1000 * b'?')
@@ -185,8 +221,11 @@ class FetchTest(parameterized.TestCase):
     self.assert_whole()
     self.assertEqual(self.server.asked, [None, None])
 
-  @parameterized.parameters((DATA, {}, ['bytes=102400-']), (DATA, {'size': len(DATA)}, []),
-                            (DATA + b'!', {'sha256': HASH}, ['bytes=102401-', None]))
+  @parameterized.parameters(
+    (DATA, {}, ['bytes=102400-']),
+    (DATA, {'size': len(DATA)}, []),
+    (DATA + b'!', {'sha256': HASH}, ['bytes=102401-', None]),
+  )
   def test_stopped_after_the_last_byte(self, partial, options, asked):
     self.write('.partial', partial)
     self.write('.partial.etag', b'"one"')
@@ -195,12 +234,17 @@ class FetchTest(parameterized.TestCase):
     self.assertEqual(self.server.asked, asked)
 
   def test_wrong_hash(self):
-    with self.assertRaisesRegex(UserError, rf'^the file at {self.url()} has sha256 {HASH}, not {"0" * 64}; it was removed'):
+    with self.assertRaisesRegex(
+      UserError, rf'^the file at {self.url()} has sha256 {HASH}, not {"0" * 64}; it was removed'
+    ):
       self.fetch(sha256='0' * 64)
     self.assertEqual(os.listdir(self.folder), [])
 
   def test_wrong_size(self):
-    with self.assertRaisesRegex(UserError, r'\(the file there has 102,400 bytes, not 7\); .* put it at /.*/net.pt \(7 bytes\)$'):
+    with self.assertRaisesRegex(
+      UserError,
+      r'\(the file there has 102,400 bytes, not 7\); .* put it at /.*/net.pt \(7 bytes\)$',
+    ):
       self.fetch(size=7)
     self.assertEqual(os.listdir(self.folder), [])
 
@@ -212,46 +256,68 @@ class FetchTest(parameterized.TestCase):
     self.assert_whole()
 
   def test_missing(self):
-    message = (rf'^cannot download {self.url("missing")} \(HTTP 404 Not Found\); download it on another machine and put it at '
-               rf'{self.path} \(2,215,000,000 bytes, sha256 abc\)$')
+    message = (
+      rf'^cannot download {self.url("missing")} \(HTTP 404 Not Found\); download it on another '
+      rf'machine and put it at '
+      rf'{self.path} \(2,215,000,000 bytes, sha256 abc\)$'
+    )
     with self.assertRaisesRegex(UserError, message):
       self.fetch('missing', size=2_215_000_000, sha256='abc')
     self.assertLen(self.server.asked, 1)
     self.assertEqual(os.listdir(self.folder), [])
 
   def test_offline(self):
-    with self.assertRaisesRegex(UserError, r'^cannot download http://127.0.0.1:1/a \(Connection refused\); download it .*[^)]$'):
+    with self.assertRaisesRegex(
+      UserError,
+      r'^cannot download http://127.0.0.1:1/a \(Connection refused\); download it .*[^)]$',
+    ):
       with contextlib.redirect_stdout(io.StringIO()) as out:
         fetch.fetch('http://127.0.0.1:1/a', self.path)
     self.assertEqual(out.getvalue(), '')  # not tried again
 
   def test_full_disk(self):
     os.symlink('/dev/full', self.path + '.partial')
-    with self.assertRaisesRegex(UserError, r'^cannot download .* \(No space left on device\); download it on another machine'):
+    with self.assertRaisesRegex(
+      UserError, r'^cannot download .* \(No space left on device\); download it on another machine'
+    ):
       self.fetch()
     self.assertLen(self.server.asked, 1)
 
   def test_unwritable_folder(self):
     self.write('', DATA)
     self.path = os.path.join(self.path, 'net.pt')
-    with self.assertRaisesRegex(UserError, r'^cannot download .* \((Not a directory|File exists)\); download it'):
+    with self.assertRaisesRegex(
+      UserError, r'^cannot download .* \((Not a directory|File exists)\); download it'
+    ):
       self.fetch()
 
   @parameterized.parameters('file:///etc/hostname', 'ftp://a/b', 'net.pt')
   def test_other_addresses(self, url):
-    with self.assertRaisesRegex(UserError, f'^cannot download {url!r}; valid: an address that begins with https:// or http://$'):
+    with self.assertRaisesRegex(
+      UserError,
+      f'^cannot download {url!r}; valid: an address that begins with https:// or http://$',
+    ):
       fetch.fetch(url, self.path)
 
   def test_needed(self):
-    self.assertEqual(fetch.needed('https://a/b.pt', '/c/d.pt', 12345, 'ff'),
-                     'download https://a/b.pt on another machine and put it at /c/d.pt (12,345 bytes, sha256 ff)')
-    self.assertEqual(fetch.needed('https://a/b.zip', '/c/d.ckpt', 5),
-                     'download https://a/b.zip (5 bytes) on another machine, unpack it and put its .ckpt file at /c/d.ckpt')
+    self.assertEqual(
+      fetch.needed('https://a/b.pt', '/c/d.pt', 12345, 'ff'),
+      'download https://a/b.pt on another machine and put it at /c/d.pt (12,345 bytes, sha256 ff)',
+    )
+    self.assertEqual(
+      fetch.needed('https://a/b.zip', '/c/d.ckpt', 5),
+      'download https://a/b.zip (5 bytes) on another machine, unpack it and put its .ckpt file at '
+      '/c/d.ckpt',
+    )
 
   def test_killed(self):
     self.server.pause = 0.005
-    code = f'from gmm_diffusion.checkpoints import fetch; fetch.fetch({self.url()!r}, {self.path!r})'
-    with subprocess.Popen([sys.executable, '-c', code], cwd=cases.ROOT, stderr=subprocess.DEVNULL) as process:
+    code = (
+      f'from gmm_diffusion.checkpoints import fetch; fetch.fetch({self.url()!r}, {self.path!r})'
+    )
+    with subprocess.Popen(
+      [sys.executable, '-c', code], cwd=cases.ROOT, stderr=subprocess.DEVNULL
+    ) as process:
       deadline = time.monotonic() + 60
       while fetch._size(self.path + '.partial') < 10_000 and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -264,7 +330,6 @@ class FetchTest(parameterized.TestCase):
     self.assert_whole()
     self.assertEqual(self.server.asked, [f'bytes={have}-'])
 
-
   def archive(self, files):
     """Serves a zip of name -> bytes."""
     with zipfile.ZipFile(stream := io.BytesIO(), 'w') as file:
@@ -275,8 +340,15 @@ class FetchTest(parameterized.TestCase):
   def test_zip(self):
     self.archive({'../../model.PT': DATA, 'a.pt/': b'', 'about.txt': b'a'})
     self.server.cuts = [1000]
-    self.assertEqual(self.fetch('net.zip?x=.pt', size=len(self.server.data), sha256=hashlib.sha256(self.server.data).hexdigest()),
-                     f'the connection ended after 1,000 of {len(self.server.data):,} bytes; trying again in 0.001 s\n')
+    self.assertEqual(
+      self.fetch(
+        'net.zip?x=.pt',
+        size=len(self.server.data),
+        sha256=hashlib.sha256(self.server.data).hexdigest(),
+      ),
+      f'the connection ended after 1,000 of {len(self.server.data):,} bytes; trying again in 0.001 '
+      f's\n',
+    )
     self.assert_whole()
     self.assertEqual(self.server.asked, [None, 'bytes=1000-'])
     self.assertIn('not checked: only its archive', self.fetch('net.zip', size=1, sha256='0'))
@@ -298,14 +370,16 @@ class FetchTest(parameterized.TestCase):
   @parameterized.parameters(({'a.txt': b''}, '0 files'), ({'a.pt': b'', 'b/c.pt': b''}, '2 files'))
   def test_zip_without_the_one_member(self, files, count):
     self.archive(files)
-    with self.assertRaisesRegex(UserError, rf"^cannot unpack {self.url('net.zip')} \({count} end in '.pt', not 1\); "):
+    with self.assertRaisesRegex(
+      UserError, rf"^cannot unpack {self.url('net.zip')} \({count} end in '.pt', not 1\); "
+    ):
       self.fetch('net.zip')
     self.assertEqual(os.listdir(self.folder), [])
 
   def test_damaged_zip(self):
     self.archive({'a.pt': DATA})
     middle = len(self.server.data) // 2
-    self.server.data = self.server.data[:middle] + b'???' + self.server.data[middle + 3:]
+    self.server.data = self.server.data[:middle] + b'???' + self.server.data[middle + 3 :]
     with self.assertRaisesRegex(UserError, r'cannot unpack .* \(Bad CRC-32 .*\); it was removed'):
       self.fetch('net.zip')
     self.assertEqual(os.listdir(self.folder), [])

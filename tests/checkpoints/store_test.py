@@ -1,4 +1,5 @@
-"""Checkpoints: weights apart from the state of training, in the dtype asked for, whole or absent."""
+"""Checkpoints: weights apart from the state of training, in the dtype asked for, whole or
+absent."""
 
 import os
 
@@ -10,13 +11,17 @@ from absl.testing import absltest
 from gmm_diffusion.aliases import UserError
 from gmm_diffusion.checkpoints.store import Store
 
-WEIGHTS = {'net': {'a': np.float32([[1.5, -2.0]]), 'n.0': {'b': np.float32([0.1])}}, 'autoencoder': {'scale': np.float32(0.5)}}
+WEIGHTS = {
+  'net': {'a': np.float32([[1.5, -2.0]]), 'n.0': {'b': np.float32([0.1])}},
+  'autoencoder': {'scale': np.float32(0.5)},
+}
 STATE = {'step': np.int32(7), 'moments': np.float32([3.0])}
-shapes = lambda tree, dtype=None: jax.eval_shape(lambda: jax.tree.map(lambda x: jnp.asarray(x, dtype), tree))
+shapes = lambda tree, dtype=None: jax.eval_shape(
+  lambda: jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
+)
 
 
 class StoreTest(absltest.TestCase):
-
   def setUp(self):
     super().setUp()
     self.workdir = self.create_tempdir().full_path
@@ -29,7 +34,11 @@ class StoreTest(absltest.TestCase):
     store = Store(self.workdir)
     self.assertEqual(store.latest(), 3)
     self.assertEqual(store.about(), {'net': {'width': 3}, 'format': 'gmm_diffusion/2'})
-    jax.tree.map(np.testing.assert_array_equal, store.weights(shapes(WEIGHTS)), jax.tree.map(lambda x: 3 * x, WEIGHTS))
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      store.weights(shapes(WEIGHTS)),
+      jax.tree.map(lambda x: 3 * x, WEIGHTS),
+    )
     jax.tree.map(np.testing.assert_array_equal, store.training(shapes(STATE)), STATE)
 
   def test_weights_load_without_the_training_state(self):
@@ -44,7 +53,10 @@ class StoreTest(absltest.TestCase):
 
   def test_one_part_loads_without_the_others(self):
     store = Store(self.workdir)
-    self.assertEqual(store.weights(shapes({'autoencoder': WEIGHTS['autoencoder']})), {'autoencoder': {'scale': 1.5}})
+    self.assertEqual(
+      store.weights(shapes({'autoencoder': WEIGHTS['autoencoder']})),
+      {'autoencoder': {'scale': 1.5}},
+    )
 
   def test_old_steps_go(self):
     self.assertEqual(sorted(os.listdir(os.path.join(self.workdir, 'checkpoints'))), ['2', '3'])
@@ -54,7 +66,10 @@ class StoreTest(absltest.TestCase):
     self.assertEqual(Store(self.workdir).latest(), 3)
 
   def test_other_shapes_are_refused(self):
-    for part in ({**WEIGHTS['net'], 'a': np.zeros((5, 5), np.float32)}, {'other': np.zeros(1, np.float32)}):
+    for part in (
+      {**WEIGHTS['net'], 'a': np.zeros((5, 5), np.float32)},
+      {'other': np.zeros(1, np.float32)},
+    ):
       with self.assertRaisesRegex(UserError, "cannot read 'net' of checkpoint"):
         Store(self.workdir).weights(shapes({'net': part}))
     with self.assertRaisesRegex(UserError, "cannot read 'classifier' of checkpoint"):
@@ -63,7 +78,9 @@ class StoreTest(absltest.TestCase):
   def test_none(self):
     empty = self.create_tempdir().full_path
     self.assertIsNone(Store(empty).latest())
-    with self.assertRaisesRegex(UserError, 'no checkpoint in .*; train one first with --mode=train or --mode=all'):
+    with self.assertRaisesRegex(
+      UserError, 'no checkpoint in .*; train one first with --mode=train or --mode=all'
+    ):
       Store(empty).about()
     self.assertEqual(os.listdir(empty), [])
 

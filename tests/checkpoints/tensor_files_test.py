@@ -1,8 +1,9 @@
-"""Files of tensors: what PyTorch and this repository wrote is read exactly, and nothing in a file is run.
+"""Files of tensors: what PyTorch and this repository wrote is read exactly, and nothing in a file
+is run.
 
 testdata/torch_zip.pt and torch_legacy.pt were saved by PyTorch 2.13 (torch.save(tensors) and, with
-_use_new_zipfile_serialization=False, torch.save({'state_dict': tensors, 'epoch': 3, ...})), where tensors are those of
-`expected`: views are views there, and the two of `shared` lie in one storage.
+_use_new_zipfile_serialization=False, torch.save({'state_dict': tensors, 'epoch': 3, ...})), where
+tensors are those of `expected`: views are views there, and the two of `shared` lie in one storage.
 """
 
 import argparse
@@ -38,17 +39,36 @@ stack_glob = lambda module, name: plain(module) + plain(name) + b'\x93'
 def expected():
   a = np.arange(12, dtype=np.float32).reshape(3, 4) / 8
   base = np.arange(20, dtype=np.float32).reshape(5, 4)
-  return {'float32': a, 'float16': a.astype(np.float16), 'bfloat16': a.astype(BFLOAT16),
-          'int64': np.arange(6).reshape(2, 3) - 2**40, 'bool': np.array([True, False]), 'scalar': np.float32(2.5),
-          'empty': np.zeros((0, 3), np.float32), 'transposed': a.T,
-          'permuted': np.arange(24, dtype=np.float32).reshape(2, 3, 4).transpose(2, 0, 1), 'slice': base[2:5, 1:3],
-          'shared.first': base[:3], 'shared.last': base[2:], 'parameter': a + 1}
+  return {
+    'float32': a,
+    'float16': a.astype(np.float16),
+    'bfloat16': a.astype(BFLOAT16),
+    'int64': np.arange(6).reshape(2, 3) - 2**40,
+    'bool': np.array([True, False]),
+    'scalar': np.float32(2.5),
+    'empty': np.zeros((0, 3), np.float32),
+    'transposed': a.T,
+    'permuted': np.arange(24, dtype=np.float32).reshape(2, 3, 4).transpose(2, 0, 1),
+    'slice': base[2:5, 1:3],
+    'shared.first': base[:3],
+    'shared.last': base[2:],
+    'parameter': a + 1,
+  }
 
 
 def tensor(storage=None, offset=0, shape=(4,), strides=(1,), rebuild='_rebuild_tensor_v2'):
   """Opcodes of a tensor."""
-  return (glob('torch._utils', rebuild) + b'(' + (storage or pid()) + plain(offset) + plain(shape) + plain(strides) + b'\x89'
-          + glob('collections', 'OrderedDict') + b')RtR')
+  return (
+    glob('torch._utils', rebuild)
+    + b'('
+    + (storage or pid())
+    + plain(offset)
+    + plain(shape)
+    + plain(strides)
+    + b'\x89'
+    + glob('collections', 'OrderedDict')
+    + b')RtR'
+  )
 
 
 def pid(key='0', count=4, kind=glob('torch', 'FloatStorage'), word='storage', last=b''):
@@ -60,7 +80,9 @@ def dictionary(**values):
   return b'}(' + b''.join(plain(key) + value for key, value in values.items()) + b'u'
 
 
-def zip_file(body, data=np.arange(4, dtype='<f4').tobytes(), byteorder='little', compression=zipfile.ZIP_STORED):
+def zip_file(
+  body, data=np.arange(4, dtype='<f4').tobytes(), byteorder='little', compression=zipfile.ZIP_STORED
+):
   out = io.BytesIO()
   with zipfile.ZipFile(out, 'w', compression) as archive:
     archive.writestr('a/data.pkl', b'\x80\2' + body + b'.')
@@ -70,12 +92,21 @@ def zip_file(body, data=np.arange(4, dtype='<f4').tobytes(), byteorder='little',
 
 
 def legacy_file(body, data=np.arange(4, dtype='<f4').tobytes()):
-  head = [pickle.dumps(value, 2) for value in (0x1950a86a20f9469cfc6c, 1001, {'little_endian': True})]
-  return b''.join(head) + b'\x80\2' + body + b'.' + pickle.dumps(['0'], 2) + (4).to_bytes(8, 'little') + data
+  head = [
+    pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {'little_endian': True})
+  ]
+  return (
+    b''.join(head)
+    + b'\x80\2'
+    + body
+    + b'.'
+    + pickle.dumps(['0'], 2)
+    + (4).to_bytes(8, 'little')
+    + data
+  )
 
 
 class TensorFilesTest(parameterized.TestCase):
-
   def setUp(self):
     super().setUp()
     self.folder = self.create_tempdir().full_path
@@ -127,19 +158,28 @@ class TensorFilesTest(parameterized.TestCase):
     released_layout.write_torch(self.path('a.pt'), tensors, nest='other')
     self.refused(self.path('a.pt'), "no tensors by name; it has 'other'")
     released_layout.write_safetensors(self.path('a.safetensors'), tensors)
-    self.assertEqual((os.path.getsize(self.path('a.safetensors')) - 12) % 8, 0)  # the tensors start at multiples of 8
+    self.assertEqual(
+      (os.path.getsize(self.path('a.safetensors')) - 12) % 8, 0
+    )  # the tensors start at multiples of 8
 
   @parameterized.product(extension=tuple(WRITERS), other=(np.zeros(3, np.float32), np.zeros(2)))
   def test_an_unfinished_file_does_not_appear(self, extension, other):
-    tensors = {'a': ((2,), np.float32, lambda: np.zeros(2, np.float32)), 'b': ((2,), np.float32, lambda: other)}
-    with self.assertRaisesRegex(ValueError, r'b was to be \(2,\) of float32, got \((2|3),\) of float(32|64)'):
+    tensors = {
+      'a': ((2,), np.float32, lambda: np.zeros(2, np.float32)),
+      'b': ((2,), np.float32, lambda: other),
+    }
+    with self.assertRaisesRegex(
+      ValueError, r'b was to be \(2,\) of float32, got \((2|3),\) of float(32|64)'
+    ):
       WRITERS[extension](self.path('a' + extension), tensors)
     self.assertEqual(os.listdir(self.folder), [])
 
   @parameterized.parameters(*WRITERS)
   def test_one_tensor_in_memory(self, extension):
     size = 2**20
-    tensors = {f'n{i}': ((size,), np.float16, lambda i=i: np.full(size, i, np.float16)) for i in range(8)}
+    tensors = {
+      f'n{i}': ((size,), np.float16, lambda i=i: np.full(size, i, np.float16)) for i in range(8)
+    }
     path = self.path('a' + extension)
     tracemalloc.start()
     try:
@@ -165,28 +205,46 @@ class TensorFilesTest(parameterized.TestCase):
         self.check(source, arrays)
 
   def test_byteorder(self):
-    with open_tensors(self.file(zip_file(dictionary(a=tensor()), np.arange(4, dtype='>f4').tobytes(), 'big'))) as source:
+    with open_tensors(
+      self.file(zip_file(dictionary(a=tensor()), np.arange(4, dtype='>f4').tobytes(), 'big'))
+    ) as source:
       self.check(source, {'a': np.arange(4, dtype=np.float32)})
-    self.refused(self.file(zip_file(dictionary(a=tensor()), byteorder='middle')), 'is truncated or not a checkpoint')
+    self.refused(
+      self.file(zip_file(dictionary(a=tensor()), byteorder='middle')),
+      'is truncated or not a checkpoint',
+    )
 
   def test_which_tensors(self):
     nested = dictionary(x=tensor())
-    for body, names in ((dictionary(ema=nested, model=dictionary(y=tensor()), opt=dictionary(z=tensor())), ['x']),
-                        (dictionary(state_dict=nested, ema=dictionary(y=tensor())), ['x']),
-                        (dictionary(a=tensor(), ema=plain(3), n=plain(1), sub=nested), ['a'])):
+    for body, names in (
+      (dictionary(ema=nested, model=dictionary(y=tensor()), opt=dictionary(z=tensor())), ['x']),
+      (dictionary(state_dict=nested, ema=dictionary(y=tensor())), ['x']),
+      (dictionary(a=tensor(), ema=plain(3), n=plain(1), sub=nested), ['a']),
+    ):
       with open_tensors(self.file(zip_file(body))) as source:
         self.assertEqual(list(source.shapes), names)
-    self.refused(self.file(zip_file(dictionary(model=nested))), "no tensors by name; it has 'model': save the state_dict")
+    self.refused(
+      self.file(zip_file(dictionary(model=nested))),
+      "no tensors by name; it has 'model': save the state_dict",
+    )
     self.refused(self.file(zip_file(tensor())), 'no tensors by name; it has _Tensor')
     self.refused(self.file(zip_file(b'}')), 'no tensors by name')
 
   def test_shards(self):
     arrays = {name: np.float32([i]) for i, name in enumerate('abc')}
-    for extension, write in (('.safetensors', released_layout.write_safetensors), ('.bin', released_layout.write_torch)):
+    for extension, write in (
+      ('.safetensors', released_layout.write_safetensors),
+      ('.bin', released_layout.write_torch),
+    ):
       shards = {'a': '1' + extension, 'b': '2' + extension, 'c': '1' + extension}
       for shard in set(shards.values()):
-        write(self.path(shard), released_layout.made({name: arrays[name] for name in 'abc' if shards[name] == shard}))
-      index = self.file(json.dumps({'metadata': {}, 'weight_map': shards}).encode(), f'w{extension}.index.json')
+        write(
+          self.path(shard),
+          released_layout.made({name: arrays[name] for name in 'abc' if shards[name] == shard}),
+        )
+      index = self.file(
+        json.dumps({'metadata': {}, 'weight_map': shards}).encode(), f'w{extension}.index.json'
+      )
       with open_tensors(index) as source:
         self.check(source, arrays)
     save = lambda **shards: self.file(json.dumps({'weight_map': shards}).encode(), 'w.index.json')
@@ -195,105 +253,197 @@ class TensorFilesTest(parameterized.TestCase):
     self.refused(save(x='w.index.json'), "names the shard 'w.index.json'")
     self.refused(save(), 'names no shards')
     self.refused(self.file(b'[]', 'w.index.json'), 'is truncated or not a checkpoint')
-    self.refused(self.file(b'{"weight_map": {"a": 3}}', 'w.index.json'), 'is truncated or not a checkpoint')
+    self.refused(
+      self.file(b'{"weight_map": {"a": 3}}', 'w.index.json'), 'is truncated or not a checkpoint'
+    )
     with self.assertRaisesRegex(UserError, 'cannot read .*3.bin: No such file'):
       open_tensors(save(x='3.bin'))
 
   def test_what_training_left_is_ignored(self):
     with open(self.file(b'raise RuntimeError', 'omegaconf.py'), encoding='utf-8'):
       self.enter_context(absltest.mock.patch.object(sys, 'path', [self.folder] + sys.path))
-    config = b'\x81'.join([glob('omegaconf.dictconfig', 'DictConfig') + b')', b'']) + plain({'_content': 3}) + b'b'
+    config = (
+      b'\x81'.join([glob('omegaconf.dictconfig', 'DictConfig') + b')', b''])
+      + plain({'_content': 3})
+      + b'b'
+    )
     callback = glob('pytorch_lightning.callbacks.model_checkpoint', 'ModelCheckpoint')
     score = plain(np.float64(2)) + b'0' + plain(np.arange(3)) + b'0' + plain(np.dtype('>f8'))
     body = dictionary(
-        state_dict=dictionary(x=tensor()), epoch=plain(3), hyper_parameters=config, score=score,
-        callbacks=b'}' + callback + plain({'best': None}) + b's', any=glob('typing', 'Any'),
-        args=plain(argparse.Namespace(a=1)), path=plain(pathlib.PurePosixPath('a/b')),
-        counts=plain(collections.defaultdict(list, {1: [2]})), size=glob('torch', 'Size') + b'((K\1ttR',
-        dtype=glob('torch', 'float16'), device=glob('torch', 'device') + plain(('cuda',)) + b'R',
-        optimizer=glob('torch.optim.adam', 'Adam') + b')R(' + plain('a') + plain(1) + b'u(K\1e')
+      state_dict=dictionary(x=tensor()),
+      epoch=plain(3),
+      hyper_parameters=config,
+      score=score,
+      callbacks=b'}' + callback + plain({'best': None}) + b's',
+      any=glob('typing', 'Any'),
+      args=plain(argparse.Namespace(a=1)),
+      path=plain(pathlib.PurePosixPath('a/b')),
+      counts=plain(collections.defaultdict(list, {1: [2]})),
+      size=glob('torch', 'Size') + b'((K\1ttR',
+      dtype=glob('torch', 'float16'),
+      device=glob('torch', 'device') + plain(('cuda',)) + b'R',
+      optimizer=glob('torch.optim.adam', 'Adam') + b')R(' + plain('a') + plain(1) + b'u(K\1e',
+    )
     for content in (zip_file(body), legacy_file(body)):
       with open_tensors(self.file(content)) as source:
         self.check(source, {'x': np.arange(4, dtype=np.float32)})
     self.assertNotIn('omegaconf', sys.modules)
 
   CODE = {
-      'reduce': (glob('posix', 'system') + plain(('touch mark',)) + b'R', 'posix.system'),
-      'eval': (glob('builtins', 'eval') + plain(("open('mark', 'w')",)) + b'R', 'builtins.eval'),
-      'python 2': (glob('__builtin__', 'eval') + plain(("open('mark', 'w')",)) + b'R', '__builtin__.eval'),
-      'stack global': (stack_glob('os', 'system') + plain(('touch mark',)) + b'R', 'os.system'),
-      'inst': (b'(' + plain('touch mark') + b'iposix\nsystem\n', 'posix.system'),
-      'obj': (b'(' + glob('posix', 'system') + plain('touch mark') + b'o', 'posix.system'),
-      'newobj': (glob('subprocess', 'Popen') + plain((['touch', 'mark'],)) + b'\x81', 'subprocess.Popen'),
-      'getattr': (glob('builtins', 'getattr') + b'(' + glob('torch', 'Size') + plain('__class__') + b'tR', 'builtins.getattr'),
-      'dotted': (stack_glob('collections', 'OrderedDict.__init__.__globals__'), 'collections.OrderedDict.__init__'),
-      'set': (glob('builtins', 'set') + b')R', 'builtins.set'),
-      'torch.load': (glob('torch', 'load') + plain(('mark',)) + b'R', 'torch.load'),
-      'lines': (stack_glob('omegaconf\nos', 'system'), r'omegaconf\\nos.system'),
-      'prefix': (glob('omegaconf_evil', 'x'), 'omegaconf_evil.x'),
-      'suffix': (stack_glob('builtins', 'dict.update'), 'builtins.dict.update'),
-      'model': (glob('torch.nn.modules.conv', 'Conv2d') + b')\x81', 'torch.nn.modules.conv.Conv2d'),
+    'reduce': (glob('posix', 'system') + plain(('touch mark',)) + b'R', 'posix.system'),
+    'eval': (glob('builtins', 'eval') + plain(("open('mark', 'w')",)) + b'R', 'builtins.eval'),
+    'python 2': (
+      glob('__builtin__', 'eval') + plain(("open('mark', 'w')",)) + b'R',
+      '__builtin__.eval',
+    ),
+    'stack global': (stack_glob('os', 'system') + plain(('touch mark',)) + b'R', 'os.system'),
+    'inst': (b'(' + plain('touch mark') + b'iposix\nsystem\n', 'posix.system'),
+    'obj': (b'(' + glob('posix', 'system') + plain('touch mark') + b'o', 'posix.system'),
+    'newobj': (
+      glob('subprocess', 'Popen') + plain((['touch', 'mark'],)) + b'\x81',
+      'subprocess.Popen',
+    ),
+    'getattr': (
+      glob('builtins', 'getattr') + b'(' + glob('torch', 'Size') + plain('__class__') + b'tR',
+      'builtins.getattr',
+    ),
+    'dotted': (
+      stack_glob('collections', 'OrderedDict.__init__.__globals__'),
+      'collections.OrderedDict.__init__',
+    ),
+    'set': (glob('builtins', 'set') + b')R', 'builtins.set'),
+    'torch.load': (glob('torch', 'load') + plain(('mark',)) + b'R', 'torch.load'),
+    'lines': (stack_glob('omegaconf\nos', 'system'), r'omegaconf\\nos.system'),
+    'prefix': (glob('omegaconf_evil', 'x'), 'omegaconf_evil.x'),
+    'suffix': (stack_glob('builtins', 'dict.update'), 'builtins.dict.update'),
+    'model': (glob('torch.nn.modules.conv', 'Conv2d') + b')\x81', 'torch.nn.modules.conv.Conv2d'),
   }
 
   @parameterized.product(name=tuple(CODE), container=('zip', 'legacy', 'bare'))
   def test_code_is_refused(self, name, container):
     body, refers = self.CODE[name]
-    content = {'zip': lambda: zip_file(dictionary(x=tensor(), y=body)), 'legacy': lambda: legacy_file(dictionary(y=body)),
-               'bare': lambda: b'\x80\2' + body + b'.'}[container]()
+    content = {
+      'zip': lambda: zip_file(dictionary(x=tensor(), y=body)),
+      'legacy': lambda: legacy_file(dictionary(y=body)),
+      'bare': lambda: b'\x80\2' + body + b'.',
+    }[container]()
     self.enter_context(contextlib.chdir(self.folder))
-    self.refused(self.file(content), f'refers to {refers}.*, which is code and not tensors; refused')
+    self.refused(
+      self.file(content), f'refers to {refers}.*, which is code and not tensors; refused'
+    )
     self.assertEqual(os.listdir(self.folder), ['a.pt'])
 
   def test_state_is_not_set(self):
     ignored = glob('omegaconf', 'A')
     found = glob('torch._utils', '_rebuild_tensor_v2')
-    before = {name: dict(vars(value)) for name, value in vars(tensor_files).items() if isinstance(value, type)}
-    state = b'(' + plain({'__setstate__': 1, 'x': 2}) + plain({'__class__': 3, '__setitem__': 4, '__defaults__': ()}) + b't'
-    body = dictionary(x=tensor() + state + b'b', **{
-        f'y{i}': target + state + b'b' for i, target in enumerate((ignored, ignored + b')R', ignored + b')\x81', found, b'}'))})
+    before = {
+      name: dict(vars(value))
+      for name, value in vars(tensor_files).items()
+      if isinstance(value, type)
+    }
+    state = (
+      b'('
+      + plain({'__setstate__': 1, 'x': 2})
+      + plain({'__class__': 3, '__setitem__': 4, '__defaults__': ()})
+      + b't'
+    )
+    body = dictionary(
+      x=tensor() + state + b'b',
+      **{
+        f'y{i}': target + state + b'b'
+        for i, target in enumerate((ignored, ignored + b')R', ignored + b')\x81', found, b'}'))
+      },
+    )
     with open_tensors(self.file(zip_file(body))) as source:
       self.check(source, {'x': np.arange(4, dtype=np.float32)})
     self.assertEqual(vars(tensor_files._rebuild_tensor), {})
     self.assertEqual({name: dict(vars(getattr(tensor_files, name))) for name in before}, before)
 
   @parameterized.parameters(
-      (b'\x82\1', 'KeyError'),  # a number of the process's registry
-      (plain('storage') + b'Q', 'storage'), (b'Pstorage\n', 'storage'), (pid(word='module'), 'storage'),
-      (pid('1', kind=plain('Float')), 'storage'), (pid('1', kind=glob('torch', 'float32')), 'storage'),
-      (pid(count=-1), 'storage'),
-      (pid(count=4.0), 'storage'), (pid(key=0), 'storage'), (pid(last=plain(('0', 0, 4))), 'storage'),
-      (pid() + pid(kind=glob('torch', 'HalfStorage')), 'storage'),
-      (tensor(plain('0')), ''), (tensor(shape=3), 'TypeError'), (b'00', 'IndexError'), (b'j\0\0\0\xf0', 'UnpicklingError'))
+    (b'\x82\1', 'KeyError'),  # a number of the process's registry
+    (plain('storage') + b'Q', 'storage'),
+    (b'Pstorage\n', 'storage'),
+    (pid(word='module'), 'storage'),
+    (pid('1', kind=plain('Float')), 'storage'),
+    (pid('1', kind=glob('torch', 'float32')), 'storage'),
+    (pid(count=-1), 'storage'),
+    (pid(count=4.0), 'storage'),
+    (pid(key=0), 'storage'),
+    (pid(last=plain(('0', 0, 4))), 'storage'),
+    (pid() + pid(kind=glob('torch', 'HalfStorage')), 'storage'),
+    (tensor(plain('0')), ''),
+    (tensor(shape=3), 'TypeError'),
+    (b'00', 'IndexError'),
+    (b'j\0\0\0\xf0', 'UnpicklingError'),
+  )
   def test_damaged_pickles(self, body, message):
     for make in (zip_file, legacy_file):
-      self.refused(self.file(make(dictionary(x=tensor()) + body + b'N')), 'is truncated or not a checkpoint.*' + message)
+      self.refused(
+        self.file(make(dictionary(x=tensor()) + body + b'N')),
+        'is truncated or not a checkpoint.*' + message,
+      )
 
   def test_a_large_memo_costs_nothing(self):
-    with open_tensors(self.file(zip_file(dictionary(x=tensor()) + b'r\xff\xff\xff\xff'))) as source:  # place 2^32 - 1
+    with open_tensors(
+      self.file(zip_file(dictionary(x=tensor()) + b'r\xff\xff\xff\xff'))
+    ) as source:  # place 2^32 - 1
       self.check(source, {'x': np.arange(4, dtype=np.float32)})
 
   @parameterized.parameters(
-      ('torch._utils', '_rebuild_sparse_tensor'), ('torch._utils', '_rebuild_qtensor'), ('torch', 'QInt8Storage'),
-      ('torch', 'ComplexFloatStorage'), ('torch._tensor', '_rebuild_from_type_v2'))
+    ('torch._utils', '_rebuild_sparse_tensor'),
+    ('torch._utils', '_rebuild_qtensor'),
+    ('torch', 'QInt8Storage'),
+    ('torch', 'ComplexFloatStorage'),
+    ('torch._tensor', '_rebuild_from_type_v2'),
+  )
   def test_other_kinds_of_tensors(self, module, name):
-    self.refused(self.file(zip_file(glob(module, name))), f'holds {module}.{name}; only dense tensors')
+    self.refused(
+      self.file(zip_file(glob(module, name))), f'holds {module}.{name}; only dense tensors'
+    )
 
   @parameterized.parameters(
-      dict(offset=1), dict(offset=-1), dict(shape=(5,)), dict(shape=(2, 2), strides=(3, 1)), dict(strides=(2,)),
-      dict(strides=(-1,)), dict(shape=(-4,)), dict(shape=(2, 2)), dict(shape=(2**70,), strides=(0,)),
-      dict(shape=(1,), strides=(2**70,)), dict(shape=(4.0,)),
-      dict(shape=('4',)), dict(offset=0.5), dict(storage=pid(count=2**40)), dict(storage=pid(count=5), shape=(5,)))
+    dict(offset=1),
+    dict(offset=-1),
+    dict(shape=(5,)),
+    dict(shape=(2, 2), strides=(3, 1)),
+    dict(strides=(2,)),
+    dict(strides=(-1,)),
+    dict(shape=(-4,)),
+    dict(shape=(2, 2)),
+    dict(shape=(2**70,), strides=(0,)),
+    dict(shape=(1,), strides=(2**70,)),
+    dict(shape=(4.0,)),
+    dict(shape=('4',)),
+    dict(offset=0.5),
+    dict(storage=pid(count=2**40)),
+    dict(storage=pid(count=5), shape=(5,)),
+  )
   def test_tensors_outside_of_their_storage(self, **options):
     for make in (zip_file, legacy_file):
-      self.refused(self.file(make(dictionary(ok=tensor() if 'storage' not in options else plain(1), x=tensor(**options)))),
-                   "has no room for 'x'|has 16 bytes where")
+      self.refused(
+        self.file(
+          make(
+            dictionary(ok=tensor() if 'storage' not in options else plain(1), x=tensor(**options))
+          )
+        ),
+        "has no room for 'x'|has 16 bytes where",
+      )
 
   @parameterized.parameters(
-      ([0, 15], (4,), 'F32', 'no room'), ([1, 17], (4,), 'F32', 'no room'), ([-4, 12], (4,), 'F32', 'no room'),
-      ([0, 16], (5,), 'F32', 'no room'), ([0, 16], (3,), 'F32', 'of shape .* in 16 bytes'), ([0, 16], (-4,), 'F32', 'no room'),
-      ([0, 16], (4,), 'F4', "'x' of dtype 'F4'; valid: F64"), ([0, 16], ('4',), 'F32', ''), ([0], (4,), 'F32', 'ValueError'),
-      (None, (4,), 'F32', 'TypeError'), ([0.0, 16], (4,), 'F32', 'no room'), ([8, 8], (2**62, 0), 'F32', 'no room'),
-      ([0, 4], (1,) * 65, 'F32', 'no room'))
+    ([0, 15], (4,), 'F32', 'no room'),
+    ([1, 17], (4,), 'F32', 'no room'),
+    ([-4, 12], (4,), 'F32', 'no room'),
+    ([0, 16], (5,), 'F32', 'no room'),
+    ([0, 16], (3,), 'F32', 'of shape .* in 16 bytes'),
+    ([0, 16], (-4,), 'F32', 'no room'),
+    ([0, 16], (4,), 'F4', "'x' of dtype 'F4'; valid: F64"),
+    ([0, 16], ('4',), 'F32', ''),
+    ([0], (4,), 'F32', 'ValueError'),
+    (None, (4,), 'F32', 'TypeError'),
+    ([0.0, 16], (4,), 'F32', 'no room'),
+    ([8, 8], (2**62, 0), 'F32', 'no room'),
+    ([0, 4], (1,) * 65, 'F32', 'no room'),
+  )
   def test_bad_safetensors(self, offsets, shape, dtype, message):
     header = json.dumps({'x': {'dtype': dtype, 'shape': shape, 'data_offsets': offsets}}).encode()
     content = len(header).to_bytes(8, 'little') + header + bytes(16)
@@ -303,10 +453,12 @@ class TensorFilesTest(parameterized.TestCase):
     head = (2**31).to_bytes(8, 'little')
     archive = zip_file(dictionary(x=tensor()))
     at = archive.index(b'PK\1\2') + 20  # in the directory: both sizes of data.pkl
-    archive = archive[:at] + head[:4] + head[:4] + archive[at + 8:]
+    archive = archive[:at] + head[:4] + head[:4] + archive[at + 8 :]
     tracemalloc.start()
     try:
-      self.refused(self.file(head + b'{"x": 1}', 'a.safetensors'), 'is truncated or not a checkpoint')
+      self.refused(
+        self.file(head + b'{"x": 1}', 'a.safetensors'), 'is truncated or not a checkpoint'
+      )
       self.refused(self.file(archive), 'is truncated or not a checkpoint')
       self.assertLess(tracemalloc.get_traced_memory()[1], 2**23)
     finally:
@@ -314,7 +466,9 @@ class TensorFilesTest(parameterized.TestCase):
 
   def test_metadata_of_safetensors(self):
     header = b'{"__metadata__": {"format": "pt"}}'
-    self.refused(self.file(len(header).to_bytes(8, 'little') + header, 'a.safetensors'), 'no tensors by name')
+    self.refused(
+      self.file(len(header).to_bytes(8, 'little') + header, 'a.safetensors'), 'no tensors by name'
+    )
 
   @parameterized.parameters(*FIXTURES, '.safetensors')
   def test_truncated_or_changed(self, name):
@@ -323,7 +477,9 @@ class TensorFilesTest(parameterized.TestCase):
       with open(os.path.join(cases.TESTDATA, name), 'rb') as file:
         whole = file.read()
     else:
-      released_layout.write_safetensors(path, released_layout.made({k: v for k, v in expected().items() if v.dtype != bool}))
+      released_layout.write_safetensors(
+        path, released_layout.made({k: v for k, v in expected().items() if v.dtype != bool})
+      )
       with open(path, 'rb') as file:
         whole = file.read()
     for length in [*range(1, len(whole), 61), len(whole) - 1]:
@@ -342,25 +498,45 @@ class TensorFilesTest(parameterized.TestCase):
 
   def test_cut_while_open(self):
     path = self.path('a.safetensors')
-    released_layout.write_safetensors(path, released_layout.made({'x': np.zeros(10_000, np.float32)}))
+    released_layout.write_safetensors(
+      path, released_layout.made({'x': np.zeros(10_000, np.float32)})
+    )
     with open_tensors(path) as source:
       os.truncate(path, 5_000)
       with self.assertRaisesRegex(UserError, "cannot read 'x' of .*: the file was cut while open"):
         source.read('x')
 
   def test_no_checkpoints(self):
-    self.refused(self.path('none.pt'), 'cannot read .*: No such file or directory; give a file of weights')
+    self.refused(
+      self.path('none.pt'), 'cannot read .*: No such file or directory; give a file of weights'
+    )
     os.mkdir(self.path('folder.pt'))
     self.refused(self.path('folder.pt'), 'cannot read .*: Is a directory; give a file of weights')
     for extension in ('.pt', '.ckpt', '.safetensors'):
       self.refused(self.file(b'', 'a' + extension), 'is empty; copy or download it again')
-      self.refused(self.file(b'version https://git-lfs.github.com/spec/v1\n', 'a' + extension), "with 'git lfs pull'")
-    self.refused(self.file(b'<html>Not found\n</html>', 'a.bin'), "starts with b'<html>No', not as a file of PyTorch")
-    self.refused(self.file(b'<html>Not found\n</html>', 'a.safetensors'), 'is truncated or not a checkpoint')
-    self.refused(self.file(b'x', 'a.h5'), "has the unknown extension '.h5'; valid: .safetensors, .pt, .pth, .ckpt, .bin, .index")
+      self.refused(
+        self.file(b'version https://git-lfs.github.com/spec/v1\n', 'a' + extension),
+        "with 'git lfs pull'",
+      )
+    self.refused(
+      self.file(b'<html>Not found\n</html>', 'a.bin'),
+      "starts with b'<html>No', not as a file of PyTorch",
+    )
+    self.refused(
+      self.file(b'<html>Not found\n</html>', 'a.safetensors'), 'is truncated or not a checkpoint'
+    )
+    self.refused(
+      self.file(b'x', 'a.h5'),
+      "has the unknown extension '.h5'; valid: .safetensors, .pt, .pth, .ckpt, .bin, .index",
+    )
     self.refused(self.file(pickle.dumps({'a': [1]}, 2)), 'is a pickle, but not a file of PyTorch')
-    self.refused(self.file(zip_file(dictionary(x=tensor()), compression=zipfile.ZIP_DEFLATED)), 'missing or compressed')
-    self.refused(self.file(zip_file(dictionary(x=tensor(pid(key='1'))))), "'data/1' is missing or compressed")
+    self.refused(
+      self.file(zip_file(dictionary(x=tensor()), compression=zipfile.ZIP_DEFLATED)),
+      'missing or compressed',
+    )
+    self.refused(
+      self.file(zip_file(dictionary(x=tensor(pid(key='1'))))), "'data/1' is missing or compressed"
+    )
     with zipfile.ZipFile(self.path('b.pt'), 'w') as archive:
       archive.writestr('data.pkl', '')
     self.refused(self.path('b.pt'), 'is a zip without NAME/data.pkl')

@@ -15,7 +15,6 @@ RANDOM = np.random.RandomState(0)
 
 
 class CompareTest(parameterized.TestCase):
-
   def test_r_is_pearsons_and_r2_is_its_square(self):
     one, other = RANDOM.randn(9, 4, 5, 2), RANDOM.randn(9, 4, 5, 2)
     expected = np.array([stats.pearsonr(a.ravel(), b.ravel())[0] for a, b in zip(one, other)])
@@ -37,12 +36,17 @@ class CompareTest(parameterized.TestCase):
 
   def test_intervals(self):
     found = compare.share(np.array([True] * 3 + [False] * 97))
-    np.testing.assert_allclose(found, [0.03, 0.01025, 0.08452], atol=1e-4)  # Wilson's interval of 3 in 100
+    np.testing.assert_allclose(
+      found, [0.03, 0.01025, 0.08452], atol=1e-4
+    )  # Wilson's interval of 3 in 100
     none = compare.share(np.zeros(100, bool))
     self.assertGreater(none.high, 0.03)
     # 95 % of the intervals of a median hold it: of 200, fewer than 170 have probability below 1e-6
     random = np.random.RandomState(1)
-    held = [found.low < 0 < found.high for found in (compare.median(random.randn(60), 100) for _ in range(200))]
+    held = [
+      found.low < 0 < found.high
+      for found in (compare.median(random.randn(60), 100) for _ in range(200))
+    ]
     self.assertGreater(sum(held), 170)
 
   def test_baselines(self):
@@ -53,16 +57,28 @@ class CompareTest(parameterized.TestCase):
 
 
 class CalibrationTest(absltest.TestCase):
-
   def test_the_size_of_the_machine_that_is_the_network(self):
     # the "network" is a machine with 5 x 5 patches above b = 0.5 and 3 x 3 below
     images = RANDOM.uniform(-1, 1, (6, 8, 8, 1)).astype(np.float32)
     network = score_machines.make('ELS', images, ((0.5, 3), (1.0, 5)))
     grid = grids.make(schedules.linear(), 4, 'uniform')
-    states = [np.asarray(marginals.diffuse(images[:3], RANDOM.randn(3, 8, 8, 1).astype(np.float32), Time(0, a, b))) for a, b in zip(grid.a_t, grid.b_t)]
+    states = [
+      np.asarray(
+        marginals.diffuse(images[:3], RANDOM.randn(3, 8, 8, 1).astype(np.float32), Time(0, a, b))
+      )
+      for a, b in zip(grid.a_t, grid.b_t)
+    ]
     eps = lambda denoiser: jax.jit(lambda x, time: denoiser(x, time, None).eps)
-    found = calibrate.calibrate(np.stack(states), grid, eps(network), lambda size: eps(score_machines.make('ELS', images, size)), (3, 5))
-    self.assertEqual([size for _, size in found.sizes], [3 if b <= 0.5 else 5 for b in sorted(grid.b_t)])
+    found = calibrate.calibrate(
+      np.stack(states),
+      grid,
+      eps(network),
+      lambda size: eps(score_machines.make('ELS', images, size)),
+      (3, 5),
+    )
+    self.assertEqual(
+      [size for _, size in found.sizes], [3 if b <= 0.5 else 5 for b in sorted(grid.b_t)]
+    )
     np.testing.assert_allclose(found.cosines.max(1), 1, atol=1e-5)
     levels = [b for b, _ in found.sizes]
     self.assertEqual(levels, sorted(levels))
@@ -71,7 +87,6 @@ class CalibrationTest(absltest.TestCase):
 
 
 class ProvenanceTest(parameterized.TestCase):
-
   @parameterized.parameters('interior', 'all')
   def test_pieces_of_training_images(self, places):
     known = RANDOM.uniform(-1, 1, (5, 8, 9, 2)).astype(np.float32)
@@ -99,12 +114,13 @@ class ProvenanceTest(parameterized.TestCase):
 
 
 class LocalityTest(absltest.TestCase):
-
   def test_a_known_filter(self):
     def denoiser(x, time, cond):  # x_0 = 0.8 of the pixel and 0.6 of the one two to the right
       return marginals.from_x0(x, 0.8 * x + 0.6 * jnp.roll(x, -2, 2), time)
 
-    found = locality.sensitivity(denoiser)(jnp.asarray(RANDOM.randn(3, 7, 9, 2), jnp.float32), Time(0.0, 0.6, 0.8))
+    found = locality.sensitivity(denoiser)(
+      jnp.asarray(RANDOM.randn(3, 7, 9, 2), jnp.float32), Time(0.0, 0.6, 0.8)
+    )
     expected = np.zeros((7, 9))
     expected[3, 4], expected[3, 6] = 0.8, 0.6
     np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -7,7 +7,6 @@ from gmm_diffusion.creativity import crafted
 
 
 class CraftedTest(absltest.TestCase):
-
   def test_images_are_consistent_and_recognised(self):
     data = crafted.load()
     for images in (data.train, data.test):
@@ -34,7 +33,8 @@ class CraftedTest(absltest.TestCase):
       self.assertFalse(np.any(near & ~same))
 
   def test_mixed_cells_are_inconsistent_at_the_chance_level(self):
-    # cells shuffled among images are independent: 5 standard errors of a share of 1.6 % of 4000, and the themes' own shares
+    # cells shuffled among images are independent: 5 standard errors of a share of 1.6 % of 4000,
+    # and the themes' own shares
     random = np.random.RandomState(0)
     images = crafted.load().train[random.randint(243, size=4000)]
     mixed = images.copy()
@@ -43,8 +43,12 @@ class CraftedTest(absltest.TestCase):
         mixed[:, rows, columns] = images[random.permutation(4000), rows, columns]
     reading = crafted.read(mixed)
     self.assertTrue(np.all(reading.recognised))
-    self.assertAlmostEqual(np.mean(crafted.consistent(reading)), crafted.CHANCE_CONSISTENT, delta=0.012)
-    self.assertAlmostEqual(crafted.chance(reading), crafted.np.mean(crafted.consistent(reading)), delta=0.01)
+    self.assertAlmostEqual(
+      np.mean(crafted.consistent(reading)), crafted.CHANCE_CONSISTENT, delta=0.012
+    )
+    self.assertAlmostEqual(
+      crafted.chance(reading), crafted.np.mean(crafted.consistent(reading)), delta=0.01
+    )
 
   def test_one_cell_alone_agrees_with_nothing(self):
     images = np.broadcast_to(crafted.GROUND, (3, 12, 12, 3)).copy()

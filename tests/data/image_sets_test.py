@@ -8,7 +8,8 @@ import zipfile
 
 import numpy as np
 from absl.testing import absltest, parameterized
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from gmm_diffusion.aliases import UserError
@@ -28,7 +29,6 @@ def save(folder, images, extension='.png'):
 
 
 class StoresTest(parameterized.TestCase):
-
   @parameterized.product(store=('folder', 'webp', 'npz', 'compressed', 'array'), channels=(1, 3))
   def test_the_same_pixels_in_order(self, store, channels):
     images, folder = COLOUR[..., :channels], self.create_tempdir().full_path
@@ -49,7 +49,9 @@ class StoresTest(parameterized.TestCase):
     self.assertEqual((len(found), found.shape), (7, (4, 6, channels)))
     for size in (1, 3, 7, 20):
       batches = list(found.batches(size))
-      self.assertEqual([len(batch) for batch in batches], [min(size, 7 - start) for start in range(0, 7, size)])
+      self.assertEqual(
+        [len(batch) for batch in batches], [min(size, 7 - start) for start in range(0, 7, size)]
+      )
       np.testing.assert_array_equal(np.concatenate(batches), images)
       self.assertEqual(batches[0].dtype, np.uint8)
 
@@ -90,7 +92,6 @@ class StoresTest(parameterized.TestCase):
 
 
 class RefusedTest(parameterized.TestCase):
-
   def assertRefused(self, message, path, **options):
     with self.assertRaisesRegex(UserError, message) as caught:
       list(image_sets.load(path, **options).batches(4))
@@ -101,9 +102,15 @@ class RefusedTest(parameterized.TestCase):
     self.assertRefused(r'no images in .*; valid: .png, .jpg, .jpeg, .webp, at any depth', folder)
     save(folder, COLOUR)
     Image.fromarray(COLOUR[0, ..., 0]).save(os.path.join(folder, 'c.png'))
-    self.assertRefused(r'grey and colour images: a/0.png is RGB, c.png is L; convert them to one, such as RGB', folder)
+    self.assertRefused(
+      r'grey and colour images: a/0.png is RGB, c.png is L; convert them to one, such as RGB',
+      folder,
+    )
     Image.fromarray(COLOUR[0, :3]).save(os.path.join(folder, 'c.png'))
-    self.assertRefused(r'images of several sizes: a/0.png is 6 x 4, c.png is 6 x 3; resize or crop them to one', folder)
+    self.assertRefused(
+      r'images of several sizes: a/0.png is 6 x 4, c.png is 6 x 3; resize or crop them to one',
+      folder,
+    )
     Image.fromarray(COLOUR[0]).convert('RGBA').save(os.path.join(folder, 'c.png'))
     self.assertRefused(r"c.png in .* has mode 'RGBA'; valid: 'L', 'RGB'; convert", folder)
 
@@ -117,7 +124,11 @@ class RefusedTest(parameterized.TestCase):
         file.write(b'nothing')
       else:
         file.truncate(os.path.getsize(bad) - 40)
-    self.assertRefused(r'cannot read image .*/a/2.png \(\w+\); repair or remove it, or set evaluate.skip_unreadable=True', folder)
+    self.assertRefused(
+      r'cannot read image .*/a/2.png \(\w+\); repair or remove it, or set '
+      r'evaluate.skip_unreadable=True',
+      folder,
+    )
     found = image_sets.load(folder, skip_unreadable=True)
     for _ in range(2):  # counted once
       np.testing.assert_array_equal(np.concatenate(list(found.batches(2))), np.delete(COLOUR, 2, 0))
@@ -128,12 +139,16 @@ class RefusedTest(parameterized.TestCase):
     self.assertRefused('none of the 7 images in .* can be read', folder, skip_unreadable=True)
 
   @parameterized.parameters(
-      (np.zeros((5, 4, 4, 3)), r'arr_0 of .* is float64 \[5, 4, 4, 3\]; valid: uint8 \[N, H, W, 1 or 3\] in 0..255 \(of floats'),
-      (np.zeros((5, 4, 4, 3), np.int64), r'is int64 \[5, 4, 4, 3\]'),
-      (np.zeros((5, 3, 4, 4), np.uint8), r'is uint8 \[5, 3, 4, 4\]'),
-      (np.zeros((0, 4, 4, 3), np.uint8), r'is uint8 \[0, 4, 4, 3\]'),
-      (np.zeros((5, 4, 4, 3), np.uint8, 'F'), r'valid: uint8'),
-      (np.array([{'a': 1}], object), r'is object \[1\]'),
+    (
+      np.zeros((5, 4, 4, 3)),
+      r'arr_0 of .* is float64 \[5, 4, 4, 3\]; valid: uint8 \[N, H, W, 1 or 3\] in 0..255 \(of '
+      r'floats',
+    ),
+    (np.zeros((5, 4, 4, 3), np.int64), r'is int64 \[5, 4, 4, 3\]'),
+    (np.zeros((5, 3, 4, 4), np.uint8), r'is uint8 \[5, 3, 4, 4\]'),
+    (np.zeros((0, 4, 4, 3), np.uint8), r'is uint8 \[0, 4, 4, 3\]'),
+    (np.zeros((5, 4, 4, 3), np.uint8, 'F'), r'valid: uint8'),
+    (np.array([{'a': 1}], object), r'is object \[1\]'),
   )
   def test_arrays(self, array, message):
     path = os.path.join(self.create_tempdir().full_path, 'x.npz')
@@ -143,7 +158,9 @@ class RefusedTest(parameterized.TestCase):
   def test_files(self):
     folder = self.create_tempdir().full_path
     path = os.path.join(folder, 'x.npz')
-    self.assertRefused('there is nothing at .*x.npz; valid: a folder of images, an .npz, or tfds:NAME:SPLIT', path)
+    self.assertRefused(
+      'there is nothing at .*x.npz; valid: a folder of images, an .npz, or tfds:NAME:SPLIT', path
+    )
     np.savez(path, images=COLOUR)
     self.assertRefused('has no arr_0 but images; give an .npz with images uint8', path)
     with open(path, 'wb') as file:

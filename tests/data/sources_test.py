@@ -6,7 +6,8 @@ import unittest
 
 import numpy as np
 from absl.testing import absltest, parameterized
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gmm_diffusion import specs
 from gmm_diffusion.aliases import UserError
@@ -17,10 +18,11 @@ HAS_TFDS = importlib.util.find_spec('tensorflow_datasets') is not None
 
 
 class SourcesTest(parameterized.TestCase):
-
   def test_digits(self):
     data = sources.load(specs.Data('digits'))
-    self.assertEqual((data.train.shape, data.test.shape, data.classes), ((1500, 8, 8, 1), (297, 8, 8, 1), 10))
+    self.assertEqual(
+      (data.train.shape, data.test.shape, data.classes), ((1500, 8, 8, 1), (297, 8, 8, 1), 10)
+    )
     self.assertEqual((data.train.dtype, int(data.train.max())), (np.uint8, 255))
     self.assertEqual(set(data.train_labels.tolist()), set(range(10)))
     again = sources.load(specs.Data('digits'))
@@ -31,7 +33,9 @@ class SourcesTest(parameterized.TestCase):
     means, variances = data.mixture
     for k in range(8):  # about 500 points each: 6 standard errors
       points = data.train[data.train_labels == k]
-      np.testing.assert_allclose(points.mean(0), means[k], atol=6 * np.sqrt(variances[k] / len(points)))
+      np.testing.assert_allclose(
+        points.mean(0), means[k], atol=6 * np.sqrt(variances[k] / len(points))
+      )
     self.assertFalse(data.is_image)
 
   def test_ranges_round_trip(self):
@@ -45,9 +49,11 @@ class SourcesTest(parameterized.TestCase):
   @given(st.integers(0, 5), st.integers(1, 40), st.integers(1, 100))
   def test_every_epoch_is_a_permutation(self, seed, size, batch):
     steps = -(-3 * size // batch)
-    order = np.concatenate([sources.batch_indices(seed, step, size, batch) for step in range(steps)])
+    order = np.concatenate(
+      [sources.batch_indices(seed, step, size, batch) for step in range(steps)]
+    )
     for epoch in range(3):
-      self.assertEqual(sorted(order[epoch * size:(epoch + 1) * size].tolist()), list(range(size)))
+      self.assertEqual(sorted(order[epoch * size : (epoch + 1) * size].tolist()), list(range(size)))
 
   def test_order_depends_on_seed_and_epoch(self):
     first = sources.batch_indices(0, 0, 100, 100)
@@ -56,10 +62,11 @@ class SourcesTest(parameterized.TestCase):
 
 
 class TfdsTest(absltest.TestCase):
-
   @unittest.skipIf(HAS_TFDS, 'tensorflow-datasets is installed')
   def test_without_the_extra_says_what_to_install(self):
-    with self.assertRaisesRegex(UserError, r"reading 'mnist' needs tensorflow-datasets .*pip install -e '.\[tfds\]'"):
+    with self.assertRaisesRegex(
+      UserError, r"reading 'mnist' needs tensorflow-datasets .*pip install -e '.\[tfds\]'"
+    ):
       sources.load(specs.Data('tfds', 'mnist', MNIST))
 
   @unittest.skipUnless(HAS_TFDS, 'needs the extra tfds')
@@ -67,23 +74,37 @@ class TfdsTest(absltest.TestCase):
     with self.assertRaisesRegex(UserError, "cannot read 'mnist' from data.path '/nowhere'"):
       sources.load(specs.Data('tfds', 'mnist', '/nowhere'))
 
-  @unittest.skipUnless(HAS_TFDS and os.path.isdir(MNIST), 'needs the extra tfds and a prepared MNIST')
+  @unittest.skipUnless(
+    HAS_TFDS and os.path.isdir(MNIST), 'needs the extra tfds and a prepared MNIST'
+  )
   def test_mnist(self):
     data = sources.load(specs.Data('tfds', 'mnist', MNIST))
-    self.assertEqual((data.train.shape, data.test.shape, data.classes), ((60000, 28, 28, 1), (10000, 28, 28, 1), 10))
+    self.assertEqual(
+      (data.train.shape, data.test.shape, data.classes),
+      ((60000, 28, 28, 1), (10000, 28, 28, 1), 10),
+    )
     self.assertAlmostEqual(data.train.mean(), 33.318, delta=0.001)
-    self.assertEqual(np.bincount(data.train_labels).tolist(), [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949])
+    self.assertEqual(
+      np.bincount(data.train_labels).tolist(),
+      [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
+    )
 
 
 class ClassesTest(parameterized.TestCase):
-
   def test_imagenet(self):
     data = sources.load(specs.Data(name='none', size=256, classes=1000, dataset='imagenet'))
     self.assertEqual((data.shape, data.is_image, len(data.names)), ((256, 256, 3), True, 1000))
-    np.testing.assert_array_equal(sources.class_numbers(data, 'Tench,207, golden retriever ,toilet tissue'), [0, 207, 207, 999])
+    np.testing.assert_array_equal(
+      sources.class_numbers(data, 'Tench,207, golden retriever ,toilet tissue'), [0, 207, 207, 999]
+    )
     np.testing.assert_array_equal(sources.class_numbers(data, ''), np.arange(1000))
 
-  @parameterized.parameters(('shark', "'great white shark'"), ('-1', 'valid: 0..999'), ('1e2', 'valid: 0..999'), ('3,', "no class ''"))
+  @parameterized.parameters(
+    ('shark', "'great white shark'"),
+    ('-1', 'valid: 0..999'),
+    ('1e2', 'valid: 0..999'),
+    ('3,', "no class ''"),
+  )
   def test_bad(self, label, message):
     data = sources.load(specs.Data(name='none', size=256, classes=1000, dataset='imagenet'))
     with self.assertRaisesRegex(UserError, message):

@@ -16,17 +16,22 @@ TIME = Time(np.float64(0), np.float64(0.6), np.float64(0.8))
 
 
 class ExactTest(cases.X64TestCase):
-
   def test_gaussian_reproduces_the_golden_predictor(self):
     problem = cases.golden('g7_problem')
     schedule = schedules.linear()
     denoiser = exact.gaussian(problem['m'], problem['v'])
     for x, t, expected in zip(problem['eps_x'], problem['eps_t'], problem['eps_out']):
-      np.testing.assert_allclose(denoiser(jnp.asarray(x, jnp.float64), schedule.at(t), None).eps, expected, atol=1e-12)
+      np.testing.assert_allclose(
+        denoiser(jnp.asarray(x, jnp.float64), schedule.at(t), None).eps, expected, atol=1e-12
+      )
 
   def test_mixture_is_the_posterior_mean(self):
     # one dimension: integrate x_0 p(x_0) N(x; a x_0, b^2) on a grid
-    means, variances, priors = np.array([-1.0, 0.5, 2.0]), np.array([0.04, 0.3, 0.01]), np.array([0.2, 0.5, 0.3])
+    means, variances, priors = (
+      np.array([-1.0, 0.5, 2.0]),
+      np.array([0.04, 0.3, 0.01]),
+      np.array([0.2, 0.5, 0.3]),
+    )
     x0 = np.linspace(-8, 8, 400001)
     density = sum(p * stats.norm.pdf(x0, m, v**0.5) for m, v, p in zip(means, variances, priors))
     denoiser = exact.mixture(jnp.asarray(means)[:, None], variances, jnp.log(priors))
@@ -43,7 +48,11 @@ class ExactTest(cases.X64TestCase):
     logits = -np.sum((x[:, None] - 0.6 * data[None]) ** 2, (2, 3, 4)) / (2 * 0.8**2)
     expected = np.einsum('qj,jhwc->qhwc', special.softmax(logits, 1), data)
     for block in (8, 1024):
-      np.testing.assert_allclose(exact.empirical(jnp.asarray(data), block)(jnp.asarray(x), TIME, None).x0, expected, atol=1e-12)
+      np.testing.assert_allclose(
+        exact.empirical(jnp.asarray(data), block)(jnp.asarray(x), TIME, None).x0,
+        expected,
+        atol=1e-12,
+      )
 
   def test_empirical_at_low_noise_is_the_nearest_image(self):
     data = np.random.RandomState(0).randn(20, 3)
@@ -53,12 +62,13 @@ class ExactTest(cases.X64TestCase):
 
 
 class GuidanceTest(cases.X64TestCase):
-
   def test_clipping_derives_eps_again(self):
     denoiser = guidance.clip_x0(exact.gaussian(0.0, 9.0))
     x = jnp.array([[-5.0, 0.1, 4.0]])
     found = denoiser(x, TIME, None)
-    np.testing.assert_allclose(found.x0, jnp.clip(exact.gaussian(0.0, 9.0)(x, TIME, None).x0, -1, 1))
+    np.testing.assert_allclose(
+      found.x0, jnp.clip(exact.gaussian(0.0, 9.0)(x, TIME, None).x0, -1, 1)
+    )
     np.testing.assert_allclose(0.6 * found.x0 + 0.8 * found.eps, x, atol=1e-12)
 
   @parameterized.parameters(0.0, 1.0, 2.5)
@@ -72,11 +82,17 @@ class GuidanceTest(cases.X64TestCase):
     np.testing.assert_allclose(0.6 * found.x0 + 0.8 * found.eps, x, atol=1e-12)
 
   def test_only_some_channels_are_guided(self):
-    denoiser = lambda x, time, labels: marginals.from_x0(x, x * 0 + labels[:, None].astype(x.dtype), time)
-    found = guidance.classifier_free(denoiser, 3.0, 10, channels=2)(jnp.ones((2, 3)), TIME, jnp.array([0, 4]))
+    denoiser = lambda x, time, labels: marginals.from_x0(
+      x, x * 0 + labels[:, None].astype(x.dtype), time
+    )
+    found = guidance.classifier_free(denoiser, 3.0, 10, channels=2)(
+      jnp.ones((2, 3)), TIME, jnp.array([0, 4])
+    )
     np.testing.assert_allclose(found.x0, [[-20, -20, 0], [-8, -8, 4]], atol=1e-12)
 
-  @parameterized.parameters(((0.0, 0.74), False), ((0.74, 0.76), True), ((0.76, 9.0), False), ((0.75, 0.75), True))
+  @parameterized.parameters(
+    ((0.0, 0.74), False), ((0.74, 0.76), True), ((0.76, 9.0), False), ((0.75, 0.75), True)
+  )
   def test_interval(self, interval, inside):
     time = Time(np.float64(0), np.float64(0.5), np.float64(0.375))  # b / a = 0.75
     sizes = []
@@ -103,12 +119,11 @@ class GuidanceTest(cases.X64TestCase):
     x, labels = jnp.array([[0.3], [-2.0], [1.0]]), jnp.array([0, 1, 1])
     found = guidance.classifier(joint, log_prob, 1.0)(x, TIME, labels)
     for n, label in enumerate(labels):
-      expected = exact.gaussian(means[label], 0.1)(x[n:n + 1], TIME, None)
-      np.testing.assert_allclose(found.x0[n:n + 1], expected.x0, atol=1e-12)
+      expected = exact.gaussian(means[label], 0.1)(x[n : n + 1], TIME, None)
+      np.testing.assert_allclose(found.x0[n : n + 1], expected.x0, atol=1e-12)
 
 
 class NetworkTest(cases.X64TestCase):
-
   def test_learned_variance_is_dropped(self):
     net = lambda x, t, cond: jnp.concatenate([0.5 * x, x * 0 + 9], -1)
     found = network(net, schedules.linear())(jnp.ones((2, 3, 3, 1)), TIME, None)
@@ -122,7 +137,9 @@ class NetworkTest(cases.X64TestCase):
       seen.update(x=x, t=t)
       return x
 
-    network(net, schedules.rectified_flow(), 'velocity')(jnp.ones((2, 1)), Time(0.25, 0.75, 0.25), None)
+    network(net, schedules.rectified_flow(), 'velocity')(
+      jnp.ones((2, 1)), Time(0.25, 0.75, 0.25), None
+    )
     np.testing.assert_allclose(seen['t'], [250, 250])
     network(net, schedules.edm(), 'x0')(jnp.ones((2, 1)), Time(2.0, 1.0, 2.0), None)
     np.testing.assert_allclose(seen['x'], 1 / np.sqrt(4.25))

@@ -24,14 +24,20 @@ def records(workdir):
 
 
 class AllTest(absltest.TestCase):
-
   def test_digits(self):
     workdir = os.path.join(self.create_tempdir().full_path, 'run')
     code, out, error = cli.main('digits.py:runlocal', 'all', workdir)
     self.assertEqual(code, 0, error[-3000:])
     self.assertNotIn('Warning', error)
     self.assertIn('training', error)  # the progress bar
-    for name in ('training.png', 'training.json', 'report.html', 'results.json', 'samples/ddim.png', 'samples/ddim_gmm.npz'):
+    for name in (
+      'training.png',
+      'training.json',
+      'report.html',
+      'results.json',
+      'samples/ddim.png',
+      'samples/ddim_gmm.npz',
+    ):
       self.assertTrue(os.path.exists(os.path.join(workdir, name)), name)
     with np.load(os.path.join(workdir, 'samples', 'ddim_gmm.npz')) as file:
       self.assertEqual((file['arr_0'].dtype, file['arr_0'].shape), (np.uint8, (100, 8, 8, 1)))
@@ -43,36 +49,73 @@ class AllTest(absltest.TestCase):
       record = found[sampler, 'frechet']
       self.assertBetween(record['value'], *record['interval'])
       self.assertEqual((record['n'], record['nfe'], record['seed']), (100, 10, 0))
-      for key in ('weights', 'reference', 'config', 'command', 'versions', 'seconds', 'features', 'settings'):
+      for key in (
+        'weights',
+        'reference',
+        'config',
+        'command',
+        'versions',
+        'seconds',
+        'features',
+        'settings',
+      ):
         self.assertIn(key, record)
     self.assertEqual(found['ddim_gmm', 'frechet']['control'], 'ddim_noise')
 
     with open(os.path.join(workdir, 'report.html'), encoding='utf-8') as file:
       page = file.read()
-    for text in ('--mode=all', 'ddim_noise', 'frechet', '±', 'cov. resid.', 'data:image/png;base64'):
+    for text in (
+      '--mode=all',
+      'ddim_noise',
+      'frechet',
+      '±',
+      'cov. resid.',
+      'data:image/png;base64',
+    ):
       self.assertIn(text, page)
     self.assertNotIn('src="http', page)
 
     # a second look: other steps by an override, from the same checkpoint
-    code, out, error = cli.main('digits.py:runlocal', 'sample', workdir, '--config.sampler.steps=5', '--config.sample.count=20')
+    code, out, error = cli.main(
+      'digits.py:runlocal',
+      'sample',
+      workdir,
+      '--config.sampler.steps=5',
+      '--config.sample.count=20',
+    )
     self.assertEqual(code, 0, error[-3000:])
     self.assertIn('20 samples, 5 network evaluations each', out)
     self.assertIn('5 of 5 steps are clipped', out)
 
     # and again: what is there is not drawn twice
-    code, out, error = cli.main('digits.py:runlocal', 'sample', workdir, '--config.sampler.steps=5', '--config.sample.count=20')
+    code, out, error = cli.main(
+      'digits.py:runlocal',
+      'sample',
+      workdir,
+      '--config.sampler.steps=5',
+      '--config.sample.count=20',
+    )
     self.assertEqual(code, 0, error[-3000:])
     self.assertNotIn('sampling', error)
 
     # another network than the checkpoint's is refused
     code, out, error = cli.main('digits.py:runlocal', 'sample', workdir, '--config.net.channels=24')
     self.assertEqual(code, 1)
-    self.assertRegex(error.strip().splitlines()[-1], r'^error: the checkpoint in .* was made with net.channels = 16, the config says 24')
+    self.assertRegex(
+      error.strip().splitlines()[-1],
+      r'^error: the checkpoint in .* was made with net.channels = 16, the config says 24',
+    )
 
   def test_toy_needs_no_training(self):
     workdir = os.path.join(self.create_tempdir().full_path, 'run')
-    code, out, error = cli.main('toy.py', 'all', workdir, '--config.evaluate.count=500', "--config.evaluate.samplers=('ddim',)",
-                               '--config.sampler.steps=100')
+    code, out, error = cli.main(
+      'toy.py',
+      'all',
+      workdir,
+      '--config.evaluate.count=500',
+      "--config.evaluate.samplers=('ddim',)",
+      '--config.sampler.steps=100',
+    )
     self.assertEqual(code, 0, error[-3000:])
     with np.load(os.path.join(workdir, 'samples', 'ddim.npz')) as file:
       points = file['arr_0']
@@ -83,17 +126,32 @@ class AllTest(absltest.TestCase):
 
 
 class ResumeTest(absltest.TestCase):
-
   def test_kill_and_resume_is_bit_exact(self):
     root = self.create_tempdir().full_path
-    overrides = cli.TINY + ('--config.train.steps=200', '--config.train.checkpoint_every=50', '--config.train.log_every=25')
+    overrides = cli.TINY + (
+      '--config.train.steps=200',
+      '--config.train.checkpoint_every=50',
+      '--config.train.log_every=25',
+    )
     code, _, error = cli.main('digits.py', 'train', os.path.join(root, 'straight'), *overrides)
     self.assertEqual(code, 0, error[-3000:])
 
     broken = os.path.join(root, 'broken')
     process = subprocess.Popen(
-        [sys.executable, '-m', 'gmm_diffusion.main', '--config=configs/digits.py', '--mode=train', f'--workdir={broken}', *overrides],
-        cwd=cases.ROOT, env=dict(os.environ, JAX_PLATFORMS='cpu'), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+      [
+        sys.executable,
+        '-m',
+        'gmm_diffusion.main',
+        '--config=configs/digits.py',
+        '--mode=train',
+        f'--workdir={broken}',
+        *overrides,
+      ],
+      cwd=cases.ROOT,
+      env=dict(os.environ, JAX_PLATFORMS='cpu'),
+      stderr=subprocess.DEVNULL,
+      stdout=subprocess.DEVNULL,
+    )
     deadline = time.time() + 300
     while not os.path.isdir(os.path.join(broken, 'checkpoints', '100')):
       self.assertIsNone(process.poll(), 'the run ended before it could be killed')
@@ -111,7 +169,9 @@ class ResumeTest(absltest.TestCase):
       self.assertEqual(store.latest(), 200)
       states.append(ocp.StandardCheckpointer().restore(os.path.join(store.path, '200', 'train')))
     chex.assert_trees_all_equal(*states)
-    curves = [json.load(open(os.path.join(root, name, 'training.json'))) for name in ('straight', 'broken')]
+    curves = [
+      json.load(open(os.path.join(root, name, 'training.json'))) for name in ('straight', 'broken')
+    ]
     self.assertEqual(curves[0], curves[1])
     self.assertEqual([row['step'] for row in curves[0]], list(range(25, 201, 25)))
 
@@ -120,7 +180,7 @@ class ResumeTest(absltest.TestCase):
     self.assertEqual((code, out.strip()), (0, 'already trained to step 200'))
 
 
-DEVICES = '''
+DEVICES = """
 import sys
 import numpy as np
 from configs import digits
@@ -142,11 +202,10 @@ samples = {}
 for batch in sys.argv[3:]:
   samples[batch] = parallel.map_batches(draw, int(batch))(parallel.replicate((weights, plan), local=True), (ids, sample.labels_of(ids, data, '')))
 np.savez(out, **samples)
-'''
+"""
 
 
 class DevicesTest(absltest.TestCase):
-
   def test_samples_do_not_depend_on_batch_or_devices(self):
     root = self.create_tempdir().full_path
     workdir = os.path.join(root, 'run')
@@ -175,7 +234,9 @@ class DevicesTest(absltest.TestCase):
       with open(os.path.join(workdir, 'training.json'), encoding='utf-8') as file:
         losses[devices] = [row['loss'] for row in json.load(file)]
     np.testing.assert_allclose(losses[1], losses[2], rtol=1e-4)
-    code, _, error = cli.main('digits.py', 'train', os.path.join(root, 'odd'), '--config.train.batch=15', devices=2)
+    code, _, error = cli.main(
+      'digits.py', 'train', os.path.join(root, 'odd'), '--config.train.batch=15', devices=2
+    )
     self.assertEqual(code, 1)
     self.assertIn('error: train.batch 15 is not a multiple of the 2 devices', error)
 

@@ -1,4 +1,5 @@
-"""Task 'creativity' end to end at the smallest size; machines over several devices; bad settings."""
+"""Task 'creativity' end to end at the smallest size; machines over several devices; bad
+settings."""
 
 import json
 import os
@@ -18,17 +19,26 @@ def tiny(**options):
   config.train.update(steps=4, batch=4, log_every=2, checkpoint_every=4)
   config.sampler.steps = 6
   config.sample.update(count=4, batch=4)
-  config.creativity.update(networks=('gumbel',), machines=('ELS', 'IS'), sizes=(3,), images=12, pairs=3, probes=2)
+  config.creativity.update(
+    networks=('gumbel',), machines=('ELS', 'IS'), sizes=(3,), images=12, pairs=3, probes=2
+  )
   config.creativity.update(options)
   return config
 
 
 class AllTest(absltest.TestCase):
-
   def test_everything_is_written(self):
     workdir = self.create_tempdir().full_path
     main.run('all', workdir, tiny(), 'test')
-    for name in ('report.html', 'same_noise.png', 'consistency.png', 'provenance.png', 'locality.png', 'gumbel/checkpoints', 'gumbel/samples/ddim.png'):
+    for name in (
+      'report.html',
+      'same_noise.png',
+      'consistency.png',
+      'provenance.png',
+      'locality.png',
+      'gumbel/checkpoints',
+      'gumbel/samples/ddim.png',
+    ):
       self.assertTrue(os.path.exists(os.path.join(workdir, name)), name)
     with open(os.path.join(workdir, 'results.json'), encoding='utf-8') as file:
       found = {record['metric']: record['value'] for record in json.load(file)}
@@ -44,7 +54,7 @@ class AllTest(absltest.TestCase):
       self.assertIn(text, page)
 
 
-DEVICES = '''
+DEVICES = """
 import sys
 import jax
 import numpy as np
@@ -59,11 +69,10 @@ spec = specs.from_config(config)
 sources.to_image = lambda x: x  # floats, not rounded to images
 assert jax.device_count() == int(sys.argv[2])
 np.save(sys.argv[1], creativity.machine_samples(spec, sources.load(spec.data), 'ELS', 3, 2))
-'''
+"""
 
 
 class DevicesTest(absltest.TestCase):
-
   def test_training_images_split_unevenly(self):
     found = []
     for devices in (1, 3):
@@ -76,15 +85,17 @@ class DevicesTest(absltest.TestCase):
 
 
 class BadTest(parameterized.TestCase):
-
   @parameterized.parameters(
-      (dict(machines=('ELS', 'XLS')), "unknown name 'XLS' in creativity.networks or creativity.machines; valid: IS, ES, LS"),
-      (dict(networks=('hard',)), "unknown name 'hard' .* valid: none, softmax"),
-      (dict(pairs=9), r'creativity.pairs must be in 2..4 \(sample.count\), got 9'),
-      (dict(sizes=(3, 4)), 'patch size must be odd'),
-      (dict(sizes=()), 'creativity.sizes must not be empty'),
-      (dict(probes=4), r'creativity.probes in 1..3 \(pairs\), got .* and 4'),
-      (dict(sizes=(13,)), 'patch size 13 is larger than the images of 12 x 12'),
+    (
+      dict(machines=('ELS', 'XLS')),
+      "unknown name 'XLS' in creativity.networks or creativity.machines; valid: IS, ES, LS",
+    ),
+    (dict(networks=('hard',)), "unknown name 'hard' .* valid: none, softmax"),
+    (dict(pairs=9), r'creativity.pairs must be in 2..4 \(sample.count\), got 9'),
+    (dict(sizes=(3, 4)), 'patch size must be odd'),
+    (dict(sizes=()), 'creativity.sizes must not be empty'),
+    (dict(probes=4), r'creativity.probes in 1..3 \(pairs\), got .* and 4'),
+    (dict(sizes=(13,)), 'patch size 13 is larger than the images of 12 x 12'),
   )
   def test_settings(self, options, message):
     workdir = self.create_tempdir().full_path
@@ -93,7 +104,9 @@ class BadTest(parameterized.TestCase):
     self.assertEqual(os.listdir(workdir), [])
 
   def test_mode(self):
-    with self.assertRaisesRegex(UserError, "task 'creativity' has no mode 'sample'; valid: train, evaluate, all"):
+    with self.assertRaisesRegex(
+      UserError, "task 'creativity' has no mode 'sample'; valid: train, evaluate, all"
+    ):
       main.run('sample', self.create_tempdir().full_path, tiny(), 'test')
 
   def test_labels(self):

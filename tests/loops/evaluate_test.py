@@ -1,4 +1,5 @@
-"""--mode=evaluate on stored images: nothing is sampled and no checkpoint is needed; what does not fit is refused before that."""
+"""--mode=evaluate on stored images: nothing is sampled and no checkpoint is needed; what does not
+fit is refused before that."""
 
 import json
 import os
@@ -28,14 +29,20 @@ def evaluate(workdir, **changes):
 
 def records(workdir):
   with open(os.path.join(workdir, 'results.json'), encoding='utf-8') as file:
-    return {(record['sampler'], record['metric']): record for record in json.load(file) if record['kind'] == 'metric'}
+    return {
+      (record['sampler'], record['metric']): record
+      for record in json.load(file)
+      if record['kind'] == 'metric'
+    }
 
 
 class ImagesTest(parameterized.TestCase):
-
   def setUp(self):
     super().setUp()
-    self.folder, self.workdir = self.create_tempdir().full_path, os.path.join(self.create_tempdir().full_path, 'run')
+    self.folder, self.workdir = (
+      self.create_tempdir().full_path,
+      os.path.join(self.create_tempdir().full_path, 'run'),
+    )
     self.pngs, self.npz = os.path.join(self.folder, 'pngs'), os.path.join(self.folder, 'x.npz')
     os.makedirs(self.pngs)
     for i, image in enumerate(LOOK):
@@ -47,18 +54,39 @@ class ImagesTest(parameterized.TestCase):
       for path in (self.pngs, self.npz):
         evaluate(self.workdir, images=path)
     found = records(self.workdir)
-    x, y = (sources.to_model(images).reshape(len(images), -1).astype(np.float64) for images in (LOOK, DATA.train))
+    x, y = (
+      sources.to_model(images).reshape(len(images), -1).astype(np.float64)
+      for images in (LOOK, DATA.train)
+    )
     expected = metrics.frechet.frechet_distance(x, y)
     for path in (self.pngs, self.npz):
       record = found[f'images {path}', 'frechet']
       np.testing.assert_allclose((record['value'], *record['interval']), expected, rtol=1e-6)
-      self.assertEqual((record['n'], record['n_reference'], record['seed'], record['features']), (297, 1500, None, 'identity-64'))
-      for key in ('reference', 'images', 'preprocessing', 'interval_is', 'config', 'command', 'versions', 'seconds'):
+      self.assertEqual(
+        (record['n'], record['n_reference'], record['seed'], record['features']),
+        (297, 1500, None, 'identity-64'),
+      )
+      for key in (
+        'reference',
+        'images',
+        'preprocessing',
+        'interval_is',
+        'config',
+        'command',
+        'versions',
+        'seconds',
+      ):
         self.assertTrue(record[key], key)
     self.assertEqual({metric for _, metric in found}, {'frechet', 'kernel', 'precision', 'recall'})
     with open(os.path.join(self.workdir, 'report.html'), encoding='utf-8') as file:
       page = file.read()
-    for text in ('x.npz', '1500 training items', 'jackknife', 'identity-64', 'data:image/png;base64'):
+    for text in (
+      'x.npz',
+      '1500 training items',
+      'jackknife',
+      'identity-64',
+      'data:image/png;base64',
+    ):
       self.assertIn(text, page)
     for text in ('Moment report', 'Same seeds', 'its control'):
       self.assertNotIn(text, page)
@@ -68,7 +96,11 @@ class ImagesTest(parameterized.TestCase):
     known = metrics.frechet.statistics(sources.to_model(LOOK).reshape(297, -1))
     stats = os.path.join(self.folder, 'stats.npz')
     np.savez(stats, mu=known.mean, sigma=known.covariance)
-    for reference, names in ((self.pngs, ('frechet', 'precision')), (self.npz, ('frechet', 'precision')), (stats, ('frechet',))):
+    for reference, names in (
+      (self.pngs, ('frechet', 'precision')),
+      (self.npz, ('frechet', 'precision')),
+      (stats, ('frechet',)),
+    ):
       evaluate(self.workdir, images=self.npz, reference=reference, metrics=names)
       found = records(self.workdir)
       self.assertAlmostEqual(found[f'images {self.npz}', 'frechet']['value'], 0, places=5)
@@ -87,18 +119,37 @@ class ImagesTest(parameterized.TestCase):
       evaluate(self.workdir, images=self.pngs)
     with mock.patch('builtins.print') as said:
       evaluate(self.workdir, images=self.pngs, skip_unreadable=True)
-    self.assertIn('skipped 1 unreadable images, the first is 0100.png', [call.args[0] for call in said.call_args_list])
+    self.assertIn(
+      'skipped 1 unreadable images, the first is 0100.png',
+      [call.args[0] for call in said.call_args_list],
+    )
     record = records(self.workdir)[f'images {self.pngs}', 'frechet']
     self.assertEqual((record['n'], record['skipped']), (296, 1))
 
   @parameterized.parameters(
-      (dict(reference='big'), 'reference .*big.npz has images of 16 x 16 x 1, the samples are 8 x 8 x 1; give a reference'),
-      (dict(images='big'), "training items of data 'digits', has images of 8 x 8 x 1, the samples are 16 x 16 x 1; set evaluate.reference"),
-      (dict(images='big', reference='big'), 'big.npz has images of 16 x 16 x 1, the features identity-64 need 8 x 8 x 1'),
-      (dict(images='floats'), r'arr_0 of .*floats.npz is float32 \[297, 8, 8, 1\]; valid: uint8'),
-      (dict(images='few'), "metric 'frechet': 7 samples are too few for a Frechet distance on 64 features"),
-      (dict(metrics=('fid',)), "unknown evaluate.metrics 'fid'; valid: frechet, "),
-      (dict(features='inception', inception='few.npz'), 'no Inception weights at few.npz; download https://'),
+    (
+      dict(reference='big'),
+      'reference .*big.npz has images of 16 x 16 x 1, the samples are 8 x 8 x 1; give a reference',
+    ),
+    (
+      dict(images='big'),
+      "training items of data 'digits', has images of 8 x 8 x 1, the samples are 16 x 16 x 1; set "
+      'evaluate.reference',
+    ),
+    (
+      dict(images='big', reference='big'),
+      'big.npz has images of 16 x 16 x 1, the features identity-64 need 8 x 8 x 1',
+    ),
+    (dict(images='floats'), r'arr_0 of .*floats.npz is float32 \[297, 8, 8, 1\]; valid: uint8'),
+    (
+      dict(images='few'),
+      "metric 'frechet': 7 samples are too few for a Frechet distance on 64 features",
+    ),
+    (dict(metrics=('fid',)), "unknown evaluate.metrics 'fid'; valid: frechet, "),
+    (
+      dict(features='inception', inception='few.npz'),
+      'no Inception weights at few.npz; download https://',
+    ),
   )
   def test_refused(self, changes, message):
     np.savez(os.path.join(self.folder, 'big.npz'), LOOK.repeat(2, 1).repeat(2, 2))
@@ -110,19 +161,21 @@ class ImagesTest(parameterized.TestCase):
     with self.assertRaisesRegex(UserError, message) as caught:
       evaluate(self.workdir, **{'images': self.npz, 'metrics': ('frechet',), **changes})
     self.assertNotIn('\n', str(caught.exception))
-    self.assertEqual([name for name in os.listdir(self.workdir) if not name.startswith('reference')], [])
+    self.assertEqual(
+      [name for name in os.listdir(self.workdir) if not name.startswith('reference')], []
+    )
 
   def test_nothing_to_compare_with(self):
     config = digits.get_config()
     config.data.update(name='none', size=8)
     config.evaluate.update(images=self.npz, features='identity')
-    with self.assertRaisesRegex(UserError, "data 'none' has no images to compare with; set evaluate.reference to a folder"):
+    with self.assertRaisesRegex(
+      UserError, "data 'none' has no images to compare with; set evaluate.reference to a folder"
+    ):
       main.run('evaluate', self.workdir, config, 'command')
 
 
-
 class SamplersTest(absltest.TestCase):
-
   def test_with_and_without_stored_samples(self):
     found = {}
     for store in (True, False):
@@ -135,8 +188,14 @@ class SamplersTest(absltest.TestCase):
       main.run('evaluate', workdir, config, 'command')
       found[store] = {key: record['value'] for key, record in records(workdir).items()}
       self.assertEqual(os.path.exists(os.path.join(workdir, 'samples')), store)
-      parts = sorted(name for name in os.listdir(os.path.join(workdir, 'features', 'ddim')) if name.endswith('.npz'))
-      self.assertEqual(parts, ['00000000-00000024.npz', '00000025-00000049.npz', '00000050-00000059.npz'])
+      parts = sorted(
+        name
+        for name in os.listdir(os.path.join(workdir, 'features', 'ddim'))
+        if name.endswith('.npz')
+      )
+      self.assertEqual(
+        parts, ['00000000-00000024.npz', '00000025-00000049.npz', '00000050-00000059.npz']
+      )
       # what is there is not extracted again, but for a part that was lost
       os.remove(os.path.join(workdir, 'features', 'ddim', parts[1]))
       load = features_lib.load
@@ -150,7 +209,9 @@ class SamplersTest(absltest.TestCase):
         main.run('evaluate', workdir, config, 'command')
       self.assertIn(25, extracted)
       self.assertNotIn(10, extracted)
-      self.assertEqual({key: record['value'] for key, record in records(workdir).items()}, found[store])
+      self.assertEqual(
+        {key: record['value'] for key, record in records(workdir).items()}, found[store]
+      )
     self.assertEqual(found[True], found[False])
 
 

@@ -1,4 +1,5 @@
-"""Released weights, from a file in the released layout to images: fetch, convert, sample, and everything that can be wrong."""
+"""Released weights, from a file in the released layout to images: fetch, convert, sample, and
+everything that can be wrong."""
 
 import functools
 import http.server
@@ -49,12 +50,18 @@ def tensors_of(spec, data):
   """{path's part: {name: array}} that the released files of a run hold, drawn at random."""
   out = {}
   for name, (module, template, weights) in build.parts(spec, data).items():
-    recipe, _ = importers.recipe_of(weights.format, name, module, template, [], build.sample_shape(spec, data)[0])
+    recipe, _ = importers.recipe_of(
+      weights.format, name, module, template, [], build.sample_shape(spec, data)[0]
+    )
     values = dict(recipe.constants)
     for i, (path, part) in enumerate(sorted(recipe.parts.items())):
-      for source, shape in zip(part.names, part.shapes):  # the copies that are merged must be equal, q, k and v need not be
+      for source, shape in zip(
+        part.names, part.shapes
+      ):  # the copies that are merged must be equal, q, k and v need not be
         random = np.random.RandomState([i, 0 if 'embedder' in source else part.names.index(source)])
-        values[source] = np.float32(random.standard_normal(shape) / np.sqrt(max(1, np.prod(shape[1:])))) + (path[-1] == 'scale')
+        values[source] = np.float32(
+          random.standard_normal(shape) / np.sqrt(max(1, np.prod(shape[1:])))
+        ) + (path[-1] == 'scale')
     out[name] = values
   return out
 
@@ -69,18 +76,29 @@ def write(spec, data, workdir, change=lambda values: values):
     by_path.setdefault(pretrained.place(weights, workdir), [weights.format, {}])[1].update(values)
   for path, (form, values) in by_path.items():
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    save = released_layout.write_safetensors if path.endswith('.safetensors') else functools.partial(
-        released_layout.write_torch, nest='state_dict' if form == 'compvis' else '')
+    save = (
+      released_layout.write_safetensors
+      if path.endswith('.safetensors')
+      else functools.partial(
+        released_layout.write_torch, nest='state_dict' if form == 'compvis' else ''
+      )
+    )
     save(path, released_layout.made(change(values)))
   return sorted(by_path)
 
 
-MODELS = (('imagenet256', 'adm'), ('imagenet256', 'adm_guided'), ('imagenet256', 'ldm'), ('imagenet256', 'dit'), ('imagenet64', 'adm'),
-          ('celebahq256', 'ldm_diffusers'), ('cifar10', 'ddpm'))
+MODELS = (
+  ('imagenet256', 'adm'),
+  ('imagenet256', 'adm_guided'),
+  ('imagenet256', 'ldm'),
+  ('imagenet256', 'dit'),
+  ('imagenet64', 'adm'),
+  ('celebahq256', 'ldm_diffusers'),
+  ('cifar10', 'ddpm'),
+)
 
 
 class ConvertTest(parameterized.TestCase):
-
   @parameterized.parameters(*MODELS)
   def test_file_to_weights(self, name, variant):
     workdir = self.create_tempdir().full_path
@@ -94,10 +112,19 @@ class ConvertTest(parameterized.TestCase):
       with tensor_files.open_tensors(pretrained.place(weights, workdir)) as source:
         given = {key: source.read(key) for key in source.shapes}
       variables = found[part]['params'] if part == 'autoencoder' else found[part]
-      total = sum(float(np.abs(leaf).astype(np.float64).sum()) for leaf in jax.tree.leaves(variables))
-      recipe, _ = importers.recipe_of(weights.format, part, module, template, given, build.sample_shape(spec, data)[0])
-      names = {entry.names if 'embedder' not in entry.names[0] else entry.names[:1] for entry in recipe.parts.values()}
-      expected = sum(float(np.abs(given[key]).astype(np.float64).sum()) for entry in names for key in entry)
+      total = sum(
+        float(np.abs(leaf).astype(np.float64).sum()) for leaf in jax.tree.leaves(variables)
+      )
+      recipe, _ = importers.recipe_of(
+        weights.format, part, module, template, given, build.sample_shape(spec, data)[0]
+      )
+      names = {
+        entry.names if 'embedder' not in entry.names[0] else entry.names[:1]
+        for entry in recipe.parts.values()
+      }
+      expected = sum(
+        float(np.abs(given[key]).astype(np.float64).sum()) for entry in names for key in entry
+      )
       self.assertAlmostEqual(total / expected, 1, 9)
 
   @parameterized.parameters(('imagenet256', 'adm'), ('imagenet256', 'ldm'))
@@ -105,11 +132,13 @@ class ConvertTest(parameterized.TestCase):
     workdir = self.create_tempdir().full_path
     config = config_of(name, variant)
     spec, data = spec_of(config)
-    path, = write(spec, data, workdir)
+    (path,) = write(spec, data, workdir)
     direct = {}
     for part, (module, template, weights) in build.parts(spec, data).items():
       with tensor_files.open_tensors(path) as source:
-        recipe, _ = importers.recipe_of(weights.format, part, module, template, source.shapes, build.sample_shape(spec, data)[0])
+        recipe, _ = importers.recipe_of(
+          weights.format, part, module, template, source.shapes, build.sample_shape(spec, data)[0]
+        )
         direct[part] = recipes.read(recipe, source, path, part)
       if part == 'autoencoder':
         direct[part]['latent_scale'] = np.float32(spec.autoencoder.scale)
@@ -132,9 +161,17 @@ class ConvertTest(parameterized.TestCase):
 
     def change(values):
       unet = {key: value for key, value in values.items() if key.startswith('model.')}
-      average = {'model_ema.' + key.removeprefix('model.').replace('.', ''): value + 1 for key, value in unet.items()}
-      more = {'model_ema.decay': np.float32(0.9999), 'model_ema.num_updates': np.int64(7), 'scale_factor': np.float32(0.25),
-              'betas': np.ones(3, np.float32), 'first_stage_model.loss.weight': np.ones(2, np.float32)}
+      average = {
+        'model_ema.' + key.removeprefix('model.').replace('.', ''): value + 1
+        for key, value in unet.items()
+      }
+      more = {
+        'model_ema.decay': np.float32(0.9999),
+        'model_ema.num_updates': np.int64(7),
+        'scale_factor': np.float32(0.25),
+        'betas': np.ones(3, np.float32),
+        'first_stage_model.loss.weight': np.ones(2, np.float32),
+      }
       return {**values, **average, **more}
 
     write(spec, data, workdir, change)
@@ -156,16 +193,32 @@ class ConvertTest(parameterized.TestCase):
     config = config_of('celebahq256', 'ldm')
     write(*spec_of(config), workdir)
     main.run('convert', workdir, config, 'test')
-    with self.assertRaisesRegex(UserError, 'was made with net.weights = .*celeba.zip, the config says .*ffhq.zip'):
+    with self.assertRaisesRegex(
+      UserError, 'was made with net.weights = .*celeba.zip, the config says .*ffhq.zip'
+    ):
       main.run('sample', workdir, config_of('ffhq256', 'ldm'), 'test')
-    with self.assertRaisesRegex(UserError, 'was made with net.weights = .*celeba.zip, the config says /data/mine.ckpt'):
-      main.run('convert', workdir, config_of('celebahq256', 'ldm', **{'net.weights.path': '/data/mine.ckpt'}), 'test')
-    with self.assertRaisesRegex(UserError, 'was made with autoencoder.scale = 1.0, the config says 2.0'):
-      main.run('sample', workdir, config_of('celebahq256', 'ldm', **{'autoencoder.scale': 2.0}), 'test')
+    with self.assertRaisesRegex(
+      UserError, 'was made with net.weights = .*celeba.zip, the config says /data/mine.ckpt'
+    ):
+      main.run(
+        'convert',
+        workdir,
+        config_of('celebahq256', 'ldm', **{'net.weights.path': '/data/mine.ckpt'}),
+        'test',
+      )
+    with self.assertRaisesRegex(
+      UserError, 'was made with autoencoder.scale = 1.0, the config says 2.0'
+    ):
+      main.run(
+        'sample', workdir, config_of('celebahq256', 'ldm', **{'autoencoder.scale': 2.0}), 'test'
+      )
 
   def test_files_of_one_name_have_places_of_their_own(self):
-    places = [pretrained.place(weights, 'w') for name, variant in (*MODELS, ('celebahq256', 'ddpm'), ('lsun_church256', 'ddpm'))
-              for _, _, weights in build.parts(*spec_of(config_of(name, variant))).values()]
+    places = [
+      pretrained.place(weights, 'w')
+      for name, variant in (*MODELS, ('celebahq256', 'ddpm'), ('lsun_church256', 'ddpm'))
+      for _, _, weights in build.parts(*spec_of(config_of(name, variant))).values()
+    ]
     self.assertLen(set(places), len(places) - 2)  # adm and adm_guided share one, ldm is one file
 
   def test_old_names_and_a_folder(self):
@@ -180,31 +233,43 @@ class ConvertTest(parameterized.TestCase):
       return name
 
     values = {rename(name): value for name, value in tensors_of(spec, data)['net'].items()}
-    released_layout.write_safetensors(os.path.join(folder, pretrained.WEIGHT_FILES[0]), released_layout.made(values))
+    released_layout.write_safetensors(
+      os.path.join(folder, pretrained.WEIGHT_FILES[0]), released_layout.made(values)
+    )
     config.net.weights.path = folder
     main.run('convert', workdir, config, 'test')
     spec = specs.from_config(config)
-    found = build.weights(spec, data, workdir)['net']['params']['middle_block.1']['proj_out']['kernel']
+    found = build.weights(spec, data, workdir)['net']['params']['middle_block.1']['proj_out'][
+      'kernel'
+    ]
     np.testing.assert_array_equal(found, values['mid_block.attentions.0.proj_attn.weight'].T)
 
   def test_disk_that_fills_up(self):
     workdir = self.create_tempdir().full_path
     spec, data = spec_of(config_of('imagenet256', 'adm'))
     write(spec, data, workdir)
-    script = ('import resource, signal, sys; sys.path.insert(0, "tests"); from loops import pretrained_test as p\n'
-              'signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (200000, 200000))\n'
-              f'try: p.main.run("convert", {workdir!r}, p.config_of("imagenet256", "adm"), "test")\n'
-              'except p.UserError as error: print("refused:", error)')
+    script = (
+      'import resource, signal, sys; sys.path.insert(0, "tests"); from loops import '
+      'pretrained_test as p\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN); '
+      f'resource.setrlimit(resource.RLIMIT_FSIZE, (200000, 200000))\ntry: p.main.run("convert", '
+      f'{workdir!r}, p.config_of("imagenet256", "adm"), "test")\nexcept p.UserError as error: '
+      f'print("refused:", error)'
+    )
     code, out, error = cases.python('-c', script)
     self.assertEqual(code, 0, error[-2000:])
-    self.assertRegex(out, r'refused: cannot write the checkpoint to .*; free space there, or give another --workdir')
+    self.assertRegex(
+      out,
+      r'refused: cannot write the checkpoint to .*; free space there, or give another --workdir',
+    )
     self.assertEqual(os.listdir(os.path.join(workdir, 'checkpoints')), [])
 
   def test_no_space(self):
     workdir = self.create_tempdir().full_path
     write(*spec_of(config_of('imagenet256', 'adm')), workdir)
     with mock.patch.object(pretrained.shutil, 'disk_usage', lambda path: mock.Mock(free=1000)):
-      with self.assertRaisesRegex(UserError, r'the checkpoint needs 0\.\d+ GB, but 0.00 GB are free in'):
+      with self.assertRaisesRegex(
+        UserError, r'the checkpoint needs 0\.\d+ GB, but 0.00 GB are free in'
+      ):
         main.run('convert', workdir, config_of('imagenet256', 'adm'), 'test')
     self.assertFalse(os.path.exists(os.path.join(workdir, 'checkpoints')))
 
@@ -212,13 +277,25 @@ class ConvertTest(parameterized.TestCase):
     workdir = self.create_tempdir().full_path
     spec, data = spec_of(config_of('imagenet256', 'adm'))
     write(spec, data, workdir)
-    script = ('import sys; sys.path.insert(0, "tests"); from loops import pretrained_test as p; '
-              f'p.main.run("convert", {workdir!r}, p.config_of("imagenet256", "adm"), "test")')
+    script = (
+      'import sys; sys.path.insert(0, "tests"); from loops import pretrained_test as p; '
+      f'p.main.run("convert", {workdir!r}, p.config_of("imagenet256", "adm"), "test")'
+    )
     environment = dict(os.environ, JAX_PLATFORMS='cpu')
-    process = subprocess.Popen([sys.executable, '-c', script], cwd=cases.ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+      [sys.executable, '-c', script],
+      cwd=cases.ROOT,
+      env=environment,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+    )
     folder = os.path.join(workdir, 'checkpoints')
     deadline = time.time() + 120
-    while time.time() < deadline and process.poll() is None and not (os.path.isdir(folder) and os.listdir(folder)):
+    while (
+      time.time() < deadline
+      and process.poll() is None
+      and not (os.path.isdir(folder) and os.listdir(folder))
+    ):
       time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -231,13 +308,19 @@ class ConvertTest(parameterized.TestCase):
     served, workdir = self.create_tempdir().full_path, self.create_tempdir().full_path
     config = config_of('imagenet256', 'adm', **{'sample.label': 'golden retriever, 3'})
     spec, data = spec_of(config)
-    path, = write(spec, data, served)
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=os.path.dirname(path))
+    (path,) = write(spec, data, served)
+    handler = functools.partial(
+      http.server.SimpleHTTPRequestHandler, directory=os.path.dirname(path)
+    )
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
       threading.Thread(target=server.serve_forever, daemon=True).start()
-      config.net.weights.url = f'http://127.0.0.1:{server.server_address[1]}/{os.path.basename(path)}'
+      config.net.weights.url = (
+        f'http://127.0.0.1:{server.server_address[1]}/{os.path.basename(path)}'
+      )
       config.net.weights.size = os.path.getsize(path)
-      with self.assertRaisesRegex(UserError, 'no weights at .*256x256_diffusion.pt; use --mode=fetch, or download http'):
+      with self.assertRaisesRegex(
+        UserError, 'no weights at .*256x256_diffusion.pt; use --mode=fetch, or download http'
+      ):
         main.run('sample', workdir, config, 'test')
       main.run('fetch', workdir, config, 'test')
       server.shutdown()
@@ -248,7 +331,6 @@ class ConvertTest(parameterized.TestCase):
 
 
 class BadInputTest(parameterized.TestCase):
-
   def refused(self, pattern, config, workdir=None):
     workdir = workdir or self.create_tempdir().full_path
     with self.assertRaisesRegex(UserError, pattern) as caught:
@@ -265,34 +347,57 @@ class BadInputTest(parameterized.TestCase):
 
   def test_half_the_tensors(self):
     half = lambda values: dict(list(values.items())[::2])
-    self.damaged(r'256x256_diffusion.pt does not fit the network of the config; tensors \d+ missing: .*, \.\.\.; check the config', half)
+    self.damaged(
+      r'256x256_diffusion.pt does not fit the network of the config; tensors \d+ missing: .*, '
+      r'\.\.\.; check the config',
+      half,
+    )
 
   def test_surplus_and_wrong_shape(self):
     def change(values):
-      return {**values, 'time_embed.0.bias': np.zeros(3, np.float32), 'extra.weight': np.zeros(3, np.float32)}
+      return {
+        **values,
+        'time_embed.0.bias': np.zeros(3, np.float32),
+        'extra.weight': np.zeros(3, np.float32),
+      }
 
-    self.damaged(r'1 not expected: extra.weight; 1 of another shape: time_embed.0.bias is 3 instead of 128', change)
+    self.damaged(
+      r'1 not expected: extra.weight; 1 of another shape: time_embed.0.bias is 3 instead of 128',
+      change,
+    )
 
   def test_another_architecture(self):
     workdir = self.create_tempdir().full_path
     write(*spec_of(config_of('imagenet256', 'adm')), workdir)
-    self.refused('does not fit the network of the config', config_of('imagenet256', 'adm', **{'net.channels': 64}), workdir)
+    self.refused(
+      'does not fit the network of the config',
+      config_of('imagenet256', 'adm', **{'net.channels': 64}),
+      workdir,
+    )
 
   def test_overflow_of_half_precision(self):
     def change(values):
       with np.errstate(over='ignore'):
-        return {name: (value * 1e6 if name == 'time_embed.2.weight' else value).astype(np.float16) for name, value in values.items()}
+        return {
+          name: (value * 1e6 if name == 'time_embed.2.weight' else value).astype(np.float16)
+          for name, value in values.items()
+        }
 
-    self.damaged(r"tensor 'time_embed.2.weight' of .* \(float16\) has values that are not finite", change)
+    self.damaged(
+      r"tensor 'time_embed.2.weight' of .* \(float16\) has values that are not finite", change
+    )
 
   def test_another_table_of_positions(self):
-    self.damaged("tensor 'pos_embed' of .* has other values than the fixed table", lambda v: {k: x + (k == 'pos_embed') for k, x in v.items()},
-                 variant='dit')
+    self.damaged(
+      "tensor 'pos_embed' of .* has other values than the fixed table",
+      lambda v: {k: x + (k == 'pos_embed') for k, x in v.items()},
+      variant='dit',
+    )
 
   def test_truncated_file(self):
     workdir = self.create_tempdir().full_path
     config = config_of('imagenet256', 'adm')
-    path, = write(*spec_of(config), workdir)
+    (path,) = write(*spec_of(config), workdir)
     os.truncate(path, os.path.getsize(path) // 2)
     self.refused('256x256_diffusion.pt.*truncated', config, workdir)
 
@@ -303,10 +408,15 @@ class BadInputTest(parameterized.TestCase):
     os.makedirs(os.path.dirname(path))
     marker = os.path.join(workdir, 'ran')
     with open(path, 'wb') as file:
-      file.write(b"\x80\x02cposix\nsystem\n(X" + len(f'touch {marker}').to_bytes(4, 'little') + f'touch {marker}'.encode() + b'tR.')
+      file.write(
+        b'\x80\x02cposix\nsystem\n(X'
+        + len(f'touch {marker}').to_bytes(4, 'little')
+        + f'touch {marker}'.encode()
+        + b'tR.'
+      )
     self.refused('256x256_diffusion.pt', config, workdir)
     with zipfile.ZipFile(path, 'w') as archive:  # the same program in the newer layout
-      archive.writestr('archive/data.pkl', b"\x80\x02cposix\nsystem\n(X\x05\x00\x00\x00falsetR.")
+      archive.writestr('archive/data.pkl', b'\x80\x02cposix\nsystem\n(X\x05\x00\x00\x00falsetR.')
     self.refused('256x256_diffusion.pt refers to posix.system', config, workdir)
     self.assertFalse(os.path.exists(marker))
 
@@ -317,30 +427,60 @@ class BadInputTest(parameterized.TestCase):
     self.refused('has sha256 [0-9a-f]{64}, not abc123; remove it and run again', config, workdir)
 
   @parameterized.parameters(
-      ({'sample.label': 'golden retreiver'}, "no class 'golden retreiver'; valid: 0..999, or a name such as 'golden retriever'"),
-      ({'sample.label': '1000'}, "no class '1000'; valid: 0..999"),
-      ({'denoiser.guidance': 2.0}, r'guidance 2 needs a conditional network that knows "no class"; with net.labels \'plain\' and 1000 classes'),
-      ({'net.weights.format': 'onnx'}, "unknown net.weights.format 'onnx'; valid: guided_diffusion, compvis, diffusers, dit"),
-      ({'net.weights.url': ''}, 'has neither path nor url'),
-      ({'net.weights.path': '/nowhere/x.pt'}, 'no weights at /nowhere/x.pt; use --mode=fetch, or download https'),
+    (
+      {'sample.label': 'golden retreiver'},
+      "no class 'golden retreiver'; valid: 0..999, or a name such as 'golden retriever'",
+    ),
+    ({'sample.label': '1000'}, "no class '1000'; valid: 0..999"),
+    (
+      {'denoiser.guidance': 2.0},
+      r'guidance 2 needs a conditional network that knows "no class"; with net.labels \'plain\' '
+      r'and 1000 classes',
+    ),
+    (
+      {'net.weights.format': 'onnx'},
+      "unknown net.weights.format 'onnx'; valid: guided_diffusion, compvis, diffusers, dit",
+    ),
+    ({'net.weights.url': ''}, 'has neither path nor url'),
+    (
+      {'net.weights.path': '/nowhere/x.pt'},
+      'no weights at /nowhere/x.pt; use --mode=fetch, or download https',
+    ),
   )
   def test_settings(self, changes, message):
     self.refused(message, config_of('imagenet256', 'adm', **changes))
 
   @parameterized.parameters(
-      ('celebahq256', 'ldm', {'sample.label': '3'}, "sample.label '3' needs a conditional model"),
-      ('celebahq256', 'ldm', {'denoiser.guidance': 2.0}, "with net.labels 'none' and 0 classes the only valid value is 1"),
-      ('celebahq256', 'ldm', {'net.context_dim': 8}, 'net.context_dim 8 needs labels'),
-      ('celebahq256', 'ldm', {'classifier.scale': 2.0}, 'classifier guidance needs a model of images with classes'),
-      ('imagenet256', 'ldm', {'data.size': 30}, 'the autoencoder halves images 2 times, which data of shape 30 x 30 x 3 does not allow'),
-      ('imagenet256', 'dit', {'denoiser.guidance_interval': (3.0, 1.0)}, 'guidance_interval must be'),
+    ('celebahq256', 'ldm', {'sample.label': '3'}, "sample.label '3' needs a conditional model"),
+    (
+      'celebahq256',
+      'ldm',
+      {'denoiser.guidance': 2.0},
+      "with net.labels 'none' and 0 classes the only valid value is 1",
+    ),
+    ('celebahq256', 'ldm', {'net.context_dim': 8}, 'net.context_dim 8 needs labels'),
+    (
+      'celebahq256',
+      'ldm',
+      {'classifier.scale': 2.0},
+      'classifier guidance needs a model of images with classes',
+    ),
+    (
+      'imagenet256',
+      'ldm',
+      {'data.size': 30},
+      'the autoencoder halves images 2 times, which data of shape 30 x 30 x 3 does not allow',
+    ),
+    ('imagenet256', 'dit', {'denoiser.guidance_interval': (3.0, 1.0)}, 'guidance_interval must be'),
   )
   def test_settings_of_others(self, name, variant, changes, message):
     self.refused(message, config_of(name, variant, **changes))
 
   @parameterized.parameters('train', 'evaluate', 'all')
   def test_modes_that_need_data(self, mode):
-    with self.assertRaisesRegex(UserError, 'has no images to compare with|this config is for a pretrained model'):
+    with self.assertRaisesRegex(
+      UserError, 'has no images to compare with|this config is for a pretrained model'
+    ):
       main.run(mode, self.create_tempdir().full_path, config_of('imagenet256', 'adm'), 'test')
 
   @parameterized.parameters('fetch', 'convert')

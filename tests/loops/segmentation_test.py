@@ -15,11 +15,18 @@ from gmm_diffusion.segmentation import data
 
 
 class SegmentationTest(absltest.TestCase):
-
   def test_everything_on_two_devices(self):
     workdir = self.create_tempdir().full_path
-    code, out, error = cases.python('-m', 'gmm_diffusion.main', '--config=configs/segmentation.py:runlocal', '--mode=all', f'--workdir={workdir}',
-                                    '--config.segmentation.baseline=False', devices=2, flags=cases.FAST)
+    code, out, error = cases.python(
+      '-m',
+      'gmm_diffusion.main',
+      '--config=configs/segmentation.py:runlocal',
+      '--mode=all',
+      f'--workdir={workdir}',
+      '--config.segmentation.baseline=False',
+      devices=2,
+      flags=cases.FAST,
+    )
     self.assertEqual(code, 0, error[-2000:])
     self.assertRegex(out, r'both +IoU@1 [\d.]+ ± [\d.]+ .*NoC@85')
     with open(os.path.join(workdir, 'results.json'), encoding='utf-8') as file:
@@ -36,7 +43,9 @@ class SegmentationTest(absltest.TestCase):
   def test_damaged_and_old_curves_are_found_again(self):
     path = os.path.join(self.create_tempdir().full_path, 'none.npz')
     self.assertIsNone(segmentation._read(path, 'mark', 1))
-    np.savez_compressed(path, mark='mark', curves=np.ones((1, 3)), mask0=np.ones((4, 5), bool), clicks0=[[1, 2, 1]])
+    np.savez_compressed(
+      path, mark='mark', curves=np.ones((1, 3)), mask0=np.ones((4, 5), bool), clicks0=[[1, 2, 1]]
+    )
     self.assertEqual(segmentation._read(path, 'mark', 1)[2], [[(1, 2, True)]])
     self.assertIsNone(segmentation._read(path, 'other', 1))
     with open(path, 'rb') as file:
@@ -60,7 +69,9 @@ class SegmentationTest(absltest.TestCase):
       np.testing.assert_array_equal(more.masks[i], one.masks[i])
     for k in range(100, 150):  # another object of an image that has more than one
       self.assertTrue((more.masks[k] != more.masks[more.images[k]]).any())
-    self.assertLen(chosen(10000).scenes, sum(len(scene.objects) for scene in data.load(specs.Data()).test))  # all there are, each once
+    self.assertLen(
+      chosen(10000).scenes, sum(len(scene.objects) for scene in data.load(specs.Data()).test)
+    )  # all there are, each once
 
   def test_batches_depend_on_seed_and_step_alone(self):
     spec = specs.from_config(config_lib.get_config('runlocal'))
@@ -78,17 +89,21 @@ class SegmentationTest(absltest.TestCase):
           self.assertEqual(mask[i][tuple(pixel)] == data.OBJECT, label == 1)
 
   def test_bad_settings(self):
-    for changes, message in (({'segmentation.crop': (50, 64)}, 'segmentation.crop must be two multiples of 16'),
-                             ({'segmentation.slots': 2}, 'segmentation.slots 2 must be at least segmentation.clicks 3'),
-                             ({'data.split': 'dev'}, "unknown data.split 'dev'; valid: val, test"),
-                             ({'task': 'painting'}, "unknown task 'painting'; valid: diffusion, segmentation"),
-                             ({'train.batch': 3, 'segmentation.channels': 0}, 'segmentation.channels must be at least 1')):
+    for changes, message in (
+      ({'segmentation.crop': (50, 64)}, 'segmentation.crop must be two multiples of 16'),
+      ({'segmentation.slots': 2}, 'segmentation.slots 2 must be at least segmentation.clicks 3'),
+      ({'data.split': 'dev'}, "unknown data.split 'dev'; valid: val, test"),
+      ({'task': 'painting'}, "unknown task 'painting'; valid: diffusion, segmentation"),
+      ({'train.batch': 3, 'segmentation.channels': 0}, 'segmentation.channels must be at least 1'),
+    ):
       config = config_lib.get_config('runlocal')
       config.update_from_flattened_dict(changes)
       with self.assertRaisesRegex(UserError, message):
         specs.from_config(config)
     workdir = self.create_tempdir().full_path
-    with self.assertRaisesRegex(UserError, "task 'segmentation' has no mode 'sample'; valid: train, evaluate, all"):
+    with self.assertRaisesRegex(
+      UserError, "task 'segmentation' has no mode 'sample'; valid: train, evaluate, all"
+    ):
       main.run('sample', workdir, config_lib.get_config('runlocal'), 'test')
     with self.assertRaisesRegex(UserError, 'no checkpoint in .*train one first'):
       main.run('evaluate', workdir, config_lib.get_config('runlocal'), 'test')

@@ -1,4 +1,5 @@
-"""Work in ranges: kills, damage, several processes; by ranges that take no time to make and by the real command."""
+"""Work in ranges: kills, damage, several processes; by ranges that take no time to make and by the
+real command."""
 
 import os
 import random
@@ -19,7 +20,7 @@ from loops import cli
 COUNT, SIZE = 205, 10
 
 # Fills a folder and gathers it; every range that is made leaves a line in made.txt.
-WORK = f'''
+WORK = f"""
 import os, sys, time
 import numpy as np
 from gmm_diffusion.loops import shards
@@ -36,13 +37,18 @@ def make(ids, advance):
 print('ready', flush=True)
 shards.fill(folder, 'mark', {COUNT}, {SIZE}, make, 'work')
 files.write_npz(folder + '.npz', {{'arr_0': (({COUNT}, 1), np.float32, (part['x'] for part in shards.read(folder, 'mark', {COUNT}, {SIZE})))}})
-'''
+"""
 
 
 def start(folder, seconds):
   """A process at the moment when it begins to fill."""
-  process = subprocess.Popen([sys.executable, '-c', WORK, folder, str(seconds)], cwd=cases.ROOT, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, env=dict(os.environ, JAX_PLATFORMS='cpu'))
+  process = subprocess.Popen(
+    [sys.executable, '-c', WORK, folder, str(seconds)],
+    cwd=cases.ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    env=dict(os.environ, JAX_PLATFORMS='cpu'),
+  )
   process.stdout.readline()
   return process
 
@@ -58,7 +64,6 @@ def content(path):
 
 
 class ShardsTest(parameterized.TestCase):
-
   def setUp(self):
     super().setUp()
     self.folder = os.path.join(self.create_tempdir().full_path, 'out')
@@ -83,7 +88,9 @@ class ShardsTest(parameterized.TestCase):
   def test_what_is_there_is_not_made_again(self):
     self.fill()
     self.assertEqual(self.fill(), [])
-    self.assertEqual(self.fill(count=40), [range(20, 30), range(30, 40)])  # the last range was shorter
+    self.assertEqual(
+      self.fill(count=40), [range(20, 30), range(30, 40)]
+    )  # the last range was shorter
     np.testing.assert_array_equal(self.read(count=40), np.arange(40))
 
   @parameterized.parameters(0, 1, 100, -1)
@@ -108,7 +115,9 @@ class ShardsTest(parameterized.TestCase):
   def test_other_settings_are_made_again(self):
     self.fill()
     self.assertLen(self.fill('other'), 3)
-    with self.assertRaisesRegex(UserError, '00000000-00000009.npz was changed by another run; run again'):
+    with self.assertRaisesRegex(
+      UserError, '00000000-00000009.npz was changed by another run; run again'
+    ):
       self.read('mark')
 
   def test_ten_kills_change_nothing(self):
@@ -119,7 +128,9 @@ class ShardsTest(parameterized.TestCase):
       time.sleep(random.uniform(0, 0.1))
       process.send_signal(signal.SIGKILL)
       process.communicate()
-    self.assertBetween(len(set(made(self.folder))), 3, COUNT // SIZE - 1)  # it worked, and there is something left
+    self.assertBetween(
+      len(set(made(self.folder))), 3, COUNT // SIZE - 1
+    )  # it worked, and there is something left
     process = start(self.folder, 0)
     _, error = process.communicate()
     self.assertEqual((process.returncode, straight.wait()), (0, 0), error)
@@ -138,17 +149,33 @@ class ShardsTest(parameterized.TestCase):
 
 
 class CommandTest(absltest.TestCase):
-
   def test_kill_and_go_on(self):
     root = self.create_tempdir().full_path
-    overrides = ('--config.denoiser.name=empirical', '--config.sampler.steps=20', '--config.sample.count=1500', '--config.sample.shard=100',
-                 '--config.sample.batch=50')
+    overrides = (
+      '--config.denoiser.name=empirical',
+      '--config.sampler.steps=20',
+      '--config.sample.count=1500',
+      '--config.sample.shard=100',
+      '--config.sample.batch=50',
+    )
     straight, broken = os.path.join(root, 'straight'), os.path.join(root, 'broken')
     code, _, error = cli.main('digits.py', 'sample', straight, *overrides)
     self.assertEqual(code, 0, error[-3000:])
     process = subprocess.Popen(
-        [sys.executable, '-m', 'gmm_diffusion.main', '--config=configs/digits.py', '--mode=sample', f'--workdir={broken}', *overrides],
-        cwd=cases.ROOT, env=dict(os.environ, JAX_PLATFORMS='cpu'), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+      [
+        sys.executable,
+        '-m',
+        'gmm_diffusion.main',
+        '--config=configs/digits.py',
+        '--mode=sample',
+        f'--workdir={broken}',
+        *overrides,
+      ],
+      cwd=cases.ROOT,
+      env=dict(os.environ, JAX_PLATFORMS='cpu'),
+      stderr=subprocess.DEVNULL,
+      stdout=subprocess.DEVNULL,
+    )
     first = shards.path_of(os.path.join(broken, 'samples', 'ddim_gmm'), range(300, 400))
     while not os.path.exists(first):
       self.assertIsNone(process.poll(), 'the run ended before it could be killed')
@@ -160,7 +187,9 @@ class CommandTest(absltest.TestCase):
     code, _, error = cli.main('digits.py', 'sample', broken, *overrides)
     self.assertEqual(code, 0, error[-3000:])
     self.assertEqual(os.path.getmtime(first), age)
-    self.assertEqual(*(content(os.path.join(path, 'samples', 'ddim_gmm.npz')) for path in (straight, broken)))
+    self.assertEqual(
+      *(content(os.path.join(path, 'samples', 'ddim_gmm.npz')) for path in (straight, broken))
+    )
     with np.load(os.path.join(broken, 'samples', 'ddim_gmm.npz')) as file:
       self.assertEqual((file['arr_0'].shape, file['arr_0'].dtype), ((1500, 8, 8, 1), np.uint8))
       np.testing.assert_array_equal(file['arr_1'], np.arange(1500) % 10)

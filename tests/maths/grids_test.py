@@ -2,7 +2,8 @@
 
 import numpy as np
 from absl.testing import absltest, parameterized
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gmm_diffusion.aliases import UserError
 from gmm_diffusion.maths import grids, schedules
@@ -12,8 +13,9 @@ FLOW = schedules.rectified_flow()
 
 
 class GridsTest(parameterized.TestCase):
-
-  @parameterized.product(grid=[name for name in grids.GRIDS if name != 'stride'], end=['clean', 'first'])
+  @parameterized.product(
+    grid=[name for name in grids.GRIDS if name != 'stride'], end=['clean', 'first']
+  )
   def test_every_number_of_steps(self, grid, end):
     @settings(deadline=None, max_examples=200)
     @given(st.integers(1, 1000 if end == 'clean' else 999))
@@ -32,7 +34,9 @@ class GridsTest(parameterized.TestCase):
     check.hypothesis.inner_test(1)
     check.hypothesis.inner_test(999)
 
-  @parameterized.product(grid=['uniform', 'quadratic', 'log_snr'], schedule=['rectified_flow', 'edm'])
+  @parameterized.product(
+    grid=['uniform', 'quadratic', 'log_snr'], schedule=['rectified_flow', 'edm']
+  )
   def test_continuous(self, grid, schedule):
     schedule = schedules.SCHEDULES[schedule]()
     for n in (1, 2, 7, 50):
@@ -42,13 +46,13 @@ class GridsTest(parameterized.TestCase):
       self.assertTrue(np.all(made.s < made.t))
 
   @parameterized.parameters(
-      ('uniform', 10, [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]),
-      ('trailing', 10, [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]),
-      ('leading', 10, [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]),
-      ('trailing', 7, [999, 856, 713, 570, 428, 285, 142]),
-      ('leading', 6, [833, 666, 500, 333, 166, 0]),
-      ('stride', 25, list(range(960, -1, -40))),
-      ('quadratic', 10, [800, 632, 483, 355, 246, 158, 88, 39, 9, 0]),
+    ('uniform', 10, [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]),
+    ('trailing', 10, [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]),
+    ('leading', 10, [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]),
+    ('trailing', 7, [999, 856, 713, 570, 428, 285, 142]),
+    ('leading', 6, [833, 666, 500, 333, 166, 0]),
+    ('stride', 25, list(range(960, -1, -40))),
+    ('quadratic', 10, [800, 632, 483, 355, 246, 158, 88, 39, 9, 0]),
   )
   def test_known_grids(self, grid, n, expected):
     np.testing.assert_array_equal(grids.make(DISCRETE, n, grid).t, expected)
@@ -61,14 +65,16 @@ class GridsTest(parameterized.TestCase):
   def test_log_snr_is_even(self):
     made = grids.make(DISCRETE, 9, 'log_snr', 'first')
     path = np.append(made.t, 0)
-    np.testing.assert_allclose(np.diff(DISCRETE.log_snr(path)), (DISCRETE.log_snr(0) - DISCRETE.log_snr(999)) / 9, rtol=1e-9)
+    np.testing.assert_allclose(
+      np.diff(DISCRETE.log_snr(path)), (DISCRETE.log_snr(0) - DISCRETE.log_snr(999)) / 9, rtol=1e-9
+    )
 
   @parameterized.parameters(
-      (dict(steps=0), 'steps must be in 1..1000, got 0'),
-      (dict(steps=1001), 'steps must be in 1..1000, got 1001'),
-      (dict(steps=10, grid='linear'), "unknown grid 'linear'; valid: uniform"),
-      (dict(steps=10, end='last'), "unknown end 'last'; valid: clean, first"),
-      (dict(steps=37, grid='stride'), 'no integer stride'),
+    (dict(steps=0), 'steps must be in 1..1000, got 0'),
+    (dict(steps=1001), 'steps must be in 1..1000, got 1001'),
+    (dict(steps=10, grid='linear'), "unknown grid 'linear'; valid: uniform"),
+    (dict(steps=10, end='last'), "unknown end 'last'; valid: clean, first"),
+    (dict(steps=37, grid='stride'), 'no integer stride'),
   )
   def test_bad_input(self, options, message):
     with self.assertRaisesRegex(UserError, message):

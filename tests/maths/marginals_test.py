@@ -4,14 +4,14 @@ import cases
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gmm_diffusion.aliases import Time
 from gmm_diffusion.maths import grids, marginals, schedules
 
 
 class MarginalsTest(cases.X64TestCase):
-
   @parameterized.parameters(*marginals.PREDICTIONS)
   def test_every_prediction_recovers_x0_and_eps(self, kind):
     # any target that training asks for must lead back to what was diffused, for any (a, b)
@@ -39,7 +39,9 @@ class MarginalsTest(cases.X64TestCase):
     grid = grids.make(schedules.linear(), 1000, 'uniform')
     before = np.append(abar[::-1][1:], 1.0)
     expected = betas[::-1] * (1 - before) / (1 - abar[::-1])  # DDPM eq. 7
-    np.testing.assert_allclose(marginals.posterior_std(grid, 1.0) ** 2, expected, rtol=1e-7, atol=1e-18)
+    np.testing.assert_allclose(
+      marginals.posterior_std(grid, 1.0) ** 2, expected, rtol=1e-7, atol=1e-18
+    )
 
   def test_std_is_linear_in_eta_and_bounded(self):
     for schedule in (schedules.linear(), schedules.rectified_flow(), schedules.edm()):

@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gmm_diffusion.aliases import UserError
 from gmm_diffusion.maths import moment_matching as mm
@@ -13,13 +14,20 @@ from gmm_diffusion.maths import moment_matching as mm
 SKEWED = np.array([0.1, 0.2, 0.3, 0.4])
 UNIFORM = np.full(4, 0.25)
 D = 7
-CASES = [(form, covariance, offsets) for form, handlings in mm.COVARIANCES.items() for covariance in handlings
-         for offsets in mm.OFFSETS if covariance != 'vub' or offsets == 'ortho']
+CASES = [
+  (form, covariance, offsets)
+  for form, handlings in mm.COVARIANCES.items()
+  for covariance in handlings
+  for offsets in mm.OFFSETS
+  if covariance != 'vub' or offsets == 'ortho'
+]
 
 
 def mixture(form, covariance, offsets, priors, seed=0):
   priors = jnp.asarray(priors)
-  return mm.build(mm.draw_offsets(jax.random.key(seed), offsets, priors, D), priors, form, covariance)
+  return mm.build(
+    mm.draw_offsets(jax.random.key(seed), offsets, priors, D), priors, form, covariance
+  )
 
 
 def dense_delta(m, form, k):
@@ -38,13 +46,12 @@ def dense_covariance(m, form, covariance, tau, scale, k):
   if covariance == 'vub':
     pi = np.sort(np.asarray(m.priors))[::-1]
     bounds = np.zeros(D)
-    bounds[:len(pi)] = scale**2 * pi / (len(pi) * float(m.priors[k]))
+    bounds[: len(pi)] = scale**2 * pi / (len(pi) * float(m.priors[k]))
     delta = np.diag(bounds)
   return tau**2 * np.eye(D) - delta
 
 
 class OffsetsTest(cases.X64TestCase):
-
   @parameterized.product(kind=['rand_centred', 'ortho'], priors=[UNIFORM, SKEWED])
   def test_weighted_mean_is_zero(self, kind, priors):
     u = mm.draw_offsets(jax.random.key(0), kind, jnp.asarray(priors), D)
@@ -54,7 +61,9 @@ class OffsetsTest(cases.X64TestCase):
     m = mixture('A', 'exact', 'rand', UNIFORM)
     np.testing.assert_allclose(np.linalg.norm(m.offsets, axis=1), 1, atol=1e-12)
     residual = mm.summarise(m, 'A', 'exact').mean
-    self.assertGreater(residual, 1e-3)  # the source's order breaks the constraint, and the report says so
+    self.assertGreater(
+      residual, 1e-3
+    )  # the source's order breaks the constraint, and the report says so
     np.testing.assert_allclose(residual, np.linalg.norm(UNIFORM @ m.offsets), atol=1e-12)
 
   @parameterized.parameters([UNIFORM], [SKEWED])
@@ -66,7 +75,9 @@ class OffsetsTest(cases.X64TestCase):
 
   def test_ortho_is_isotropic(self):
     # Haar: the mean of q q^T is I / D; 400 draws of 4 rows, entries within 6 standard errors
-    q = jax.vmap(lambda key: mm.draw_offsets(key, 'ortho', jnp.asarray(UNIFORM), D))(jax.random.split(jax.random.key(0), 400))
+    q = jax.vmap(lambda key: mm.draw_offsets(key, 'ortho', jnp.asarray(UNIFORM), D))(
+      jax.random.split(jax.random.key(0), 400)
+    )
     second = np.einsum('nkd,nke->de', q, q) / (400 * 3)  # centred rows have total square 3
     np.testing.assert_allclose(second, np.eye(D) / D, atol=0.03)
     np.testing.assert_allclose(np.mean(q, (0, 1)), 0, atol=1e-12)
@@ -78,10 +89,10 @@ class OffsetsTest(cases.X64TestCase):
 
 
 class CovarianceTest(cases.X64TestCase):
-
   @parameterized.product(case=CASES, priors=[UNIFORM, SKEWED])
   def test_kick_has_the_covariance_of_the_table(self, case, priors):
-    # the kick is linear in z, so unit vectors reveal its factor F, and F F^T must be tau^2 I - Delta_k
+    # the kick is linear in z, so unit vectors reveal its factor F, and F F^T must be tau^2 I -
+    # Delta_k
     form, covariance, _ = case
     m = mixture(*case, priors)
     summary = mm.summarise(m, form, covariance)
@@ -92,7 +103,9 @@ class CovarianceTest(cases.X64TestCase):
       zero = mm.sample(m, form, covariance, tau, scale, index, jnp.zeros((D, D)))
       factor = np.asarray(mm.sample(m, form, covariance, tau, scale, index, jnp.eye(D)) - zero)
       np.testing.assert_allclose(zero[0], scale * m.offsets[k], atol=1e-14)
-      np.testing.assert_allclose(factor @ factor.T, dense_covariance(m, form, covariance, tau, scale, k), atol=1e-12)
+      np.testing.assert_allclose(
+        factor @ factor.T, dense_covariance(m, form, covariance, tau, scale, k), atol=1e-12
+      )
 
   @parameterized.product(case=CASES, priors=[UNIFORM, SKEWED])
   def test_largest_scale_is_tight(self, case, priors):
@@ -100,15 +113,25 @@ class CovarianceTest(cases.X64TestCase):
     m = mixture(*case, priors)
     largest = mm.summarise(m, form, covariance).largest
     smallest = lambda scale: min(
-        np.linalg.eigvalsh(dense_covariance(m, form, covariance, 1.0, scale, k)).min() for k in range(4))
+      np.linalg.eigvalsh(dense_covariance(m, form, covariance, 1.0, scale, k)).min()
+      for k in range(4)
+    )
     self.assertAlmostEqual(smallest(largest), 0, delta=1e-10)
     self.assertLess(smallest(1.01 * largest), 0)
 
   def test_closed_form_bounds(self):
     # uniform priors: (B) with orthonormal offsets, scale^2 <= K tau^2; (A), |delta_k| <= tau
-    self.assertAlmostEqual(mm.summarise(mixture('B', 'exact', 'ortho', UNIFORM), 'B', 'exact').largest, 2.0, places=12)
-    self.assertAlmostEqual(mm.summarise(mixture('A', 'exact', 'ortho', UNIFORM), 'A', 'exact').largest, 0.75**-0.5, places=12)
-    self.assertAlmostEqual(mm.summarise(mixture('A', 'exact', 'rand', UNIFORM), 'A', 'exact').largest, 1.0, places=12)
+    self.assertAlmostEqual(
+      mm.summarise(mixture('B', 'exact', 'ortho', UNIFORM), 'B', 'exact').largest, 2.0, places=12
+    )
+    self.assertAlmostEqual(
+      mm.summarise(mixture('A', 'exact', 'ortho', UNIFORM), 'A', 'exact').largest,
+      0.75**-0.5,
+      places=12,
+    )
+    self.assertAlmostEqual(
+      mm.summarise(mixture('A', 'exact', 'rand', UNIFORM), 'A', 'exact').largest, 1.0, places=12
+    )
 
   def test_vub_bounds_the_eigenvalues(self):
     @settings(deadline=None, max_examples=30)
@@ -146,19 +169,26 @@ class CovarianceTest(cases.X64TestCase):
   def test_precision_is_the_weighted_inverse_of_the_smallest_variance(self):
     m = mixture('B', 'diagonal', 'ortho', SKEWED)
     smallest = [np.diag(dense_covariance(m, 'B', 'diagonal', 1.0, 0.5, k)).min() for k in range(4)]
-    self.assertAlmostEqual(mm.precision(m, 'B', 'diagonal', 1.0, 0.5), float(SKEWED @ (1 / np.array(smallest))), places=10)
+    self.assertAlmostEqual(
+      mm.precision(m, 'B', 'diagonal', 1.0, 0.5),
+      float(SKEWED @ (1 / np.array(smallest))),
+      places=10,
+    )
     self.assertEqual(mm.precision(m, 'B', 'diagonal', 0.1, 5.0), np.inf)
 
 
 class PriorsTest(parameterized.TestCase):
-
-  @parameterized.parameters(([0.5, 0.4], 'sum to 1, got sum 0.9'), ([1.5, -0.5], 'positive'), ([1.0], r'one entry per component \(2\), got 1'))
+  @parameterized.parameters(
+    ([0.5, 0.4], 'sum to 1, got sum 0.9'),
+    ([1.5, -0.5], 'positive'),
+    ([1.0], r'one entry per component \(2\), got 1'),
+  )
   def test_bad(self, priors, message):
     with self.assertRaisesRegex(UserError, message):
       mm.check_priors(priors, 2)
 
 
-MEMORY = '''
+MEMORY = """
 import resource, time
 import jax, jax.numpy as jnp
 from gmm_diffusion.maths import grids, schedules, noise, marginals
@@ -174,11 +204,10 @@ fn = jax.jit(lambda plan, x: run(kernel, zero, grid, plan, x, lambda n: noise.at
 x = fn(plan, noise.initial(keys, shape))
 assert bool(jnp.all(jnp.isfinite(x)))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
-'''
+"""
 
 
 class MemoryTest(absltest.TestCase):
-
   def test_1024_offsets_in_196608_dimensions_below_3_gb(self):
     code, out, error = cases.python('-c', MEMORY)
     self.assertEqual(code, 0, error[-2000:])

@@ -11,7 +11,6 @@ from gmm_diffusion.maths import noise
 
 
 class NoiseTest(cases.X64TestCase):
-
   def test_independent_of_the_other_samples(self):
     every = noise.at_step(noise.sample_keys(3, np.arange(20)), 5, (4,))
     some = noise.at_step(noise.sample_keys(3, np.array([17, 2])), 5, (4,))
@@ -19,7 +18,9 @@ class NoiseTest(cases.X64TestCase):
     np.testing.assert_array_equal(some.uniform, every.uniform[np.array([17, 2])])
 
   def test_differs_between_seeds_ids_and_steps(self):
-    draw = lambda seed, i, step: float(noise.at_step(noise.sample_keys(seed, np.array([i])), step, ()).normal[0])
+    draw = lambda seed, i, step: float(
+      noise.at_step(noise.sample_keys(seed, np.array([i])), step, ()).normal[0]
+    )
     values = [draw(seed, i, step) for seed in (0, 1) for i in (0, 1, 2**31) for step in (0, 1)]
     values += [float(noise.initial(noise.sample_keys(0, np.array([0])), ())[0])]
     self.assertLen(set(values), len(values))

@@ -3,14 +3,14 @@
 import cases
 import numpy as np
 from absl.testing import absltest, parameterized
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gmm_diffusion.aliases import UserError
 from gmm_diffusion.maths import schedules
 
 
 class SchedulesTest(parameterized.TestCase):
-
   def test_linear_is_the_public_table(self):
     problem = cases.golden('g7_problem')
     at = schedules.linear().at(np.arange(1000))
@@ -30,7 +30,10 @@ class SchedulesTest(parameterized.TestCase):
     f = lambda t: np.cos((t / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
     t = np.arange(900)
     np.testing.assert_allclose(schedules.cosine().signal(t) ** 2, f(t + 1) / f(0), rtol=1e-9)
-    self.assertLess(np.max(1 - np.exp(np.diff(2 * np.log(schedules.cosine().signal(np.arange(1000)))))), 0.999 + 1e-9)
+    self.assertLess(
+      np.max(1 - np.exp(np.diff(2 * np.log(schedules.cosine().signal(np.arange(1000)))))),
+      0.999 + 1e-9,
+    )
 
   @parameterized.parameters('linear', 'sqrt_linear', 'cosine')
   def test_variance_preserving(self, name):
@@ -41,7 +44,9 @@ class SchedulesTest(parameterized.TestCase):
     self.assertTrue(np.all(np.diff(at.b) > 0))
 
   def test_flow_and_edm(self):
-    np.testing.assert_allclose(schedules.rectified_flow().at([0.25, 1.0])[1:], [[0.75, 0], [0.25, 1]])
+    np.testing.assert_allclose(
+      schedules.rectified_flow().at([0.25, 1.0])[1:], [[0.75, 0], [0.25, 1]]
+    )
     np.testing.assert_allclose(schedules.edm().at([0.002, 80.0])[1:], [[1, 1], [0.002, 80]])
 
   @parameterized.parameters(*schedules.SCHEDULES)
@@ -50,7 +55,9 @@ class SchedulesTest(parameterized.TestCase):
 
     @given(st.floats(0, 1))
     def check(u):
-      t = schedule.first + u * (schedule.last * (0.999 if name == 'rectified_flow' else 1) - schedule.first)
+      t = schedule.first + u * (
+        schedule.last * (0.999 if name == 'rectified_flow' else 1) - schedule.first
+      )
       back = schedule.time_of_log_snr(schedule.log_snr(t))
       np.testing.assert_allclose(back, t, rtol=1e-8, atol=1e-8)
 

@@ -18,6 +18,7 @@ IMAGES = np.random.RandomState(0).randint(0, 256, (50, 4, 4, 1)).astype(np.uint8
 
 def fake(extract=None):
   """Features of 4 x 4 grey images: their first columns, rows and the rest."""
+
   def whole(images):
     x = images.reshape(len(images), 16) / np.float32(100)
     return features.Extracted(x[:, :6], x[:, 6:9], x[:, 9:])
@@ -26,18 +27,19 @@ def fake(extract=None):
 
 
 class NetworksTest(absltest.TestCase):
-
   def test_identity_and_unknown(self):
     data = sources.load(specs.Data('toy'))
     found = features.load('identity', data, '')
     np.testing.assert_array_equal(found.extract(data.test[:5]).features, data.test[:5])
     self.assertIsNone(found.extract(data.test[:5]).logits)
     self.assertEqual(found.dimensions, {'features': 2})
-    with self.assertRaisesRegex(UserError, "unknown evaluate.features 'inceptoin'; valid: classifier, identity, inception"):
+    with self.assertRaisesRegex(
+      UserError, "unknown evaluate.features 'inceptoin'; valid: classifier, identity, inception"
+    ):
       features.load('inceptoin', data, '')
     with self.assertRaisesRegex(UserError, 'needs images; valid here: identity'):
       features.load('classifier', data, '')
-    with self.assertRaisesRegex(UserError, "which has no images; use evaluate.features=inception"):
+    with self.assertRaisesRegex(UserError, 'which has no images; use evaluate.features=inception'):
       features.load('classifier', sources.load(specs.Data('none', size=8)), '')
 
   def test_classifier_is_accurate_cached_and_checked(self):
@@ -47,11 +49,13 @@ class NetworksTest(absltest.TestCase):
     found = first.extract(data.test)
     self.assertGreater(np.mean(found.logits.argmax(1) == data.test_labels), 0.95)
     self.assertAlmostEqual(np.sqrt(np.mean(first.extract(data.train).features ** 2)), 1, places=5)
-    self.assertEqual({'features': found.features.shape[1], 'logits': found.logits.shape[1]}, first.dimensions)
+    self.assertEqual(
+      {'features': found.features.shape[1], 'logits': found.logits.shape[1]}, first.dimensions
+    )
     second = features.load('classifier', data, folder)
     self.assertEqual(first.name, second.name)
     np.testing.assert_array_equal(second.extract(data.test).features, found.features)
-    path, = (entry.path for entry in os.scandir(folder))
+    (path,) = (entry.path for entry in os.scandir(folder))
     with open(path, 'wb') as file:
       file.write(b'not a network')
     with self.assertRaisesRegex(UserError, 'cannot read feature network'):
@@ -59,9 +63,14 @@ class NetworksTest(absltest.TestCase):
 
   def test_inception(self):
     folder = self.create_tempdir().full_path
-    with self.assertRaisesRegex(UserError, f'no Inception weights at {folder}/{inception.NAME}; download https://github.com/mseitzer/'):
+    with self.assertRaisesRegex(
+      UserError,
+      f'no Inception weights at {folder}/{inception.NAME}; download https://github.com/mseitzer/',
+    ):
       features.load('inception', None, folder)
-    with self.assertRaisesRegex(UserError, 'no Inception weights at /nowhere/weights.pth; download'):
+    with self.assertRaisesRegex(
+      UserError, 'no Inception weights at /nowhere/weights.pth; download'
+    ):
       features.load('inception', None, folder, '/nowhere/weights.pth')
     seen = []
 
@@ -69,23 +78,33 @@ class NetworksTest(absltest.TestCase):
       seen.append(images)
       return Outputs(*(np.full((len(images), 2), i, np.float32) for i in range(6)))
 
-    with mock.patch.object(inception, 'load', return_value='params'), mock.patch.object(
-        inception, 'activations', side_effect=lambda params, per_device: call if params == 'params' else None):
+    with (
+      mock.patch.object(inception, 'load', return_value='params'),
+      mock.patch.object(
+        inception,
+        'activations',
+        side_effect=lambda params, per_device: call if params == 'params' else None,
+      ),
+    ):
       found = features.load('inception', None, folder)
     out = found.extract(IMAGES)
     np.testing.assert_array_equal(seen[0], np.concatenate([IMAGES] * 3, -1))
     self.assertEqual([int(field[0, 0]) for field in out], [0, 1, 2])  # pool3, logits, spatial
     self.assertEqual(found.dimensions, {'features': 2048, 'logits': 1008, 'spatial': 2023})
     self.assertEqual(found.name, 'inception-6726825d-bilinear_tf1_299-float32')
-    self.assertEqual(features.preprocessing(found, (4, 4, 1)), 'TF1 bilinear to 299 x 299, (x - 128) / 128, grey repeated to RGB')
+    self.assertEqual(
+      features.preprocessing(found, (4, 4, 1)),
+      'TF1 bilinear to 299 x 299, (x - 128) / 128, grey repeated to RGB',
+    )
     self.assertNotIn('grey', features.preprocessing(found, (4, 4, 3)))
 
 
 class GatherTest(parameterized.TestCase):
-
   @parameterized.parameters(1, 7, 50, 0)
   def test_batches_do_not_matter(self, batch):
-    found, moments, count = features.gather(fake(), ArraySet(IMAGES, 'x'), 'test', ('features', 'spatial'), ('features', 'spatial'), batch)
+    found, moments, count = features.gather(
+      fake(), ArraySet(IMAGES, 'x'), 'test', ('features', 'spatial'), ('features', 'spatial'), batch
+    )
     whole = fake().extract(IMAGES)
     self.assertEqual((count, found.logits), (50, None))
     for name in ('features', 'spatial'):
@@ -98,18 +117,28 @@ class GatherTest(parameterized.TestCase):
     images.batches = lambda size: iter([IMAGES[:20], IMAGES[25:]])
     found, moments, count = features.gather(fake(), images, 'test', ('features',), ('features',))
     self.assertEqual((count, len(found.features)), (45, 45))
-    np.testing.assert_allclose(moments['features'].mean, found.features.mean(0, np.float64), rtol=1e-12)
+    np.testing.assert_allclose(
+      moments['features'].mean, found.features.mean(0, np.float64), rtol=1e-12
+    )
 
   def test_refused(self):
     def broken(images):
       x = np.zeros((len(images), 6))
-      x[(images[:, 0, 0, 0] == IMAGES[30, 0, 0, 0]) & (images[:, 1, 1, 0] == IMAGES[30, 1, 1, 0]), 2] = np.nan
+      x[
+        (images[:, 0, 0, 0] == IMAGES[30, 0, 0, 0]) & (images[:, 1, 1, 0] == IMAGES[30, 1, 1, 0]), 2
+      ] = np.nan
       return features.Extracted(x)
 
-    with self.assertRaisesRegex(UserError, '^1 of x have non-finite features, the first is number 30$'):
+    with self.assertRaisesRegex(
+      UserError, '^1 of x have non-finite features, the first is number 30$'
+    ):
       features.gather(fake(broken), ArraySet(IMAGES, 'x'), 'test', ('features',), batch=8)
-    with self.assertRaisesRegex(UserError, 'x has images of 4 x 4 x 1, the features fake need 8 x 8 x 1'):
-      features.gather(fake()._replace(shape=(8, 8, 1)), ArraySet(IMAGES, 'x'), 'test', ('features',))
+    with self.assertRaisesRegex(
+      UserError, 'x has images of 4 x 4 x 1, the features fake need 8 x 8 x 1'
+    ):
+      features.gather(
+        fake()._replace(shape=(8, 8, 1)), ArraySet(IMAGES, 'x'), 'test', ('features',)
+      )
     with self.assertRaisesRegex(UserError, 'x has 1 readable images; metrics need at least 3'):
       features.gather(fake(), ArraySet(IMAGES[:1], 'x'), 'test', ('features',))
 

@@ -6,13 +6,13 @@ from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
+from features_test import IMAGES, fake
 from PIL import Image
 
 from gmm_diffusion import metrics
 from gmm_diffusion.aliases import UserError
 from gmm_diffusion.data.image_sets import ArraySet
 from gmm_diffusion.metrics import features, frechet, references
-from features_test import IMAGES, fake
 
 WIDE = fake()._replace(dimensions={'features': 2048, 'logits': 1008, 'spatial': 2023})
 
@@ -30,49 +30,80 @@ class Counting:
 
 
 class CacheTest(parameterized.TestCase):
-
   def test_each_store_gives_the_same(self):
     folder, cache = self.create_tempdir().full_path, self.create_tempdir().full_path
     pngs = os.path.join(folder, 'pngs')
     os.makedirs(pngs)
     for i, image in enumerate(IMAGES):
       Image.fromarray(image[..., 0]).save(os.path.join(pngs, f'{i:03d}.png'))
-    np.savez(os.path.join(folder, 'x.npz'), IMAGES, mu=np.zeros(3), sigma=np.eye(3))  # statistics beside images do not count
+    np.savez(
+      os.path.join(folder, 'x.npz'), IMAGES, mu=np.zeros(3), sigma=np.eye(3)
+    )  # statistics beside images do not count
     counting, expected = Counting(), frechet.statistics(fake().extract(IMAGES).features)
     for path in (pngs, os.path.join(folder, 'x.npz')):
-      found = references.load(references.find(path, counting.features, (4, 4, 1)), counting.features, {'features'}, cache)
-      np.testing.assert_allclose(found.moments.covariance, expected.covariance, rtol=1e-12, atol=1e-14)
+      found = references.load(
+        references.find(path, counting.features, (4, 4, 1)), counting.features, {'features'}, cache
+      )
+      np.testing.assert_allclose(
+        found.moments.covariance, expected.covariance, rtol=1e-12, atol=1e-14
+      )
       np.testing.assert_array_equal(found.features, fake().extract(IMAGES).features)
       self.assertEqual((found.count, found.what, found.spatial), (50, path, None))
     self.assertEqual(counting.seen, 100)
 
   def test_cache(self):
-    cache, counting, source = self.create_tempdir().full_path, Counting(), references.Source('x', ArraySet(IMAGES, 'x'))
+    cache, counting, source = (
+      self.create_tempdir().full_path,
+      Counting(),
+      references.Source('x', ArraySet(IMAGES, 'x')),
+    )
     load = lambda kinds, source=source: references.load(source, counting.features, kinds, cache)
     first = load({'features', 'spatial'})
     again = load({'features', 'spatial'}, references.Source('y', ArraySet(IMAGES.copy(), 'y')))
     self.assertEqual((counting.seen, again.hash, again.count), (50, first.hash, 50))
-    for a, b in zip((first.features, *first.moments, *first.spatial), (again.features, *again.moments, *again.spatial)):
+    for a, b in zip(
+      (first.features, *first.moments, *first.spatial),
+      (again.features, *again.moments, *again.spatial),
+    ):
       np.testing.assert_array_equal(a, b)
     load({'moments'})  # less than what is there
     self.assertEqual(counting.seen, 50)
     load({'moments'}, references.Source('x', ArraySet(IMAGES[:49], 'x')))  # other images
-    references.load(source, counting.features._replace(name='other'), {'moments'}, cache)  # another network
+    references.load(
+      source, counting.features._replace(name='other'), {'moments'}, cache
+    )  # another network
     self.assertEqual(counting.seen, 149)
     self.assertLen(os.listdir(cache), 3)
 
   def test_more_is_asked_for_than_was_kept(self):
-    cache, counting, source = self.create_tempdir().full_path, Counting(), references.Source('x', ArraySet(IMAGES, 'x'))
-    for kinds, seen in ((set(), 50), ({'moments'}, 50), ({'features'}, 100), ({'spatial'}, 150), ({'spatial'}, 150)):
+    cache, counting, source = (
+      self.create_tempdir().full_path,
+      Counting(),
+      references.Source('x', ArraySet(IMAGES, 'x')),
+    )
+    for kinds, seen in (
+      (set(), 50),
+      ({'moments'}, 50),
+      ({'features'}, 100),
+      ({'spatial'}, 150),
+      ({'spatial'}, 150),
+    ):
       found = references.load(source, counting.features, kinds, cache)
       self.assertEqual(counting.seen, seen)
-      self.assertEqual((found.features is not None, found.spatial is not None), ('features' in kinds, 'spatial' in kinds))
+      self.assertEqual(
+        (found.features is not None, found.spatial is not None),
+        ('features' in kinds, 'spatial' in kinds),
+      )
 
   @parameterized.parameters('flipped', 'cut', 'empty')
   def test_damaged_cache(self, damage):
-    cache, counting, source = self.create_tempdir().full_path, Counting(), references.Source('x', ArraySet(IMAGES, 'x'))
+    cache, counting, source = (
+      self.create_tempdir().full_path,
+      Counting(),
+      references.Source('x', ArraySet(IMAGES, 'x')),
+    )
     first = references.load(source, counting.features, {'features'}, cache)
-    path, = glob.glob(os.path.join(cache, '*'))
+    (path,) = glob.glob(os.path.join(cache, '*'))
     with open(path, 'r+b') as file:
       if damage == 'flipped':
         content = file.read()
@@ -95,7 +126,9 @@ class CacheTest(parameterized.TestCase):
     bad = os.path.join(folder, '007.png')
     with open(bad, 'r+b') as file:
       file.truncate(os.path.getsize(bad) - 30)
-    load = lambda skip: references.load(references.find(folder, fake(), (4, 4, 1), skip_unreadable=skip), fake(), set(), cache)
+    load = lambda skip: references.load(
+      references.find(folder, fake(), (4, 4, 1), skip_unreadable=skip), fake(), set(), cache
+    )
     self.assertEqual(load(True).count, 49)
     self.assertEqual(load(True).count, 49)
     with self.assertRaisesRegex(UserError, 'cannot read image .*007.png'):
@@ -103,7 +136,6 @@ class CacheTest(parameterized.TestCase):
 
 
 class FindTest(parameterized.TestCase):
-
   def test_mean_and_covariance(self):
     path = os.path.join(self.create_tempdir().full_path, 'stats.npz')
     known = frechet.statistics(fake().extract(IMAGES).features)
@@ -113,20 +145,41 @@ class FindTest(parameterized.TestCase):
     self.assertEqual((found.count, found.features, source.count), (None, None, None))
     sample = features.Extracted(fake().extract(IMAGES[:30]).features)
     expected = frechet.frechet_distance(sample.features, fake().extract(IMAGES).features)
-    np.testing.assert_allclose(metrics.compare(sample, found, ['frechet'], 3)['frechet'], expected, rtol=1e-9)
+    np.testing.assert_allclose(
+      metrics.compare(sample, found, ['frechet'], 3)['frechet'], expected, rtol=1e-9
+    )
     self.assertEqual(metrics.choose((), fake(), source, 30, 3)[0], ['frechet', 'score'])
-    with self.assertRaisesRegex(UserError, "'kernel' needs reference images, and .*stats.npz .mu, sigma. has only their mean and covariance"):
+    with self.assertRaisesRegex(
+      UserError,
+      "'kernel' needs reference images, and .*stats.npz .mu, sigma. has only their mean and "
+      'covariance',
+    ):
       metrics.choose(('kernel',), fake(), source, 30, 3)
 
   @parameterized.parameters(
-      (dict(mu=np.zeros(7), sigma=np.eye(7)), r'are \[7\] and \[7, 7\]; the features fake need \[6\] and \[6, 6\]'),
-      (dict(mu=np.zeros(6), sigma=np.zeros((6, 5))), r'are \[6\] and \[6, 5\]'),
-      (dict(mu=np.full(6, np.nan), sigma=np.eye(6)), 'are not the finite mean and symmetric covariance'),
-      (dict(mu=np.zeros(6), sigma=np.triu(np.ones((6, 6)))), 'are not the finite mean and symmetric covariance'),
-      (dict(mu=np.array([{}], object), sigma=np.eye(6)), 'cannot read .*allow_pickle'),
-      (dict(x=np.zeros(6)), 'has no arr_0 but x'),
-      (dict(arr_0=IMAGES.repeat(2, 1)), 'has images of 8 x 4 x 1, the samples are 4 x 4 x 1; give a reference of the same size'),
-      (dict(arr_0=IMAGES.repeat(3, -1)), 'has images of 4 x 4 x 3, the samples are 4 x 4 x 1; .* and number of channels'),
+    (
+      dict(mu=np.zeros(7), sigma=np.eye(7)),
+      r'are \[7\] and \[7, 7\]; the features fake need \[6\] and \[6, 6\]',
+    ),
+    (dict(mu=np.zeros(6), sigma=np.zeros((6, 5))), r'are \[6\] and \[6, 5\]'),
+    (
+      dict(mu=np.full(6, np.nan), sigma=np.eye(6)),
+      'are not the finite mean and symmetric covariance',
+    ),
+    (
+      dict(mu=np.zeros(6), sigma=np.triu(np.ones((6, 6)))),
+      'are not the finite mean and symmetric covariance',
+    ),
+    (dict(mu=np.array([{}], object), sigma=np.eye(6)), 'cannot read .*allow_pickle'),
+    (dict(x=np.zeros(6)), 'has no arr_0 but x'),
+    (
+      dict(arr_0=IMAGES.repeat(2, 1)),
+      'has images of 8 x 4 x 1, the samples are 4 x 4 x 1; give a reference of the same size',
+    ),
+    (
+      dict(arr_0=IMAGES.repeat(3, -1)),
+      'has images of 4 x 4 x 3, the samples are 4 x 4 x 1; .* and number of channels',
+    ),
   )
   def test_refused(self, arrays, message):
     path = os.path.join(self.create_tempdir().full_path, 'x.npz')
@@ -137,23 +190,65 @@ class FindTest(parameterized.TestCase):
 
 
 class ChooseTest(parameterized.TestCase):
-
   def source(self, count):
     return references.Source('x', ArraySet(np.zeros((count, 1), np.uint8), 'x'))
 
   @parameterized.parameters(
-      ('fid', WIDE, 5000, 5000, "unknown evaluate.metrics 'fid'; valid: frechet, frechet_infinity, spatial_frechet, kernel, "),
-      ('frechet', WIDE, 10, 5000, "metric 'frechet': 10 samples are too few for a Frechet distance on 2048 features: their covariance "
-       'has at most 9 directions.*use at least 256'),
-      ('frechet', WIDE, 5000, 255, "metric 'frechet': 255 reference images are too few"),
-      ('frechet_infinity', WIDE, 6143, 5000, "metric 'frechet_infinity': 6143 samples are too few .*use at least 6144"),
-      ('spatial_frechet', WIDE, 252, 5000, '252 samples are too few for a Frechet distance on 2023 features'),
-      ('spatial_frechet', fake()._replace(dimensions={'features': 6}), 5000, 5000, "'spatial_frechet' needs spatial, which features fake do not have"),
-      ('score', fake()._replace(dimensions={'features': 6}), 5000, 5000, "'score' needs logits, which features fake do not have"),
-      ('kernel_subsets', WIDE, 999, 5000, "metric 'kernel_subsets': 999 samples are too few, it needs at least 1000"),
-      ('kernel_subsets', WIDE, 5000, 999, '999 reference images are too few'),
-      ('recall', WIDE, 3, 5000, "metric 'recall': 3 samples are too few, it needs at least 4"),
-      ('kernel', WIDE, 2, 5000, '2 samples are too few'),
+    (
+      'fid',
+      WIDE,
+      5000,
+      5000,
+      "unknown evaluate.metrics 'fid'; valid: frechet, frechet_infinity, spatial_frechet, kernel, ",
+    ),
+    (
+      'frechet',
+      WIDE,
+      10,
+      5000,
+      "metric 'frechet': 10 samples are too few for a Frechet distance on 2048 features: their "
+      'covariance '
+      'has at most 9 directions.*use at least 256',
+    ),
+    ('frechet', WIDE, 5000, 255, "metric 'frechet': 255 reference images are too few"),
+    (
+      'frechet_infinity',
+      WIDE,
+      6143,
+      5000,
+      "metric 'frechet_infinity': 6143 samples are too few .*use at least 6144",
+    ),
+    (
+      'spatial_frechet',
+      WIDE,
+      252,
+      5000,
+      '252 samples are too few for a Frechet distance on 2023 features',
+    ),
+    (
+      'spatial_frechet',
+      fake()._replace(dimensions={'features': 6}),
+      5000,
+      5000,
+      "'spatial_frechet' needs spatial, which features fake do not have",
+    ),
+    (
+      'score',
+      fake()._replace(dimensions={'features': 6}),
+      5000,
+      5000,
+      "'score' needs logits, which features fake do not have",
+    ),
+    (
+      'kernel_subsets',
+      WIDE,
+      999,
+      5000,
+      "metric 'kernel_subsets': 999 samples are too few, it needs at least 1000",
+    ),
+    ('kernel_subsets', WIDE, 5000, 999, '999 reference images are too few'),
+    ('recall', WIDE, 3, 5000, "metric 'recall': 3 samples are too few, it needs at least 4"),
+    ('kernel', WIDE, 2, 5000, '2 samples are too few'),
   )
   def test_refused_where_it_is_named(self, name, network, samples, count, message):
     with self.assertRaisesRegex(UserError, message) as caught:
@@ -165,18 +260,33 @@ class ChooseTest(parameterized.TestCase):
     self.assertEqual(found, ['kernel', 'precision', 'recall', 'score'])
     self.assertLen(reasons, 2)
     self.assertIn('10 samples are too few', reasons[0])
-    self.assertEqual(metrics.choose((), WIDE, self.source(5000), 300, 3), (list(metrics.STANDARD), []))
-    with self.assertRaisesRegex(UserError, 'none of the metrics can be computed; .*2 samples are too few'):
+    self.assertEqual(
+      metrics.choose((), WIDE, self.source(5000), 300, 3), (list(metrics.STANDARD), [])
+    )
+    with self.assertRaisesRegex(
+      UserError, 'none of the metrics can be computed; .*2 samples are too few'
+    ):
       metrics.choose((), WIDE, self.source(5000), 2, 3)
 
   def test_every_metric_of_the_table(self):
     random = np.random.RandomState(0)
-    draw = lambda n: features.Extracted(*(random.randn(n, width).astype(np.float32) for width in (6, 3, 7)))
+    draw = lambda n: features.Extracted(
+      *(random.randn(n, width).astype(np.float32) for width in (6, 3, 7))
+    )
     sample, known = draw(150), draw(140)
-    reference = references.Reference(frechet.statistics(known.features), known.features, frechet.statistics(known.spatial), 140, '', '')
+    reference = references.Reference(
+      frechet.statistics(known.features),
+      known.features,
+      frechet.statistics(known.spatial),
+      140,
+      '',
+      '',
+    )
     self.enter_context(mock.patch.object(metrics, 'SUBSET', 100))
     names = metrics.choose(tuple(metrics.METRICS), fake(), self.source(140), 150, 3)[0]
-    self.assertEqual(metrics.kinds(names), ({'features', 'logits', 'spatial'}, {'features', 'moments', 'spatial'}))
+    self.assertEqual(
+      metrics.kinds(names), ({'features', 'logits', 'spatial'}, {'features', 'moments', 'spatial'})
+    )
     found = metrics.compare(sample, reference, names[::-1], 3)
     self.assertEqual(list(found), names[::-1])
     for name, value in found.items():

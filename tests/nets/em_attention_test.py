@@ -19,22 +19,37 @@ Y = np.random.RandomState(1).randn(2, 3, 7, 8).astype(np.float32)
 
 
 class AttentionTest(parameterized.TestCase):
-
   def test_takes_the_place_of_flax_attention(self, heads=2):
-    theirs, ours = nn.MultiHeadDotProductAttention(heads, qkv_features=12), em_attention.ProbabilisticAttention(heads, qkv_features=12)
+    theirs, ours = (
+      nn.MultiHeadDotProductAttention(heads, qkv_features=12),
+      em_attention.ProbabilisticAttention(heads, qkv_features=12),
+    )
     mask = np.random.RandomState(2).rand(2, 3, 1, 5, 7) < 0.7
     params = theirs.init(jax.random.key(0), X, Y)
-    self.assertEqual(jax.tree.map(jnp.shape, params), jax.tree.map(jnp.shape, ours.init(jax.random.key(0), X, Y)))
+    self.assertEqual(
+      jax.tree.map(jnp.shape, params), jax.tree.map(jnp.shape, ours.init(jax.random.key(0), X, Y))
+    )
     for options in ({}, {'mask': mask}):
-      np.testing.assert_allclose(ours.apply(params, X, Y, **options), theirs.apply(params, X, Y, **options), atol=2e-6)
+      np.testing.assert_allclose(
+        ours.apply(params, X, Y, **options), theirs.apply(params, X, Y, **options), atol=2e-6
+      )
 
   def test_annotations(self):
-    layer = em_attention.ProbabilisticAttention(2, beta=1.0, key_steps=1, value_steps=1, learned=True)
+    layer = em_attention.ProbabilisticAttention(
+      2, beta=1.0, key_steps=1, value_steps=1, learned=True
+    )
     values = np.random.RandomState(3).randn(*X.shape).astype(np.float32)
     held = np.zeros(X.shape[:-1], np.float32)
     params = layer.init(jax.random.key(0), X)
-    self.assertEqual(set(params['params']['precisions']), {'log_alpha', 'log_beta', 'log_trust_keys', 'log_trust_values'})
-    run = jax.jit(lambda values, held: layer.apply(params, X, annotations=em_attention.Annotations(values, held)))
+    self.assertEqual(
+      set(params['params']['precisions']),
+      {'log_alpha', 'log_beta', 'log_trust_keys', 'log_trust_values'},
+    )
+    run = jax.jit(
+      lambda values, held: layer.apply(
+        params, X, annotations=em_attention.Annotations(values, held)
+      )
+    )
     plain = run(values, held)
     np.testing.assert_array_equal(plain, run(np.nan * values, held))  # nothing is held
     held[0, 1, 2] = 1
@@ -53,7 +68,9 @@ class AttentionTest(parameterized.TestCase):
     run = jax.jit(lambda x: layer.apply(params, x))
     other = X.copy()
     other[:, 0, 0] += 1
-    self.assertGreater(float(jnp.abs(run(other) - run(X))[:, 2, 4].min()), 0)  # two hops reach everywhere
+    self.assertGreater(
+      float(jnp.abs(run(other) - run(X))[:, 2, 4].min()), 0
+    )  # two hops reach everywhere
     np.testing.assert_allclose(run(X)[:1], run(X[:1].repeat(2, 0))[:1], atol=1e-6)
 
   def test_bad_arguments(self):
@@ -64,8 +81,10 @@ class AttentionTest(parameterized.TestCase):
 
   def test_diffusion_trains(self):
     config = digits.get_config('runlocal')
-    config.update(net=dict(channels=8, multipliers=(1,), head_channels=8, attention=(8,), attention_kind='em'),
-                  train=dict(steps=80, batch=16, warmup=10, learning_rate=3e-3, log_every=20))
+    config.update(
+      net=dict(channels=8, multipliers=(1,), head_channels=8, attention=(8,), attention_kind='em'),
+      train=dict(steps=80, batch=16, warmup=10, learning_rate=3e-3, log_every=20),
+    )
     workdir = self.create_tempdir().full_path
     main.run('train', workdir, config, 'test')
     with open(os.path.join(workdir, 'training.json'), encoding='utf-8') as file:

@@ -9,17 +9,29 @@ from gmm_diffusion.nets import UNet
 
 
 class UNetTest(parameterized.TestCase):
-
   @parameterized.parameters((True, False), (False, True))
   def test_forms(self, resblock_updown, scale_shift):
-    net = UNet(1, channels=8, multipliers=(1, 2), blocks=1, attention=(4,), head_channels=0, heads=2, resblock_updown=resblock_updown,
-               scale_shift=scale_shift)
+    net = UNet(
+      1,
+      channels=8,
+      multipliers=(1, 2),
+      blocks=1,
+      attention=(4,),
+      head_channels=0,
+      heads=2,
+      resblock_updown=resblock_updown,
+      scale_shift=scale_shift,
+    )
     x = jnp.ones((2, 8, 8, 1))
     params = jax.jit(net.init)(jax.random.key(0), x, jnp.ones(2))
-    np.testing.assert_array_equal(jax.jit(net.apply)(params, x, jnp.ones(2)), jnp.zeros((2, 8, 8, 1)))  # zero-initialised output
+    np.testing.assert_array_equal(
+      jax.jit(net.apply)(params, x, jnp.ones(2)), jnp.zeros((2, 8, 8, 1))
+    )  # zero-initialised output
 
   def test_dropout_only_in_training(self):
-    net = UNet(1, channels=8, multipliers=(1,), blocks=1, attention=(), head_channels=8, dropout=0.5)
+    net = UNet(
+      1, channels=8, multipliers=(1,), blocks=1, attention=(), head_channels=8, dropout=0.5
+    )
     x, t = jax.random.normal(jax.random.key(0), (2, 4, 4, 1)), jnp.ones(2)
     params = jax.tree.map(lambda p: p + 0.1, jax.jit(net.init)(jax.random.key(0), x, t))
     train = jax.jit(lambda key: net.apply(params, x, t, train=True, rngs={'dropout': key}))

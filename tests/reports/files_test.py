@@ -10,7 +10,6 @@ from gmm_diffusion.reports import files, images, records
 
 
 class FilesTest(absltest.TestCase):
-
   def setUp(self):
     super().setUp()
     self.folder = self.create_tempdir().full_path
@@ -38,24 +37,33 @@ class FilesTest(absltest.TestCase):
     with self.assertRaises(ValueError):
       files.write_json(path, {'x': float('nan')})  # not JSON
     files.write_text(path, '{"x": ')
-    with self.assertRaisesRegex(UserError, 'cannot read .*a.json: .*; remove the file to start it anew'):
+    with self.assertRaisesRegex(
+      UserError, 'cannot read .*a.json: .*; remove the file to start it anew'
+    ):
       files.read_json(path, None)
 
   def test_records_replace_their_own_kind(self):
-    record = lambda sampler, metric, value: {'kind': 'metric', 'sampler': sampler, 'metric': metric, 'value': value}
+    record = lambda sampler, metric, value: {
+      'kind': 'metric',
+      'sampler': sampler,
+      'metric': metric,
+      'value': value,
+    }
     records.add(self.folder, [record('a', 'x', 1), record('a', 'y', 2)])
     records.add(self.folder, [record('a', 'x', 3), record('b', 'x', 4)])
     found = files.read_json(os.path.join(self.folder, 'results.json'), None)
-    self.assertEqual([(r['sampler'], r['metric'], r['value']) for r in found], [('a', 'x', 3), ('a', 'y', 2), ('b', 'x', 4)])
+    self.assertEqual(
+      [(r['sampler'], r['metric'], r['value']) for r in found],
+      [('a', 'x', 3), ('a', 'y', 2), ('b', 'x', 4)],
+    )
 
 
 class ImagesTest(absltest.TestCase):
-
   def test_grid_keeps_every_pixel(self):
     x = np.random.RandomState(0).randint(256, size=(5, 8, 8, 3)).astype(np.uint8)
     sheet = np.asarray(images.grid(x, columns=3))
     self.assertEqual(sheet.shape, (2 * 34, 3 * 34, 3))
-    np.testing.assert_array_equal(sheet[34 + 1:67:4, 34 + 1:67:4], x[4])
+    np.testing.assert_array_equal(sheet[34 + 1 : 67 : 4, 34 + 1 : 67 : 4], x[4])
     np.testing.assert_array_equal(sheet[34:, 68:], 128)  # an empty cell
 
 

@@ -25,16 +25,19 @@ def mixture(x, time, cond):
 
 
 class BdiaTest(cases.X64TestCase):
-
   @parameterized.parameters(*RUNS)
   def test_golden(self, case, args):
     # the original's last target is abar_0
     abar = ARRAYS[case + '/abar']
-    result = flows.sample(make(args['gamma']), flows.grid_of_abar(np.append(abar[:, 0], abar[-1, 1])))
+    result = flows.sample(
+      make(args['gamma']), flows.grid_of_abar(np.append(abar[:, 0], abar[-1, 1]))
+    )
     np.testing.assert_allclose(result.path, ARRAYS[case + '/states'][1:], rtol=0, atol=1e-12)
     self.assertEqual(result.nfe, args['calls'])
 
-  @parameterized.parameters(('linear', 'clean', 1.0), ('linear', 'first', 0.8), ('rectified_flow', 'clean', 0.8))
+  @parameterized.parameters(
+    ('linear', 'clean', 1.0), ('linear', 'first', 0.8), ('rectified_flow', 'clean', 0.8)
+  )
   def test_image_to_noise_to_the_same_image(self, name, end, gamma):
     schedule = schedules.SCHEDULES[name]()
     times = np.array([0.95, 0.8, 0.6, 0.4, 0.2, 0.02]) * schedule.last
@@ -47,13 +50,21 @@ class BdiaTest(cases.X64TestCase):
     self.assertGreater(float(jnp.abs(plain - x).max()), 1e-3)
 
   def test_noise_to_image_to_the_same_noise(self):
-    # the chain backwards from its own last two states, through the steps of the kernel, passes its own states
+    # the chain backwards from its own last two states, through the steps of the kernel, passes its
+    # own states
     grid = grids.make(schedules.linear(), 8, 'uniform', 'first')
     x = jnp.asarray(flows.X_T)
     down = np.asarray(flows.sample(make(1.0), grid).path)
     kernel = bdia.inverse(1.0)._replace(init=lambda _: bdia.State(down[-2], down[-1]))
     plan, _ = kernel.plan(bdia.upward(grid), (4,))
-    up = run(kernel, flows.DENOISER, *jax.tree.map(lambda row: row[1:], (bdia.upward(grid), plan)), x, lambda n: None, keep='all')
+    up = run(
+      kernel,
+      flows.DENOISER,
+      *jax.tree.map(lambda row: row[1:], (bdia.upward(grid), plan)),
+      x,
+      lambda n: None,
+      keep='all',
+    )
     np.testing.assert_allclose(up.path[-1], x, rtol=0, atol=1e-9)
     np.testing.assert_allclose(up.path[:-1], down[:-2][::-1], rtol=0, atol=1e-9)
 
@@ -68,7 +79,9 @@ class BdiaTest(cases.X64TestCase):
     state = bdia.invert(counting, grid, jnp.zeros((2, 3, 2)))
     jax.block_until_ready(state)
     jax.effects_barrier()
-    self.assertEqual(sorted(times), sorted([*grid.t[1:], grid.t[-1]]))  # never at clean data; the cleanest time twice
+    self.assertEqual(
+      sorted(times), sorted([*grid.t[1:], grid.t[-1]])
+    )  # never at clean data; the cleanest time twice
     times.clear()
     jax.block_until_ready(bdia.regenerate(counting, grid, state))
     jax.effects_barrier()

@@ -23,15 +23,18 @@ GAUSSIAN = exact.gaussian(0.3, 0.25)
 def setup(name, steps=5, eta=0.4):
   flow = name.startswith(('rfim', 'euler'))
   schedule = schedules.rectified_flow() if flow else schedules.linear()
-  return samplers.make(name, dict(OPTIONS, eta=eta), schedule), grids.make(schedule, steps, 'uniform')
+  return samplers.make(name, dict(OPTIONS, eta=eta), schedule), grids.make(
+    schedule, steps, 'uniform'
+  )
 
 
 class ContractTest(cases.X64TestCase):
-
   @parameterized.product(name=NAMES, steps=[1, 5], eta=[0.0, 1.0])
   def test_shapes_and_finite_values(self, name, steps, eta):
     kernel, grid = setup(name, steps, eta)
-    result = cases.sample(kernel, GAUSSIAN, grid, SHAPE, np.arange(3), keep='all', dtype=jnp.float32)
+    result = cases.sample(
+      kernel, GAUSSIAN, grid, SHAPE, np.arange(3), keep='all', dtype=jnp.float32
+    )
     self.assertEqual((result.x.shape, result.x.dtype), ((3,) + SHAPE, jnp.float32))
     self.assertEqual(result.path.shape, (steps, 3) + SHAPE)
     np.testing.assert_array_equal(result.path[-1], result.x)
@@ -42,7 +45,11 @@ class ContractTest(cases.X64TestCase):
     kernel, grid = setup(name)
     every = cases.sample(kernel, GAUSSIAN, grid, SHAPE, np.arange(9)).x
     for ids in ([4], [7, 4, 0]):
-      np.testing.assert_allclose(cases.sample(kernel, GAUSSIAN, grid, SHAPE, np.array(ids)).x, every[np.array(ids)], atol=1e-13)
+      np.testing.assert_allclose(
+        cases.sample(kernel, GAUSSIAN, grid, SHAPE, np.array(ids)).x,
+        every[np.array(ids)],
+        atol=1e-13,
+      )
 
   @parameterized.parameters(*NAMES)
   def test_evaluations_are_counted(self, name):
@@ -88,16 +95,23 @@ class ContractTest(cases.X64TestCase):
 
   def test_the_settings_of_a_variant_win(self):
     for base in ('ddim_gmm', 'ddim_noise', 'rfim_gmm', 'rfim_noise'):
-      name, options = samplers.resolve(base + '_ortho_vub', dict(OPTIONS, offsets='rand', covariance='exact', form='A', shared=True, variance='small'))
+      name, options = samplers.resolve(
+        base + '_ortho_vub',
+        dict(OPTIONS, offsets='rand', covariance='exact', form='A', shared=True, variance='small'),
+      )
       self.assertEqual(name, base)
-      self.assertEqual(options, dict(OPTIONS, offsets='ortho', covariance='vub', form='B', shared=False))
+      self.assertEqual(
+        options, dict(OPTIONS, offsets='ortho', covariance='vub', form='B', shared=False)
+      )
     self.assertEqual(samplers.control_of('ddim_gmm_rand'), 'ddim_noise_rand')
     self.assertIsNone(samplers.control_of('ddim_noise_rand'))
 
   def test_unknown_names(self):
     with self.assertRaisesRegex(UserError, "unknown sampler 'ddmi'; valid: ddpm, ddim"):
       samplers.make('ddmi', {})
-    with self.assertRaisesRegex(UserError, "unknown sampler option 'compnents'; valid: .*, components, covariance, eta"):
+    with self.assertRaisesRegex(
+      UserError, "unknown sampler option 'compnents'; valid: .*, components, covariance, eta"
+    ):
       samplers.make('ddim_gmm', dict(compnents=3))
     kernel, grid = setup('ddim')
     with self.assertRaisesRegex(UserError, "unknown keep 'some'; valid: last, all"):

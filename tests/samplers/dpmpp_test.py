@@ -1,4 +1,5 @@
-"""DPM-Solver++: golden runs of the original code, the stochastic form against the exact reverse process."""
+"""DPM-Solver++: golden runs of the original code, the stochastic form against the exact reverse
+process."""
 
 import functools
 
@@ -19,7 +20,6 @@ make = functools.cache(dpmpp.dpmpp)
 
 
 class GoldenTest(cases.X64TestCase):
-
   @parameterized.parameters(*RUNS)
   def test_trajectory(self, case, args):
     # the original ends at abar_0; its denoise_to_zero is one more step, to abar = 1
@@ -38,7 +38,8 @@ class GoldenTest(cases.X64TestCase):
 
 
 class StochasticTest(cases.X64TestCase):
-  """On Gaussian data x_s given x_t is Gaussian, and the sampler is affine in x_t and in its noise."""
+  """On Gaussian data x_s given x_t is Gaussian, and the sampler is affine in x_t and in its
+  noise."""
 
   def moments(self, order, steps):
     """Errors of mean and variance [D] of x_s given one x_t."""
@@ -48,42 +49,55 @@ class StochasticTest(cases.X64TestCase):
     kernel = dpmpp.dpmpp_sde(order, 'never')
     impulses = np.zeros((steps, steps + 1, 4))
     impulses[np.arange(steps), np.arange(steps)] = 1
-    ends = np.asarray(flows.sample(kernel, grid, x=np.broadcast_to(flows.X_T[:1], (steps + 1, 4)), normal=impulses).x)
+    ends = np.asarray(
+      flows.sample(
+        kernel, grid, x=np.broadcast_to(flows.X_T[:1], (steps + 1, 4)), normal=impulses
+      ).x
+    )
     first, last = schedule.at(times[0]), schedule.at(times[-1])
     spread = lambda time: time.a**2 * flows.VARIANCE + time.b**2
     gain = first.a / last.a * spread(last) / spread(first)
     mean = last.a * flows.MEAN + gain * (flows.X_T[0] - first.a * flows.MEAN)
-    return ends[-1] - mean, ((ends[:-1] - ends[-1]) ** 2).sum(0) - (spread(last) - gain**2 * spread(first))
+    return ends[-1] - mean, ((ends[:-1] - ends[-1]) ** 2).sum(0) - (
+      spread(last) - gain**2 * spread(first)
+    )
 
   @parameterized.parameters(1, 2)
   def test_moments_converge(self, order):
     steps = np.array([20, 40, 80])
     means, variances = zip(*(self.moments(order, n) for n in steps))
-    slope = lambda errors: -np.polyfit(np.log(steps), np.log([np.abs(e).max() for e in errors]), 1)[0]
-    self.assertLess(np.abs(means).max(), 1e-14)  # E[x_0 | x_t] is a martingale: its differences have mean zero
+    slope = lambda errors: (
+      -np.polyfit(np.log(steps), np.log([np.abs(e).max() for e in errors]), 1)[0]
+    )
+    self.assertLess(
+      np.abs(means).max(), 1e-14
+    )  # E[x_0 | x_t] is a martingale: its differences have mean zero
     self.assertAlmostEqual(slope(variances), order, delta=0.25)
 
   def test_first_order_is_ancestral_sampling(self):
     grid = grids.make(schedules.linear(), 6, 'uniform')
     denoiser = exact.gaussian(0.1, 0.3)
-    draw = lambda name, **options: cases.sample(samplers.make(name, options), denoiser, grid, (3,), np.arange(4)).x
+    draw = lambda name, **options: (
+      cases.sample(samplers.make(name, options), denoiser, grid, (3,), np.arange(4)).x
+    )
     np.testing.assert_allclose(draw('dpmpp_sde', order=1), draw('ddim', eta=1.0), atol=1e-13)
     self.assertGreater(jnp.abs(draw('dpmpp_sde', order=2) - draw('ddim', eta=1.0)).max(), 1e-3)
 
 
 class OptionsTest(parameterized.TestCase):
-
   @parameterized.parameters(
-      ('dpmpp', dict(order=4), 'order must be in 1..3 for this sampler, got 4'),
-      ('dpmpp_sde', dict(order=3), 'order must be in 1..2 for this sampler, got 3'),
-      ('dpmpp', dict(solver='taylor'), "unknown solver 'taylor'; valid: published, exact"),
+    ('dpmpp', dict(order=4), 'order must be in 1..3 for this sampler, got 4'),
+    ('dpmpp_sde', dict(order=3), 'order must be in 1..2 for this sampler, got 3'),
+    ('dpmpp', dict(solver='taylor'), "unknown solver 'taylor'; valid: published, exact"),
   )
   def test_bad(self, name, options, message):
     with self.assertRaisesRegex(UserError, message):
       samplers.make(name, options)
 
   def test_bad_lower_final(self):
-    with self.assertRaisesRegex(UserError, "unknown lower_final 'yes'; valid: source, always, never"):
+    with self.assertRaisesRegex(
+      UserError, "unknown lower_final 'yes'; valid: source, always, never"
+    ):
       dpmpp.dpmpp(lower_final='yes').plan(grids.make(schedules.linear(), 3), (4,))
 
 

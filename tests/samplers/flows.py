@@ -20,7 +20,8 @@ X_T = np.float64(PROBLEM['x_T'])
 
 
 def golden(name):
-  """Arrays and [(case, args)] of a golden file; args has also the original's number of evaluations."""
+  """Arrays and [(case, args)] of a golden file; args has also the original's number of
+  evaluations."""
   arrays = dict(cases.golden(name))
   specs = json.loads(str(arrays['config']))['cases']
   return arrays, [(case, dict(spec['args'], calls=spec['calls'])) for case, spec in specs.items()]
@@ -38,7 +39,15 @@ def grid_of_abar(abar, times=None):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _run(kernel, grid, plan, x, normal):
-  return run(kernel, DENOISER, grid, plan, x, lambda n: noise.StepNoise(normal[n], jnp.zeros(len(x))), keep='all')
+  return run(
+    kernel,
+    DENOISER,
+    grid,
+    plan,
+    x,
+    lambda n: noise.StepNoise(normal[n], jnp.zeros(len(x))),
+    keep='all',
+  )
 
 
 def sample(kernel, grid, x=X_T, normal=None):
@@ -54,12 +63,16 @@ def exact_flow(x, start, end):
 
 
 def sweep(kernel, grids, x=X_T, kernels=None):
-  """Ends [len(grids), B, D] of noiseless runs from x b_t, compiled once: shorter grids are padded with idle steps.
+  """Ends [len(grids), B, D] of noiseless runs from x b_t, compiled once: shorter grids are padded
+  with idle steps.
 
   kernels: one for each grid, if only their plans differ.
   """
   steps = max(len(grid.t) for grid in grids)
-  rows = [(grid, own.plan(grid, x.shape[1:])[0].rows) for grid, own in zip(grids, kernels or [kernel] * len(grids))]
+  rows = [
+    (grid, own.plan(grid, x.shape[1:])[0].rows)
+    for grid, own in zip(grids, kernels or [kernel] * len(grids))
+  ]
   pad = lambda leaf: np.concatenate([leaf, np.repeat(leaf[-1:], steps - len(leaf), 0)])
   rows = jax.tree.map(lambda *leaves: np.stack([pad(np.asarray(leaf)) for leaf in leaves]), *rows)
   active = np.arange(steps) < np.array([[len(grid.t)] for grid in grids])
@@ -76,7 +89,9 @@ def _sweep(kernel, rows, active, x):
 
   def body(state, inputs):
     (row, extra), act = inputs
-    new, _ = kernel.step(state, row, extra, (), denoise, noise.StepNoise(jnp.zeros_like(x), jnp.zeros(len(x))))
+    new, _ = kernel.step(
+      state, row, extra, (), denoise, noise.StepNoise(jnp.zeros_like(x), jnp.zeros(len(x)))
+    )
     return jax.tree.map(lambda new, old: jnp.where(act, new, old), new, state), None
 
   def one(rows, active):

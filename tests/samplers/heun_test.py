@@ -24,13 +24,12 @@ def make(solver, churn):
 
 
 class HeunTest(cases.X64TestCase):
-
   @parameterized.parameters(*RUNS)
   def test_golden(self, case, args):
     sigma = ARRAYS[case + '/timesteps']
     kernel = make(args.get('solver'), args.get('S_churn', 0))
     grid = flows.grid_through(np.ones_like(sigma), sigma, sigma)
-    result = flows.sample(kernel, grid, flows.X_T * sigma[0], ARRAYS['noise'][:len(sigma) - 1])
+    result = flows.sample(kernel, grid, flows.X_T * sigma[0], ARRAYS['noise'][: len(sigma) - 1])
     np.testing.assert_allclose(result.path, ARRAYS[case + '/states'][1:], rtol=0, atol=1e-11)
     self.assertEqual(result.nfe, args['calls'])
 
@@ -40,14 +39,19 @@ class HeunTest(cases.X64TestCase):
 
   @parameterized.parameters('linear', 'rectified_flow')
   def test_churn_keeps_the_marginals(self, name):
-    # a perfect denoiser of one x_0 leaves only the level of the noise to get wrong: x_s = a_s x_0 + b_s eps, whatever z
+    # a perfect denoiser of one x_0 leaves only the level of the noise to get wrong: x_s = a_s x_0 +
+    # b_s eps, whatever z
     schedule = schedules.SCHEDULES[name]()
     grid = grids.make(schedule, 4, 'uniform')
     kernel = samplers.make('heun', dict(churn=1.0), schedule)
     rows = kernel.plan(grid, (4,))[0].rows
-    self.assertEqual((rows.std > 0).tolist(), [False, True, True, True])  # the first would leave the schedule
+    self.assertEqual(
+      (rows.std > 0).tolist(), [False, True, True, True]
+    )  # the first would leave the schedule
     np.testing.assert_allclose(rows.keep * grid.a_t, rows.start.a, rtol=1e-12)  # mean
-    np.testing.assert_allclose((rows.keep * grid.b_t) ** 2 + rows.std**2, rows.start.b**2, rtol=1e-12)  # variance
+    np.testing.assert_allclose(
+      (rows.keep * grid.b_t) ** 2 + rows.std**2, rows.start.b**2, rtol=1e-12
+    )  # variance
     np.testing.assert_allclose(schedule.signal(rows.start.t), rows.start.a)
     at = grid.b_t[1:] / grid.a_t[1:]
     np.testing.assert_allclose(rows.start.b[1:] / rows.start.a[1:] / at, 1.25)  # gamma = churn / N

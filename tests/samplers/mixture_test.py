@@ -30,7 +30,9 @@ def worst_z(options, base):
   plan, report = kernel.plan(grid, (D,))
   eps = jax.random.normal(jax.random.key(1), (N, D))
   start = grid.a_t[0] * X0[None] + grid.b_t[0] * eps
-  path = cases.sample(kernel, cases.known_x0(X0), grid, (D,), np.arange(N), start=jnp.asarray(start), keep='all').path
+  path = cases.sample(
+    kernel, cases.known_x0(X0), grid, (D,), np.arange(N), start=jnp.asarray(start), keep='all'
+  ).path
   scores = []
   for n in range(3):  # the last step ends at x_0 itself
     y = (np.asarray(path[n]) - grid.a_s[n] * X0) / grid.b_s[n]  # should be white
@@ -44,48 +46,94 @@ def worst_z(options, base):
 
 
 class ChainTest(cases.X64TestCase):
-
-  @parameterized.product(base=['ddim_gmm', 'rfim_gmm'], offsets=['rand_centred', 'ortho'], form=['A', 'B'], priors=[(), SKEWED])
+  @parameterized.product(
+    base=['ddim_gmm', 'rfim_gmm'],
+    offsets=['rand_centred', 'ortho'],
+    form=['A', 'B'],
+    priors=[(), SKEWED],
+  )
   def test_marginals_are_kept(self, base, offsets, form, priors):
-    worst, threshold, _ = worst_z(dict(
-        eta=0.7, scale=9.0, offsets=offsets, form=form, covariance='exact', priors=priors, infeasible='shrink'), base)
+    worst, threshold, _ = worst_z(
+      dict(
+        eta=0.7,
+        scale=9.0,
+        offsets=offsets,
+        form=form,
+        covariance='exact',
+        priors=priors,
+        infeasible='shrink',
+      ),
+      base,
+    )
     self.assertLess(worst, threshold)
 
   @parameterized.parameters('ddim_gmm', 'rfim_gmm')
   def test_marginals_are_kept_with_offsets_of_each_step(self, base):
-    worst, threshold, _ = worst_z(dict(
-        eta=0.7, scale=9.0, offsets='ortho', form='B', covariance='exact', shared=False, infeasible='shrink'), base)
+    worst, threshold, _ = worst_z(
+      dict(
+        eta=0.7,
+        scale=9.0,
+        offsets='ortho',
+        form='B',
+        covariance='exact',
+        shared=False,
+        infeasible='shrink',
+      ),
+      base,
+    )
     self.assertLess(worst, threshold)
 
   @parameterized.parameters('ddim_gmm', 'rfim_gmm')
   def test_clipping_at_eta_zero_is_detected(self, base):
-    worst, threshold, report = worst_z(dict(
-        eta=0.0, scale=0.5, offsets='ortho', form='B', covariance='exact', infeasible='clip'), base)
+    worst, threshold, report = worst_z(
+      dict(eta=0.0, scale=0.5, offsets='ortho', form='B', covariance='exact', infeasible='clip'),
+      base,
+    )
     self.assertGreater(worst, 5 * threshold)
     self.assertEqual([row['infeasible'] for row in report], ['clipped'] * 4)
     # all of the kick is added: scale^2 sum_k pi_k |u_k|^2 / D = 0.25 * 3/4 / 6
-    np.testing.assert_allclose([row['added_variance'] for row in report], 0.25 * 0.75 / 6, rtol=1e-9)
+    np.testing.assert_allclose(
+      [row['added_variance'] for row in report], 0.25 * 0.75 / 6, rtol=1e-9
+    )
 
   def test_the_diagonal_approximation_is_detected(self):
-    worst, threshold, _ = worst_z(dict(
-        eta=0.7, scale=9.0, offsets='ortho', form='B', covariance='diagonal', infeasible='shrink'), 'ddim_gmm')
+    worst, threshold, _ = worst_z(
+      dict(
+        eta=0.7, scale=9.0, offsets='ortho', form='B', covariance='diagonal', infeasible='shrink'
+      ),
+      'ddim_gmm',
+    )
     self.assertGreater(worst, threshold)
 
 
 class ReductionTest(cases.X64TestCase):
-
-  @parameterized.product(eta=[0.0, 0.6], offsets=['rand', 'ortho'], reduced=[dict(components=1), dict(scale=0.0)])
+  @parameterized.product(
+    eta=[0.0, 0.6], offsets=['rand', 'ortho'], reduced=[dict(components=1), dict(scale=0.0)]
+  )
   def test_no_offsets_is_ddim(self, eta, offsets, reduced):
     grid = grids.make(schedules.linear(), 5, 'trailing')
-    options = {**dict(eta=eta, components=3, scale=2.0, offsets=offsets, form='A', shared=offsets == 'ortho'), **reduced}
-    draw = lambda name: cases.sample(samplers.make(name, options), exact.gaussian(0.3, 0.2), grid, (8,), np.arange(6)).x
+    options = {
+      **dict(
+        eta=eta, components=3, scale=2.0, offsets=offsets, form='A', shared=offsets == 'ortho'
+      ),
+      **reduced,
+    }
+    draw = lambda name: (
+      cases.sample(
+        samplers.make(name, options), exact.gaussian(0.3, 0.2), grid, (8,), np.arange(6)
+      ).x
+    )
     np.testing.assert_allclose(draw('ddim_gmm'), draw('ddim'), atol=1e-13)
     np.testing.assert_allclose(draw('ddim_noise'), draw('ddim'), atol=1e-13)
 
   def test_the_control_of_a_feasible_exact_mixture_is_ddim(self):
     grid = grids.make(schedules.linear(), 5, 'trailing')
     options = dict(eta=0.8, scale=5.0, infeasible='shrink', covariance='exact')
-    draw = lambda name: cases.sample(samplers.make(name, options), exact.gaussian(0.3, 0.2), grid, (16,), np.arange(6)).x
+    draw = lambda name: (
+      cases.sample(
+        samplers.make(name, options), exact.gaussian(0.3, 0.2), grid, (16,), np.arange(6)
+      ).x
+    )
     np.testing.assert_allclose(draw('ddim_noise'), draw('ddim'), atol=1e-7)
     self.assertGreater(float(jnp.abs(draw('ddim_gmm') - draw('ddim')).max()), 0.1)
 
@@ -98,9 +146,18 @@ class ReductionTest(cases.X64TestCase):
     weight = float(marginals.noise_weight(grid, marginals.posterior_std(grid, eta))[0])
 
     def total(name):
-      x = cases.sample(samplers.make(f'{name}_{variant}', options), cases.known_x0(X0), grid, (D,), np.arange(100000), start=start).x
+      x = cases.sample(
+        samplers.make(f'{name}_{variant}', options),
+        cases.known_x0(X0),
+        grid,
+        (D,),
+        np.arange(100000),
+        start=start,
+      ).x
       mean = float(grid.a_s[0]) * X0 + weight * (0 - float(grid.a_t[0]) * X0) / float(grid.b_t[0])
-      return float(np.sum(np.mean((np.asarray(x) - mean) ** 2, 0)))  # about mu: a mean residual counts
+      return float(
+        np.sum(np.mean((np.asarray(x) - mean) ** 2, 0))
+      )  # about mu: a mean residual counts
 
     mixed, control = total('ddim_gmm'), total('ddim_noise')
     self.assertAlmostEqual(mixed / control, 1, delta=6 * np.sqrt(2 * 2 / D / 1e5))
@@ -108,25 +165,52 @@ class ReductionTest(cases.X64TestCase):
   def test_samples_of_a_mixture_come_from_its_components(self):
     grid = grids.from_times(schedules.linear(), [600], 500)
     kernel = samplers.make('ddim_gmm', dict(components=4, scale=2.0, priors=SKEWED))
-    result = cases.sample(kernel, cases.known_x0(X0), grid, (D,), np.arange(20000), start=jnp.zeros((20000, D)), keep='all')
+    result = cases.sample(
+      kernel,
+      cases.known_x0(X0),
+      grid,
+      (D,),
+      np.arange(20000),
+      start=jnp.zeros((20000, D)),
+      keep='all',
+    )
     component = np.asarray(result.info['component'][0])
     counts = np.bincount(component, minlength=4)
     self.assertGreater(stats.chisquare(counts, 20000 * np.array(SKEWED)).pvalue, 1e-4)
-    self.assertLen(np.unique(np.round(np.asarray(result.x), 9), axis=0), 4)  # tau = 0: one point a component
+    self.assertLen(
+      np.unique(np.round(np.asarray(result.x), 9), axis=0), 4
+    )  # tau = 0: one point a component
 
   def test_offsets_are_shared_only_if_asked(self):
     grid = grids.make(schedules.linear(), 3, 'uniform')
-    def kicks(shared):
-      kernel = samplers.make('ddim_gmm', dict(components=2, scale=1.0, shared=shared, offsets='rand_centred'))
-      result = cases.sample(kernel, cases.known_x0(np.zeros(D)), grid, (D,), np.arange(50), start=jnp.zeros((50, D)), keep='all')
-      return np.unique(np.round(np.abs(np.diff(np.concatenate([result.path[:1], result.path]), axis=0)[1:, :, 0]), 6))
-    self.assertFalse(np.array_equal(kicks(True), kicks(False)))
 
+    def kicks(shared):
+      kernel = samplers.make(
+        'ddim_gmm', dict(components=2, scale=1.0, shared=shared, offsets='rand_centred')
+      )
+      result = cases.sample(
+        kernel,
+        cases.known_x0(np.zeros(D)),
+        grid,
+        (D,),
+        np.arange(50),
+        start=jnp.zeros((50, D)),
+        keep='all',
+      )
+      return np.unique(
+        np.round(
+          np.abs(np.diff(np.concatenate([result.path[:1], result.path]), axis=0)[1:, :, 0]), 6
+        )
+      )
+
+    self.assertFalse(np.array_equal(kicks(True), kicks(False)))
 
   def test_redrawing_offsets_in_the_loop_changes_nothing(self):
     grid = grids.make(schedules.linear(), 3, 'uniform')
     kernel = samplers.make('ddim_gmm', dict(eta=0.5, components=4, scale=0.5, shared=False))
-    draw = lambda: np.asarray(cases.sample(kernel, exact.gaussian(0.3, 0.2), grid, (D,), np.arange(5)).x)
+    draw = lambda: np.asarray(
+      cases.sample(kernel, exact.gaussian(0.3, 0.2), grid, (D,), np.arange(5)).x
+    )
     kept = draw()
     with mock.patch.object(mixture, 'KEEP_AT_MOST', 0):
       plan, _ = kernel.plan(grid, (D,))
@@ -138,20 +222,28 @@ class InfeasibleTest(cases.X64TestCase):
   GRID = grids.make(schedules.linear(), 4, 'uniform')
 
   def test_shrink_reduces_to_the_bound(self):
-    _, report = samplers.make('ddim_gmm', dict(eta=0.5, scale=9.0, infeasible='shrink')).plan(self.GRID, (16,))
+    _, report = samplers.make('ddim_gmm', dict(eta=0.5, scale=9.0, infeasible='shrink')).plan(
+      self.GRID, (16,)
+    )
     for row in report:
-      np.testing.assert_allclose(row['scale'], np.sqrt(8) * row['tau'], rtol=1e-6)  # scale^2 = K tau^2
+      np.testing.assert_allclose(
+        row['scale'], np.sqrt(8) * row['tau'], rtol=1e-6
+      )  # scale^2 = K tau^2
       self.assertLess(row['covariance_residual'], 1e-7)
       self.assertEqual(row['infeasible'], 'shrunk')
 
   def test_error_names_step_and_bound(self):
-    with self.assertRaisesRegex(UserError, r'scale 9 is infeasible at step 0 of 4 \(t = 999\): the largest is'):
+    with self.assertRaisesRegex(
+      UserError, r'scale 9 is infeasible at step 0 of 4 \(t = 999\): the largest is'
+    ):
       samplers.make('ddim_gmm', dict(eta=0.5, scale=9.0, infeasible='error')).plan(self.GRID, (16,))
 
   def test_feasible_scale_is_left_alone(self):
     grid = grids.make(schedules.linear(), 4, 'uniform', 'first')
     for infeasible in ('clip', 'shrink', 'error'):
-      _, report = samplers.make('ddim_gmm', dict(eta=0.5, scale=1e-4, infeasible=infeasible)).plan(grid, (16,))
+      _, report = samplers.make('ddim_gmm', dict(eta=0.5, scale=1e-4, infeasible=infeasible)).plan(
+        grid, (16,)
+      )
       self.assertEqual([(row['scale'], row['infeasible']) for row in report], [(1e-4, '')] * 4)
 
   def test_scale_of_each_step(self):
@@ -164,7 +256,9 @@ class ScaleIntervalTest(cases.X64TestCase):
   LEVEL = GRID.b_t / GRID.a_t  # falls from step to step
 
   def rows(self, name='ddim_gmm', **options):
-    return samplers.make(name, dict(dict(eta=0.5, scale=2.0, components=4), **options)).plan(self.GRID, (8,))
+    return samplers.make(name, dict(dict(eta=0.5, scale=2.0, components=4), **options)).plan(
+      self.GRID, (8,)
+    )
 
   def test_both_ends_are_inside(self):
     interval = tuple(self.LEVEL[[3, 1]] * (1 - 1e-12, 1 + 1e-12))
@@ -176,14 +270,23 @@ class ScaleIntervalTest(cases.X64TestCase):
       self.assertEqual(row['added_variance'] > 1e-3, inside)
 
   def test_it_masks_the_scales_of_the_steps(self):
-    _, report = self.rows(scale=(5.0, 4.0, 3.0, 2.0, 1.0), scale_interval=[0, 1.001 * float(self.LEVEL[2])])
+    _, report = self.rows(
+      scale=(5.0, 4.0, 3.0, 2.0, 1.0), scale_interval=[0, 1.001 * float(self.LEVEL[2])]
+    )
     self.assertEqual([row['scale'] for row in report], [0, 0, 3, 2, 1])
 
   @parameterized.parameters(('ddim_gmm', 0.0), ('ddim_gmm_rand', 0.5), ('ddim_noise', 0.5))
   def test_no_step_inside_is_ddim(self, name, eta):
     options = dict(eta=eta, scale=2.0, components=4)
-    draw = lambda name, **more: cases.sample(
-        samplers.make(name, dict(options, **more)), exact.gaussian(0.3, 0.2), self.GRID, (8,), np.arange(6)).x
+    draw = lambda name, **more: (
+      cases.sample(
+        samplers.make(name, dict(options, **more)),
+        exact.gaussian(0.3, 0.2),
+        self.GRID,
+        (8,),
+        np.arange(6),
+      ).x
+    )
     between = (float(self.LEVEL[2]) * 1.01, float(self.LEVEL[1]) * 0.99)
     np.testing.assert_allclose(draw(name, scale_interval=between), draw('ddim'), atol=1e-13)
     np.testing.assert_array_equal(draw(name, scale_interval=(0.0, float('inf'))), draw(name))
@@ -191,53 +294,81 @@ class ScaleIntervalTest(cases.X64TestCase):
 
   def test_pure_noise_is_inside_of_no_finite_interval(self):
     grid = grids.make(schedules.rectified_flow(), 3, 'uniform')  # a_t = 0 at its first time
-    used = lambda interval: [row['scale'] for row in samplers.make('rfim_gmm', dict(scale=1.0, components=2, scale_interval=interval)).plan(grid, (4,))[1]]
+    used = lambda interval: [
+      row['scale']
+      for row in samplers.make(
+        'rfim_gmm', dict(scale=1.0, components=2, scale_interval=interval)
+      ).plan(grid, (4,))[1]
+    ]
     self.assertEqual(used((0.0, 1e9)), [0, 1, 1])
     self.assertEqual(used((1.0, float('inf'))), [1, 1, 0])
 
   def test_the_weights_of_the_loss_follow(self):
     options = dict(scale=0.05, components=4)
-    found = mixture.precisions('ddim_gmm', 1.0, dict(options, scale_interval=(0.0, 1.001 * float(self.LEVEL[3]))), self.GRID, 8)
+    found = mixture.precisions(
+      'ddim_gmm',
+      1.0,
+      dict(options, scale_interval=(0.0, 1.001 * float(self.LEVEL[3]))),
+      self.GRID,
+      8,
+    )
     tau = marginals.posterior_std(self.GRID, 1.0)
     np.testing.assert_allclose(found[:3], 1 / tau[:3] ** 2, rtol=1e-12)
     self.assertGreater(found[3], 1 / tau[3] ** 2 * (1 + 1e-6))
 
   @parameterized.parameters(((1.0,),), ((2.0, 1.0),), ((-1.0, 1.0),), ((0.0, float('nan')),))
   def test_bad(self, interval):
-    with self.assertRaisesRegex(UserError, r'scale_interval must be \(\) or \(low, high\) with 0 <= low <= high, got'):
+    with self.assertRaisesRegex(
+      UserError, r'scale_interval must be \(\) or \(low, high\) with 0 <= low <= high, got'
+    ):
       samplers.make('ddim_gmm', dict(scale_interval=interval))
 
 
 class OptionsTest(parameterized.TestCase):
-
   @parameterized.parameters(
-      (dict(scale=-1.0), 'scale must be >= 0, got -1.0'),
-      (dict(scale=float('nan')), 'scale must be >= 0, got nan'),
-      (dict(components=0), 'components must be at least 1, got 0'),
-      (dict(offsets='orto'), "unknown offsets 'orto'; valid: rand, rand_centred, ortho"),
-      (dict(form='C'), "unknown form 'C'; valid: A, B"),
-      (dict(form='A', covariance='vub'), "unknown covariance 'vub' for form A; valid: diagonal, exact"),
-      (dict(form='B', covariance='vub', offsets='rand'), "bounds orthonormal offsets only, got offsets 'rand'; valid: ortho"),
-      (dict(infeasible='ignore'), "unknown infeasible 'ignore'; valid: clip, shrink, error"),
-      (dict(components=2, priors=(0.5, 0.4)), 'sum to 1, got sum 0.9'),
+    (dict(scale=-1.0), 'scale must be >= 0, got -1.0'),
+    (dict(scale=float('nan')), 'scale must be >= 0, got nan'),
+    (dict(components=0), 'components must be at least 1, got 0'),
+    (dict(offsets='orto'), "unknown offsets 'orto'; valid: rand, rand_centred, ortho"),
+    (dict(form='C'), "unknown form 'C'; valid: A, B"),
+    (
+      dict(form='A', covariance='vub'),
+      "unknown covariance 'vub' for form A; valid: diagonal, exact",
+    ),
+    (
+      dict(form='B', covariance='vub', offsets='rand'),
+      "bounds orthonormal offsets only, got offsets 'rand'; valid: ortho",
+    ),
+    (dict(infeasible='ignore'), "unknown infeasible 'ignore'; valid: clip, shrink, error"),
+    (dict(components=2, priors=(0.5, 0.4)), 'sum to 1, got sum 0.9'),
   )
   def test_bad_options(self, options, message):
     with self.assertRaisesRegex(UserError, message):
       samplers.make('ddim_gmm', options)
 
   def test_lists_serve_as_tuples(self):
-    kernel = samplers.make('ddim_gmm', dict(components=2, priors=[0.3, 0.7], scale=[0.1, 0.2, 0.3, 0.4]))
+    kernel = samplers.make(
+      'ddim_gmm', dict(components=2, priors=[0.3, 0.7], scale=[0.1, 0.2, 0.3, 0.4])
+    )
     self.assertLen(kernel.plan(InfeasibleTest.GRID, (4,))[1], 4)
 
   def test_plan_of_another_shape(self):
     kernel = samplers.make('ddim_gmm', dict(components=2))
     plan, _ = kernel.plan(InfeasibleTest.GRID, (2, 3))
     with self.assertRaisesRegex(UserError, r'made for samples of 6 elements, got shape \(2, 2\)'):
-      run(kernel, exact.gaussian(0.0, 1.0), InfeasibleTest.GRID, plan, jnp.zeros((1, 2, 2)),
-          lambda n: noise.at_step(noise.sample_keys(0, np.arange(1)), n, (2, 2)))
+      run(
+        kernel,
+        exact.gaussian(0.0, 1.0),
+        InfeasibleTest.GRID,
+        plan,
+        jnp.zeros((1, 2, 2)),
+        lambda n: noise.at_step(noise.sample_keys(0, np.arange(1)), n, (2, 2)),
+      )
 
   def test_more_components_than_dimensions(self):
-    with self.assertRaisesRegex(UserError, r'components must be in 1..4 \(the number of elements of a sample\), got 8'):
+    with self.assertRaisesRegex(
+      UserError, r'components must be in 1..4 \(the number of elements of a sample\), got 8'
+    ):
       samplers.make('ddim_gmm', {}).plan(InfeasibleTest.GRID, (2, 2))
 
 

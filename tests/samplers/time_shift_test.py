@@ -18,7 +18,6 @@ make = functools.cache(lambda window, cutoff: time_shift.time_shift(window, cuto
 
 
 class TimeShiftTest(cases.X64TestCase):
-
   @parameterized.parameters(*RUNS)
   def test_golden(self, case, args):
     # the original drops the largest time of its grid and ends at abar_0
@@ -30,11 +29,15 @@ class TimeShiftTest(cases.X64TestCase):
   def test_where_it_may_shift(self):
     grid = grids.from_times(LINEAR, [900, 700, 500, 300, 100], 0)
     rows = time_shift.time_shift(4, 300, LINEAR).plan(grid, (4,))[0].rows
-    self.assertEqual((np.ptp(rows.b, axis=1) > 0).tolist(), [False, True, False, False, False])  # to 700, 500, 300, 100, 0
+    self.assertEqual(
+      (np.ptp(rows.b, axis=1) > 0).tolist(), [False, True, False, False, False]
+    )  # to 700, 500, 300, 100, 0
     np.testing.assert_array_equal(rows.b[1], LINEAR.noise(np.arange(498, 503)))
 
   def test_bad(self):
-    with self.assertRaisesRegex(UserError, 'shift_window and shift_cutoff must be >= 0, got -1 and 300'):
+    with self.assertRaisesRegex(
+      UserError, 'shift_window and shift_cutoff must be >= 0, got -1 and 300'
+    ):
       samplers.make('time_shift', dict(shift_window=-1), LINEAR)
     with self.assertRaisesRegex(UserError, 'sampler time_shift needs the noise schedule'):
       samplers.make('time_shift', {})

@@ -17,11 +17,12 @@ make = functools.cache(unipc.unipc)
 
 
 class UnipcTest(cases.X64TestCase):
-
   @parameterized.parameters(*RUNS)
   def test_golden(self, case, args):
     # the original ends at abar_0; states between are after its corrector, ours before
-    result = flows.sample(make(args['order'], args['variant']), flows.grid_of_abar(ARRAYS[case + '/abar']))
+    result = flows.sample(
+      make(args['order'], args['variant']), flows.grid_of_abar(ARRAYS[case + '/abar'])
+    )
     np.testing.assert_allclose(result.x, ARRAYS[case + '/final'], rtol=0, atol=1e-12)
     self.assertEqual(result.nfe, args['calls'])
 
@@ -31,8 +32,10 @@ class UnipcTest(cases.X64TestCase):
     np.testing.assert_array_equal(end('source'), end('always'))
     self.assertGreater(np.abs(end('source') - end('never')).max(), 1e-3)
 
-  @parameterized.parameters((dict(order=0), 'order must be in 1..3 for this sampler, got 0'),
-                            (dict(bh='bh3'), "unknown bh 'bh3'; valid: bh1, bh2"))
+  @parameterized.parameters(
+    (dict(order=0), 'order must be in 1..3 for this sampler, got 0'),
+    (dict(bh='bh3'), "unknown bh 'bh3'; valid: bh1, bh2"),
+  )
   def test_bad(self, options, message):
     with self.assertRaisesRegex(UserError, message):
       samplers.make('unipc', options)

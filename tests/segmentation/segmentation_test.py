@@ -22,7 +22,9 @@ MODULE = model.Segmenter(8, 1, 1, 8, key_steps=1, value_steps=1)
 @functools.cache
 def parameters():
   clicks = model.Clicks(np.zeros((1, 6, 2), np.int32), np.zeros((1, 6), np.int32))
-  shapes = jax.eval_shape(MODULE.init, jax.random.key(0), np.zeros((1, *SHAPE, 3), np.float32), clicks)
+  shapes = jax.eval_shape(
+    MODULE.init, jax.random.key(0), np.zeros((1, *SHAPE, 3), np.float32), clicks
+  )
   random = np.random.RandomState(0)  # zero layers would hide what is wrong
   return jax.tree.map(lambda x: (0.4 * random.randn(*x.shape)).astype(np.float32), shapes)
 
@@ -32,22 +34,29 @@ def image(shape=(*SHAPE, 3), seed=0):
 
 
 def start(picture=None, arm='both'):
-  return session.Session(MODULE, parameters(), image() if picture is None else picture, size=64, slots=6, arm=arm)
+  return session.Session(
+    MODULE, parameters(), image() if picture is None else picture, size=64, slots=6, arm=arm
+  )
 
 
 class DataTest(parameterized.TestCase):
-
   def test_images_of_any_kind_are_rgb(self):
     grey = image((5, 7))
-    for other in (grey, grey[..., None], np.dstack([grey] * 3), np.dstack([grey] * 3 + [0 * grey]), grey.astype(np.float32) / 255):
+    for other in (
+      grey,
+      grey[..., None],
+      np.dstack([grey] * 3),
+      np.dstack([grey] * 3 + [0 * grey]),
+      grey.astype(np.float32) / 255,
+    ):
       np.testing.assert_array_equal(data.rgb(other), np.dstack([grey] * 3))
 
   @parameterized.parameters(
-      (np.full((2, 2), np.nan), 'the image has 4 pixels that are not finite'),
-      (np.full((2, 2), 3.0), r'a float image must be in \[0, 1\], got 3 to 3'),
-      (np.zeros((2, 2), np.int64), 'an image must be uint8, or float in .*, got int64'),
-      (np.zeros((2, 2, 5), np.uint8), r'an image of shape \(2, 2, 5\) cannot be segmented'),
-      (np.zeros((0, 2, 3), np.uint8), r'an image of shape \(0, 2, 3\) cannot be segmented'),
+    (np.full((2, 2), np.nan), 'the image has 4 pixels that are not finite'),
+    (np.full((2, 2), 3.0), r'a float image must be in \[0, 1\], got 3 to 3'),
+    (np.zeros((2, 2), np.int64), 'an image must be uint8, or float in .*, got int64'),
+    (np.zeros((2, 2, 5), np.uint8), r'an image of shape \(2, 2, 5\) cannot be segmented'),
+    (np.zeros((0, 2, 3), np.uint8), r'an image of shape \(0, 2, 3\) cannot be segmented'),
   )
   def test_bad_images(self, bad, message):
     with self.assertRaisesRegex(UserError, message):
@@ -71,7 +80,9 @@ class DataTest(parameterized.TestCase):
       labels = np.zeros(SHAPE, np.uint8)
       labels[:24], labels[0, 0] = 1, 2  # half, a single pixel, the rest
       for annotator_ in '12':
-        Image.fromarray(labels).save(os.path.join(root, split, 'segmentations', f'12_{annotator_}.png'))
+        Image.fromarray(labels).save(
+          os.path.join(root, split, 'segmentations', f'12_{annotator_}.png')
+        )
     scene = data.load(specs.Data(path=root)).val[0]
     self.assertEqual(scene.objects, ((0, 0), (0, 1), (1, 0), (1, 1)))
     self.assertEqual((scene.mask(1) == data.OBJECT).sum(), 24 * 64 - 1)
@@ -87,9 +98,15 @@ class DataTest(parameterized.TestCase):
       data.folder(images, masks)
     Image.fromarray(mask).save(os.path.join(masks, 'a.png'))
     found = data.folder(images, masks)[0].mask(0)
-    self.assertEqual([(found == value).sum() for value in (data.BACKGROUND, data.OBJECT, data.IGNORE)], [270 - 12 - 30, 12, 30])
-    for bad, message in ((mask[:, :20], 'a.png is 30 x 9, its mask 20 x 9; they must agree'), (mask // 2, r'has the values \[64, 127\]; valid: 0'),
-                         (0 * mask, 'is empty; valid: 0')):
+    self.assertEqual(
+      [(found == value).sum() for value in (data.BACKGROUND, data.OBJECT, data.IGNORE)],
+      [270 - 12 - 30, 12, 30],
+    )
+    for bad, message in (
+      (mask[:, :20], 'a.png is 30 x 9, its mask 20 x 9; they must agree'),
+      (mask // 2, r'has the values \[64, 127\]; valid: 0'),
+      (0 * mask, 'is empty; valid: 0'),
+    ):
       Image.fromarray(bad).save(os.path.join(masks, 'a.png'))
       with self.assertRaisesRegex(UserError, message):
         data.folder(images, masks)
@@ -105,7 +122,6 @@ class DataTest(parameterized.TestCase):
 
 
 class AnnotatorTest(parameterized.TestCase):
-
   def test_clicks_the_centre_of_the_largest_error(self):
     mask = np.zeros((20, 30), np.uint8)
     mask[2:9, 3:10] = data.OBJECT
@@ -132,7 +148,6 @@ class AnnotatorTest(parameterized.TestCase):
 
 
 class MetricsTest(absltest.TestCase):
-
   def test_iou(self):
     mask = np.array([[1, 1, 0, 2]], np.uint8)
     self.assertEqual(metrics.iou(np.array([[True, False, True, True]]), mask), 1 / 3)
@@ -142,8 +157,16 @@ class MetricsTest(absltest.TestCase):
     curves = np.array([[0.2, 0.86, 0.95], [0.1, 0.2, 0.3]])
     np.testing.assert_array_equal(metrics.clicks_needed(curves, 0.85), [2, 3])
     found = metrics.summary(curves, np.arange(2))
-    self.assertEqual({name: found[name].value for name in ('IoU@1', 'IoU@3', 'NoC@85', 'NoC@90', 'failures@90')},
-                     {'IoU@1': 0.15000000000000002, 'IoU@3': 0.625, 'NoC@85': 2.5, 'NoC@90': 3, 'failures@90': 0.5})
+    self.assertEqual(
+      {name: found[name].value for name in ('IoU@1', 'IoU@3', 'NoC@85', 'NoC@90', 'failures@90')},
+      {
+        'IoU@1': 0.15000000000000002,
+        'IoU@3': 0.625,
+        'NoC@85': 2.5,
+        'NoC@90': 3,
+        'failures@90': 0.5,
+      },
+    )
     self.assertGreater(found['IoU@3'].high - found['IoU@3'].low, 0.5)  # two objects say little
 
   def test_differences_are_paired(self):
@@ -153,8 +176,10 @@ class MetricsTest(absltest.TestCase):
     self.assertAlmostEqual(found['IoU@5'].half, 0)
     other = metrics.differences(curves, curves[::-1], np.arange(50))['IoU@5']
     self.assertGreater(other.half, 0.05)
-    self.assertAlmostEqual(metrics.differences(curves, np.zeros_like(curves), np.arange(50))['NoC@85'].value,
-                           metrics.summary(curves, np.arange(50))['NoC@85'].value - 20)
+    self.assertAlmostEqual(
+      metrics.differences(curves, np.zeros_like(curves), np.arange(50))['NoC@85'].value,
+      metrics.summary(curves, np.arange(50))['NoC@85'].value - 20,
+    )
 
   def test_objects_of_one_image_are_one_sample(self):
     curves, images = np.random.RandomState(0).rand(50, 20), np.arange(50)
@@ -165,7 +190,6 @@ class MetricsTest(absltest.TestCase):
 
 
 class SessionTest(parameterized.TestCase):
-
   def test_a_session(self):
     one = start()
     self.assertFalse(one.mask.any())
@@ -201,7 +225,10 @@ class SessionTest(parameterized.TestCase):
 
   @parameterized.parameters(((48, 0),), ((-1, 3),), ((0, 64),))
   def test_clicks_outside(self, pixel):
-    with self.assertRaisesRegex(UserError, f'row {pixel[0]}, column {pixel[1]} is outside the image; valid: rows 0..47, columns 0..63'):
+    with self.assertRaisesRegex(
+      UserError,
+      f'row {pixel[0]}, column {pixel[1]} is outside the image; valid: rows 0..47, columns 0..63',
+    ):
       start().click(*pixel, True)
 
   def test_images_of_any_size(self):
@@ -234,13 +261,23 @@ class SessionTest(parameterized.TestCase):
 
   def test_tokens_under_clicks_hold_their_values(self):
     encode, _ = session.compiled(MODULE)
-    clicks = session.pack([Click(22, 30, False), Click(20, 30, True), Click(40, 8, False)], SHAPE, 64, 6)  # two on one token: the last
+    clicks = session.pack(
+      [Click(22, 30, False), Click(20, 30, True), Click(40, 8, False)], SHAPE, 64, 6
+    )  # two on one token: the last
     features = encode(parameters(), session.to_network(image(), 64)[None])
-    read = MODULE.apply(parameters(), features, jax.tree.map(lambda x: x[None], clicks), (False, False), method=lambda module, *a: module._read(*a))
+    read = MODULE.apply(
+      parameters(),
+      features,
+      jax.tree.map(lambda x: x[None], clicks),
+      (False, False),
+      method=lambda module, *a: module._read(*a),
+    )
     labels = parameters()['params']['labels']
     np.testing.assert_array_equal(read[0, 20 // 4, 30 // 4], labels[data.OBJECT])
     np.testing.assert_array_equal(read[0, 40 // 4, 8 // 4], labels[data.BACKGROUND])
-    self.assertGreater(float(np.abs(read[0, 0, 0] - labels[data.BACKGROUND]).max()), 1e-3)  # the unused slots hold nothing
+    self.assertGreater(
+      float(np.abs(read[0, 0, 0] - labels[data.BACKGROUND]).max()), 1e-3
+    )  # the unused slots hold nothing
 
   def test_drawn_clicks(self):
     found = model.draw(model.Clicks(np.array([[[3, 4], [9, 9]]]), np.array([[1, -1]])), (12, 16))
@@ -250,14 +287,17 @@ class SessionTest(parameterized.TestCase):
 
 
 class GrabCutTest(absltest.TestCase):
-
   @absltest.skipUnless(grabcut.available(), 'OpenCV is optional')
   def test_separates_two_colours(self):
     picture = np.full((40, 60, 3), 30, np.uint8)
     picture[10:30, 15:35] = (200, 40, 40)
-    picture = np.clip(picture + np.random.RandomState(0).randint(-8, 8, picture.shape), 0, 255).astype(np.uint8)
+    picture = np.clip(
+      picture + np.random.RandomState(0).randint(-8, 8, picture.shape), 0, 255
+    ).astype(np.uint8)
     found = grabcut.segment(picture, [Click(20, 25, True), Click(5, 50, False)])
-    self.assertGreater(metrics.iou(found, np.pad(np.ones((20, 20), np.uint8), ((10, 10), (15, 25)))), 0.9)
+    self.assertGreater(
+      metrics.iou(found, np.pad(np.ones((20, 20), np.uint8), ((10, 10), (15, 25)))), 0.9
+    )
 
 
 if __name__ == '__main__':

@@ -1,19 +1,29 @@
-"""diffusers folders: UNet2DModel, UNet2DConditionModel, AutoencoderKL, VQModel and DiTTransformer2DModel."""
+"""diffusers folders: UNet2DModel, UNet2DConditionModel, AutoencoderKL, VQModel and
+DiTTransformer2DModel."""
 
 import re
-from typing import Any, Collection
+from collections.abc import Collection
+from typing import Any
 
 from gmm_diffusion.checkpoints.importers.recipe import Part, Recipe, equal, pack, plain
 from gmm_diffusion.nets.dit import DiT
 
-BLOCK = {'in_layers.0': 'norm1', 'in_layers.2': 'conv1', 'emb_layers.1': 'time_emb_proj', 'out_layers.0': 'norm2',
-         'out_layers.3': 'conv2', 'skip_connection': 'conv_shortcut'}
+BLOCK = {
+  'in_layers.0': 'norm1',
+  'in_layers.2': 'conv1',
+  'emb_layers.1': 'time_emb_proj',
+  'out_layers.0': 'norm2',
+  'out_layers.3': 'conv2',
+  'skip_connection': 'conv_shortcut',
+}
 ATTENTION = {'norm': 'group_norm', 'proj_out': 'to_out.0'}
 # files written before diffusers 0.15 have the old names
 OLD = {'to_q': 'query', 'to_k': 'key', 'to_v': 'value', 'to_out.0': 'proj_attn'}
 
 
-def recipe(part: str, module: Any, template: Any, names: Collection[str]) -> tuple[Recipe, list[str]]:
+def recipe(
+  part: str, module: Any, template: Any, names: Collection[str]
+) -> tuple[Recipe, list[str]]:
   """(recipe, the source's names that belong to it)."""
   names = set(names)
   if part == 'autoencoder':
@@ -43,20 +53,27 @@ def _inner(rest, attention):
   """Names inside a block."""
   for ours, theirs in (ATTENTION if attention else BLOCK).items():
     if rest.startswith(ours + '.'):
-      return theirs + rest[len(ours):]
+      return theirs + rest[len(ours) :]
   return rest
 
 
 def _unet(module):
-  fixed = {'input_blocks.0.0': 'conv_in', 'time_embed.0': 'time_embedding.linear_1', 'time_embed.2': 'time_embedding.linear_2',
-           'out.0': 'conv_norm_out', 'out.2': 'conv_out'}
+  fixed = {
+    'input_blocks.0.0': 'conv_in',
+    'time_embed.0': 'time_embedding.linear_1',
+    'time_embed.2': 'time_embedding.linear_2',
+    'out.0': 'conv_norm_out',
+    'out.2': 'conv_out',
+  }
   step, plain_attention = module.blocks + 1, not module.context_dim
 
   def rename(name):
     stem, leaf = name.rsplit('.', 1)
     if stem in fixed:
       return f'{fixed[stem]}.{leaf}'
-    kind, numbers, rest = re.fullmatch(r'(input_blocks|middle_block|output_blocks)\.(\d+(?:\.\d+)?)\.(.*)', name).groups()
+    kind, numbers, rest = re.fullmatch(
+      r'(input_blocks|middle_block|output_blocks)\.(\d+(?:\.\d+)?)\.(.*)', name
+    ).groups()
     if kind == 'middle_block':
       place = {'0': 'resnets.0', '1': 'attentions.0', '2': 'resnets.1'}[numbers]
       return f'mid_block.{place}.{_inner(rest, plain_attention and numbers == "1")}'
@@ -86,7 +103,9 @@ def _autoencoder(module):
     if not found:
       return name
     coder, side, level, rest = found.groups()
-    level = int(level) if side == 'down' else levels - 1 - int(level)  # up blocks are numbered in order of use
+    level = (
+      int(level) if side == 'down' else levels - 1 - int(level)
+    )  # up blocks are numbered in order of use
     kind, _, rest = rest.partition('.')
     if kind in ('downsample', 'upsample'):
       return f'{coder}.{side}_blocks.{level}.{kind}rs.0.{rest}'
@@ -97,11 +116,23 @@ def _autoencoder(module):
   return rename
 
 
-_DIT = {'x_embedder.proj': 'pos_embed.proj', 'final_layer.adaLN_modulation.1': 'proj_out_1', 'final_layer.linear': 'proj_out_2'}
-_DIT_BLOCK = {'attn.qkv': 'attn1.qkv', 'attn.proj': 'attn1.to_out.0', 'mlp.fc1': 'ff.net.0.proj', 'mlp.fc2': 'ff.net.2',
-              'adaLN_modulation.1': 'norm1.linear'}
-_DIT_EMBEDDERS = {'t_embedder.mlp.0': 'timestep_embedder.linear_1', 't_embedder.mlp.2': 'timestep_embedder.linear_2',
-                  'y_embedder.embedding_table': 'class_embedder.embedding_table'}
+_DIT = {
+  'x_embedder.proj': 'pos_embed.proj',
+  'final_layer.adaLN_modulation.1': 'proj_out_1',
+  'final_layer.linear': 'proj_out_2',
+}
+_DIT_BLOCK = {
+  'attn.qkv': 'attn1.qkv',
+  'attn.proj': 'attn1.to_out.0',
+  'mlp.fc1': 'ff.net.0.proj',
+  'mlp.fc2': 'ff.net.2',
+  'adaLN_modulation.1': 'norm1.linear',
+}
+_DIT_EMBEDDERS = {
+  't_embedder.mlp.0': 'timestep_embedder.linear_1',
+  't_embedder.mlp.2': 'timestep_embedder.linear_2',
+  'y_embedder.embedding_table': 'class_embedder.embedding_table',
+}
 
 
 def _dit(name):
@@ -121,5 +152,7 @@ def _merge(recipe, blocks):
     first, marker = part.names[0], 'transformer_blocks.0.norm1.emb.'
     if first.startswith(marker):
       copies = tuple(first.replace(marker, marker.replace('0', str(i), 1)) for i in range(blocks))
-      parts[path] = Part(copies, part.shapes * blocks, lambda *xs, build=part.build: build(equal(*xs)))
+      parts[path] = Part(
+        copies, part.shapes * blocks, lambda *xs, build=part.build: build(equal(*xs))
+      )
   return Recipe(parts, recipe.constants)

@@ -6,7 +6,8 @@ differs: convolutions are [out, in, h, w] there and [h, w, in, out] here, matric
 it is made of; it is built without reading any of them.
 """
 
-from typing import Any, Callable, Collection, NamedTuple, Protocol
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from flax import traverse_util
@@ -34,7 +35,8 @@ class Part(NamedTuple):
 
 
 class Recipe(NamedTuple):
-  """Parts by parameter path; `constants` are tensors that must have known values and are not parameters."""
+  """Parts by parameter path; `constants` are tensors that must have known values and are not
+  parameters."""
 
   parts: dict[Path, Part]
   constants: dict[str, np.ndarray] = {}
@@ -49,7 +51,12 @@ class Recipe(NamedTuple):
 
 def plain(template: Any, rename: Callable[[str], str] = lambda name: name) -> Recipe:
   """The recipe of a network whose tensors have the network's own names, after `rename`."""
-  return Recipe({path: _part(path, leaf.shape, rename) for path, leaf in traverse_util.flatten_dict(template['params']).items()})
+  return Recipe(
+    {
+      path: _part(path, leaf.shape, rename)
+      for path, leaf in traverse_util.flatten_dict(template['params']).items()
+    }
+  )
 
 
 def _part(path, shape, rename):
@@ -68,9 +75,15 @@ def kernel(x: np.ndarray) -> np.ndarray:
   return x.T if x.ndim == 2 else x.transpose(2, 3, 1, 0)
 
 
-def pack(recipe: Recipe, heads: Callable[[int], int], legacy: bool, split: Callable[[str], tuple[str, str, str]],
-         rename: Callable[[str], str] = lambda name: name) -> Recipe:
-  """Parameters called *qkv come from three tensors, packed in the order that `attend` (nets/blocks.py) takes.
+def pack(
+  recipe: Recipe,
+  heads: Callable[[int], int],
+  legacy: bool,
+  split: Callable[[str], tuple[str, str, str]],
+  rename: Callable[[str], str] = lambda name: name,
+) -> Recipe:
+  """Parameters called *qkv come from three tensors, packed in the order that `attend`
+  (nets/blocks.py) takes.
 
   Args:
     recipe: with one tensor for each, under the network's own names.
@@ -99,7 +112,9 @@ def pack(recipe: Recipe, heads: Callable[[int], int], legacy: bool, split: Calla
   return Recipe(parts, recipe.constants)
 
 
-def check(recipe: Recipe, shapes: dict[str, tuple[int, ...]], owned: Collection[str], path: str) -> None:
+def check(
+  recipe: Recipe, shapes: dict[str, tuple[int, ...]], owned: Collection[str], path: str
+) -> None:
   """Raises UserError listing missing, surplus and wrongly shaped tensors.
 
   Args:
@@ -111,13 +126,25 @@ def check(recipe: Recipe, shapes: dict[str, tuple[int, ...]], owned: Collection[
   expected = recipe.expected()
   missing = [name for name in expected if name not in shapes]
   surplus = [name for name in owned if name not in expected]
-  wrong = [f'{name} is {_words(shapes[name])} instead of {_words(shape)}' for name, shape in expected.items()
-           if name in shapes and _matrix(shapes[name]) != _matrix(shape)]
-  problems = [f'{len(found)} {kind}: {", ".join(found[:5])}{", ..." if len(found) > 5 else ""}'
-              for kind, found in (('missing', missing), ('not expected', surplus), ('of another shape', wrong)) if found]
+  wrong = [
+    f'{name} is {_words(shapes[name])} instead of {_words(shape)}'
+    for name, shape in expected.items()
+    if name in shapes and _matrix(shapes[name]) != _matrix(shape)
+  ]
+  problems = [
+    f'{len(found)} {kind}: {", ".join(found[:5])}{", ..." if len(found) > 5 else ""}'
+    for kind, found in (
+      ('missing', missing),
+      ('not expected', surplus),
+      ('of another shape', wrong),
+    )
+    if found
+  ]
   if problems:
-    raise UserError(f'{path} does not fit the network of the config; tensors {"; ".join(problems)}; '
-                    'check the config (variant, net.*) and the format against where the file comes from')
+    raise UserError(
+      f'{path} does not fit the network of the config; tensors {"; ".join(problems)}; '
+      'check the config (variant, net.*) and the format against where the file comes from'
+    )
 
 
 def _words(shape):
@@ -138,24 +165,35 @@ def read(recipe: Recipe, source: Source, path: str, title: str) -> Any:
   Raises:
     UserError: if a tensor is not finite, or copies of one tensor differ.
   """
+
   def tensor(name, shape):
     x = source.read(name)
     if not np.all(np.isfinite(x)):
-      raise UserError(f'tensor {name!r} of {path} ({x.dtype}) has values that are not finite (an overflow of half precision, '
-                      'or a damaged file); use a file in float32')
+      raise UserError(
+        f'tensor {name!r} of {path} ({x.dtype}) has values that are not finite (an overflow of '
+        f'half precision, or a damaged file); use a file in float32'
+      )
     return np.ascontiguousarray(x, np.float32).reshape(shape)
 
   for name, value in recipe.constants.items():
     if not np.allclose(tensor(name, np.shape(value)), value, atol=1e-5):
-      raise UserError(f'tensor {name!r} of {path} has other values than the fixed table it should be; is it another network?')
+      raise UserError(
+        f'tensor {name!r} of {path} has other values than the fixed table it should be; is it '
+        f'another network?'
+      )
   out = {}
   for target, part in tqdm(recipe.parts.items(), desc=title, unit='tensor', dynamic_ncols=True):
-    out[target] = np.ascontiguousarray(part.build(*(tensor(*pair) for pair in zip(part.names, part.shapes))))
+    out[target] = np.ascontiguousarray(
+      part.build(*(tensor(*pair) for pair in zip(part.names, part.shapes)))
+    )
   return {'params': traverse_util.unflatten_dict(out)}
 
 
 def equal(first: np.ndarray, *others: np.ndarray) -> np.ndarray:
   """The first of several copies of one tensor; raises UserError if they differ."""
   if not all(np.array_equal(first, other) for other in others):
-    raise UserError(f'the {len(others) + 1} copies of a tensor of shape {_words(first.shape)} differ; is it another network?')
+    raise UserError(
+      f'the {len(others) + 1} copies of a tensor of shape {_words(first.shape)} differ; is it '
+      f'another network?'
+    )
   return first
