@@ -1,18 +1,14 @@
 """python -m gmm_diffusion.main --config=configs/digits.py --mode=all --workdir=DIR"""
 
-import functools
 import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from gmm_diffusion import parallel, specs
-from gmm_diffusion.aliases import UserError
-from gmm_diffusion.loops import creativity, diffusion, segmentation
-from gmm_diffusion.reports import files
+from gmm_diffusion import parallel, specs, tasks
+from gmm_diffusion.errors import UserError
 
 FLAGS = flags.FLAGS
-MODES = ('train', 'fetch', 'convert', 'sample', 'evaluate', 'all')
 config_flags.DEFINE_config_file(
   'config',
   None,
@@ -22,35 +18,11 @@ config_flags.DEFINE_config_file(
 flags.DEFINE_enum(
   'mode',
   None,
-  MODES,
+  tasks.MODES,
   'What to do; all is train, then evaluate. fetch and convert get released weights.',
 )
 flags.DEFINE_string('workdir', None, 'Folder for checkpoints, samples and results.')
 flags.mark_flags_as_required(['config', 'mode', 'workdir'])
-
-
-TASKS = {  # task -> mode -> loop(spec, workdir, command)
-  'diffusion': {mode: functools.partial(diffusion.run, mode) for mode in MODES},
-  'segmentation': {
-    'train': segmentation.train,
-    'evaluate': segmentation.evaluate,
-    'all': segmentation.train_and_evaluate,
-  },
-  'creativity': {
-    mode: functools.partial(creativity.run, mode) for mode in ('train', 'evaluate', 'all')
-  },
-}
-
-
-def run(mode: str, workdir: str, config, command: str) -> None:
-  """Runs a mode with a ConfigDict (or nested dict) of settings."""
-  spec = specs.from_config(config)
-  if mode not in TASKS[spec.task]:
-    raise UserError(
-      f'task {spec.task!r} has no mode {mode!r}; valid: {", ".join(TASKS[spec.task])}'
-    )
-  files.make_workdir(workdir)
-  TASKS[spec.task][mode](spec, workdir, command)
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -77,7 +49,7 @@ def main(argv):
   logging.set_verbosity(logging.ERROR)  # libraries report their progress as info
   parallel.start()
   try:
-    run(
+    tasks.run(
       FLAGS.mode,
       FLAGS.workdir,
       FLAGS.config,

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gmm_diffusion.aliases import UserError
+from gmm_diffusion.errors import UserError
 
 AXIS = 'devices'
 

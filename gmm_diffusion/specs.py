@@ -8,12 +8,12 @@ import dataclasses
 import typing
 from typing import Any
 
-from gmm_diffusion.aliases import UserError
+from gmm_diffusion.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """name: 'digits', 'toy', 'tfds', 'crafted' (creativity.crafted) or 'none'.
+  """name: 'digits', 'toy', 'tfds', 'crafted' (data.crafted) or 'none'.
 
   limit: only so many training items, the first ones; 0 is all. tfds reads `dataset` (such as
   'mnist') from `path`. none has no items: `size` and `classes` say what a pretrained model makes,
@@ -244,7 +244,7 @@ class Evaluate:
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation:
-  """Interactive segmentation (segmentation/model.py): the network, and how it is evaluated.
+  """Interactive segmentation (tasks/segmentation/model.py): the network, and how it is evaluated.
 
   channels, blocks, heads, head_channels, key_steps, value_steps: of the network. crop: height and
   width to train on. size: images with a longer side above it are worked on at it. slots: clicks

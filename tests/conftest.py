@@ -7,7 +7,7 @@ import hypothesis
 import jax
 from absl import flags
 
-sys.path.insert(0, os.path.dirname(__file__))  # cases.py and torch_names.py
+sys.path.insert(0, os.path.dirname(__file__))  # helpers/
 hypothesis.settings.register_profile(
   'fixed', deadline=None, derandomize=True
 )  # the same cases on every machine

@@ -6,14 +6,14 @@ import subprocess
 import sys
 from unittest import mock
 
-import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from gmm_diffusion import parallel
-from gmm_diffusion.aliases import UserError
+from gmm_diffusion.errors import UserError
+from helpers import cases
 
 
 class MapBatchesTest(parameterized.TestCase):
@@ -87,7 +87,7 @@ HOSTS = """
 import os, sys
 import numpy as np
 from gmm_diffusion import parallel
-from gmm_diffusion.aliases import UserError
+from gmm_diffusion.errors import UserError
 parallel.start()
 import jax
 assert jax.process_count() == 2, jax.process_count()

@@ -7,38 +7,36 @@ import importlib
 import os
 import re
 
-import cases
 from absl.testing import absltest, parameterized
 
 from gmm_diffusion import specs
-from gmm_diffusion.aliases import UserError
 from gmm_diffusion.data import sources
-from gmm_diffusion.loops import build
+from gmm_diffusion.engine import build
+from gmm_diffusion.errors import UserError
+from helpers import cases
 
 PACKAGE = os.path.join(cases.ROOT, 'gmm_diffusion')
-LAYERS = [
-  {'aliases', 'specs'},
-  {'maths'},
-  {'samplers', 'denoisers', 'nets'},
-  {'parallel', 'data', 'checkpoints', 'metrics', 'reports', 'segmentation', 'creativity'},
-  {'loops'},
-  {'main'},
-]
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+# Every part may import those before it, and none behind it.
+ORDER = (
+  'errors', 'types', 'specs', 'files', 'parallel', 'maths', 'samplers', 'denoisers', 'nets', 'data',
+  'checkpoints', 'metrics', 'reports', 'engine', 'tasks', 'main',
+)  # fmt: skip
 FILES = sorted(glob.glob(os.path.join(PACKAGE, '**', '*.py'), recursive=True))
+MODULES = {
+  os.path.relpath(path, cases.ROOT)[:-3].replace(os.sep, '.').removesuffix('.__init__'): path
+  for path in FILES
+}
 
 
 def imports(path):
-  """Parts of the package that a file imports: 'maths', 'loops', ..."""
+  """Modules that a file imports, with all their dots; names that are no modules count as their module."""
   with open(path, encoding='utf-8') as file:
     tree = ast.parse(file.read())
   for node in ast.walk(tree):
-    if isinstance(node, ast.ImportFrom) and node.module == 'gmm_diffusion':
-      yield from (alias.name for alias in node.names)
-    elif isinstance(node, ast.ImportFrom) and (node.module or '').startswith('gmm_diffusion.'):
-      yield node.module.split('.')[1]
-    elif isinstance(node, ast.ImportFrom):
-      yield node.module or ''
+    if isinstance(node, ast.ImportFrom):
+      for alias in node.names:
+        whole = f'{node.module}.{alias.name}'
+        yield whole if whole in MODULES else node.module
     elif isinstance(node, ast.Import):
       yield from (alias.name for alias in node.names)
 
@@ -48,23 +46,35 @@ def part(path):
 
 
 class StructureTest(parameterized.TestCase):
-  @parameterized.parameters(
-    *[path for path in FILES if not path.endswith('gmm_diffusion/__init__.py')]
-  )
+  @parameterized.parameters(*[path for path in FILES if part(path) in ORDER])
   def test_imports_point_down(self, path):
     for name in imports(path):
-      if name in LEVEL:
-        self.assertLessEqual(LEVEL[name], LEVEL[part(path)], f'{path} imports {name}')
-      self.assertNotIn(
-        name.split('.')[0], ('torch', 'tensorflow', 'experiments', 'tests', 'configs')
-      )
-      if name.startswith('ml_collections'):
+      words = name.split('.')
+      if words[0] == 'gmm_diffusion' and len(words) > 1 and words[1] != part(path):
+        self.assertIn(words[1], ORDER[: ORDER.index(part(path))], f'{path} imports {name}')
+      self.assertNotIn(words[0], ('torch', 'tensorflow', 'experiments', 'tests', 'configs'))
+      if words[0] == 'ml_collections':
         self.assertEqual(part(path), 'main')
       if part(path) == 'maths':
         self.assertIn(
-          name.split('.')[0],
-          ('jax', 'numpy', 'aliases', 'maths', 'typing', 'dataclasses', 'functools'),
+          words[0],
+          ('jax', 'numpy', 'gmm_diffusion', 'typing', 'collections', 'dataclasses', 'functools'),
         )
+
+  def test_every_part_has_its_place(self):
+    self.assertEqual({part(path) for path in FILES} - {'__init__'}, set(ORDER))
+
+  def test_no_circles(self):
+    edges = {
+      module: {name for name in imports(path) if name in MODULES and name != module}
+      for module, path in MODULES.items()
+    }
+    while True:  # take away what imports nothing that is left
+      done = {module for module, needs in edges.items() if not needs & set(edges)}
+      if not done:
+        break
+      edges = {module: needs for module, needs in edges.items() if module not in done}
+    self.assertEmpty(sorted(edges))
 
   @parameterized.parameters(*FILES)
   def test_files_are_small(self, path):

@@ -17,7 +17,7 @@ import zlib
 
 from tqdm import tqdm
 
-from gmm_diffusion.aliases import UserError
+from gmm_diffusion.errors import UserError
 
 TRIES = 5  # requests in a row that bring nothing new
 WAIT = 1.0  # seconds before the second request; each further wait is twice as long

@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
-from gmm_diffusion.aliases import UserError
+from gmm_diffusion.errors import UserError
 
 FORMAT = 'gmm_diffusion/2'
 PARTS = ('net', 'autoencoder', 'classifier')

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from gmm_diffusion.aliases import UserError
+from gmm_diffusion.errors import UserError
 
 PICKLED = ('.pt', '.pth', '.ckpt', '.bin')
 INDEX = '.index.json'

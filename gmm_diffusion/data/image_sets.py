@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from gmm_diffusion.aliases import UserError
+from gmm_diffusion.errors import UserError
 
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.webp')
 MODES = {'L': 1, 'RGB': 3}

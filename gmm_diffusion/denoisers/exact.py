@@ -8,9 +8,9 @@
 
 import jax.numpy as jnp
 
-from gmm_diffusion.aliases import Array, Denoiser
 from gmm_diffusion.maths import marginals, mixtures
 from gmm_diffusion.maths.marginals import match
+from gmm_diffusion.types import Array, Denoiser
 
 
 def gaussian(mean: Array, variance: Array) -> Denoiser:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from gmm_diffusion.aliases import Array, Denoiser, Prediction, Time
 from gmm_diffusion.maths import marginals
+from gmm_diffusion.types import Array, Denoiser, Prediction, Time
 
 
 def clip_x0(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:

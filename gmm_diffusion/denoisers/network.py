@@ -5,9 +5,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from gmm_diffusion.aliases import Array, Denoiser, UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import marginals
 from gmm_diffusion.maths.schedules import Schedule
+from gmm_diffusion.types import Array, Denoiser
 
 
 def network(

@@ -32,8 +32,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmm_diffusion.aliases import Array, Denoiser, UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import marginals, mixtures, patches
+from gmm_diffusion.types import Array, Denoiser
 
 MEMORY = 2**26  # bytes of a block
 Weigh = Callable[[Array], Array]

@@ -31,8 +31,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gmm_diffusion.aliases import Array
 from gmm_diffusion.maths import mixtures
+from gmm_diffusion.types import Array
 
 BLOCK = 256
 

@@ -14,8 +14,9 @@ On a continuous schedule uniform, quadratic and log_snr exist, and start at the 
 
 import numpy as np
 
-from gmm_diffusion.aliases import StepGrid, UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths.schedules import Schedule
+from gmm_diffusion.types import StepGrid
 
 
 def from_times(schedule: Schedule, times, end: float | None = None) -> StepGrid:

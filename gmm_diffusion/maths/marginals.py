@@ -16,7 +16,7 @@ Notation: x_t = a_t x_0 + b_t eps with eps ~ N(0, I). Equations:
 import jax.numpy as jnp
 import numpy as np
 
-from gmm_diffusion.aliases import Array, Prediction, StepGrid, Time
+from gmm_diffusion.types import Array, Prediction, StepGrid, Time
 
 
 def match(level: Array, x: Array) -> Array:

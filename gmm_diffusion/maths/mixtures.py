@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gmm_diffusion.aliases import Array, Key
 from gmm_diffusion.maths import noise
+from gmm_diffusion.types import Array, Key
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 

@@ -33,7 +33,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmm_diffusion.aliases import Array, Key, UserError
+from gmm_diffusion.errors import UserError
+from gmm_diffusion.types import Array, Key
 
 _dot = functools.partial(
   jnp.matmul, precision='highest'

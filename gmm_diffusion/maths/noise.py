@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gmm_diffusion.aliases import Array, Key
+from gmm_diffusion.types import Array, Key
 
 
 class StepNoise(NamedTuple):

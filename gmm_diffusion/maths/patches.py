@@ -24,14 +24,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmm_diffusion.aliases import Array, UserError
+from gmm_diffusion.errors import UserError
+from gmm_diffusion.types import Array
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 FORMS = ('patches', 'strips', 'boxes')
 PADDINGS = {'zero': 'constant', 'circular': 'wrap'}
 # What one element of a product costs beyond its product, in operations of a matrix product: box
 # sums along the columns only, and along the rows and columns. Measured on two AVX-512 cores
-# (experiments/machine_speed.py); only the choice depends on it.
+# (experiments/benchmarks/machine_speed.py); only the choice depends on it.
 _COLUMN_PASS, _ROW_PASS = 50, 150
 
 

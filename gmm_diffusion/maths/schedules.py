@@ -15,7 +15,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-from gmm_diffusion.aliases import Array, Time, UserError
+from gmm_diffusion.errors import UserError
+from gmm_diffusion.types import Array, Time
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from gmm_diffusion.aliases import UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.metrics import frechet, inception_score, kernel, precision_recall
 from gmm_diffusion.metrics.estimates import Estimate
 from gmm_diffusion.metrics.features import Extracted, Features

@@ -21,9 +21,9 @@ from flax import serialization
 from tqdm import tqdm
 
 from gmm_diffusion import parallel
-from gmm_diffusion.aliases import UserError
-from gmm_diffusion.data import sources
+from gmm_diffusion.data import base
 from gmm_diffusion.data.image_sets import ImageSet, fingerprint
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.metrics import inception
 from gmm_diffusion.metrics.frechet import Accumulator, Statistics
 
@@ -75,13 +75,13 @@ class Classifier(nn.Module):
 SETTINGS = {'steps': 1000, 'batch': 128, 'learning_rate': 1e-3, 'weight_decay': 1e-4, 'version': 1}
 
 
-def _train(net: Classifier, data: sources.Data, params: Any) -> Any:
+def _train(net: Classifier, data: base.Data, params: Any) -> Any:
   steps = SETTINGS['steps']
   optimiser = optax.adamw(
     optax.cosine_decay_schedule(SETTINGS['learning_rate'], steps),
     weight_decay=SETTINGS['weight_decay'],
   )
-  x = sources.to_model(data.train)
+  x = base.to_model(data.train)
 
   @jax.jit
   def update(params, state, images, labels):
@@ -93,7 +93,7 @@ def _train(net: Classifier, data: sources.Data, params: Any) -> Any:
 
   state = optimiser.init(params)
   for step in tqdm(range(steps), desc='feature network', unit='step', dynamic_ncols=True):
-    index = sources.batch_indices(0, step, len(x), SETTINGS['batch'])
+    index = base.batch_indices(0, step, len(x), SETTINGS['batch'])
     params, state = update(params, state, x[index], data.train_labels[index])
   return params
 
@@ -101,7 +101,7 @@ def _train(net: Classifier, data: sources.Data, params: Any) -> Any:
 PER_DEVICE = 64  # images in the Inception network at a time on each device
 
 
-def classifier(data: sources.Data, cache: str, weights: str) -> Features:
+def classifier(data: base.Data, cache: str, weights: str) -> Features:
   """The classifier of a data set, trained or read from the folder `cache`."""
   del weights
   if not len(data.train):
@@ -137,12 +137,10 @@ def classifier(data: sources.Data, cache: str, weights: str) -> Features:
     parallel.replicate(params, local=True),
   )
   # features of mean square one on the training set, so that distances have a readable size
-  size = np.sqrt(
-    np.mean(np.square(call(shared, sources.to_model(data.train))[0], dtype=np.float64))
-  )
+  size = np.sqrt(np.mean(np.square(call(shared, base.to_model(data.train))[0], dtype=np.float64)))
 
   def extract(x):
-    features, logits = call(shared, sources.to_model(x))
+    features, logits = call(shared, base.to_model(x))
     return Extracted(features / size, logits)
 
   name = (
@@ -151,19 +149,19 @@ def classifier(data: sources.Data, cache: str, weights: str) -> Features:
   return Features(extract, name, {'features': 64, 'logits': data.classes}, data.shape)
 
 
-def identity(data: sources.Data, cache: str, weights: str) -> Features:
+def identity(data: base.Data, cache: str, weights: str) -> Features:
   """The data itself, flattened."""
   del cache, weights
   width = int(np.prod(data.shape))
   return Features(
-    lambda x: Extracted(sources.to_model(x).reshape(len(x), -1)),
+    lambda x: Extracted(base.to_model(x).reshape(len(x), -1)),
     f'identity-{width}',
     {'features': width},
     data.shape,
   )
 
 
-def inception_features(data: sources.Data, cache: str, weights: str) -> Features:
+def inception_features(data: base.Data, cache: str, weights: str) -> Features:
   """The Inception network from the file `weights`, or else from that of its public name in the
   folder `cache`."""
   del data
@@ -192,7 +190,7 @@ def check_name(name: str) -> None:
     raise UserError(f'unknown evaluate.features {name!r}; valid: {", ".join(FEATURES)}')
 
 
-def load(name: str, data: sources.Data, cache: str, weights: str = '') -> Features:
+def load(name: str, data: base.Data, cache: str, weights: str = '') -> Features:
   """A feature network by name; `weights` is the file of those that are not made here."""
   check_name(name)
   return FEATURES[name](data, cache, weights)

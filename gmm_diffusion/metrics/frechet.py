@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import linalg
 
-from gmm_diffusion.aliases import UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.metrics.estimates import Estimate, blocks, jackknife, within
 
 _BLOCK = 2048  # rows in float64 at a time

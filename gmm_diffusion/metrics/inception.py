@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmm_diffusion import parallel
-from gmm_diffusion.aliases import UserError
 from gmm_diffusion.checkpoints import fetch, tensor_files
 from gmm_diffusion.checkpoints.importers import recipe
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.nets.inception import SIDE, Inception, Outputs, preprocess
 
 NAME = 'pt_inception-2015-12-05-6726825d.pth'

@@ -8,7 +8,7 @@ samples are sorted by class.
 
 import numpy as np
 
-from gmm_diffusion.aliases import UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.metrics.estimates import Estimate, Spread, blocks, jackknife, spread
 
 _BLOCK = 8192

@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from gmm_diffusion.aliases import UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.metrics.estimates import Estimate, Spread, blocks, jackknife, spread, within
 
 _BLOCK = 2048  # rows of a block of the kernel, in float64

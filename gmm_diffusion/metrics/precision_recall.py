@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gmm_diffusion.aliases import UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.metrics import adm_float16
 from gmm_diffusion.metrics.estimates import Estimate, blocks, jackknife
 

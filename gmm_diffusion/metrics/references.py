@@ -8,13 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gmm_diffusion import parallel
-from gmm_diffusion.aliases import UserError
+from gmm_diffusion import files, parallel
 from gmm_diffusion.data import image_sets
 from gmm_diffusion.data.image_sets import ImageSet, fingerprint
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.metrics.features import Features, gather, sizes
 from gmm_diffusion.metrics.frechet import Statistics
-from gmm_diffusion.reports import files
 
 
 class Source(NamedTuple):

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gmm_diffusion.aliases import Array
 from gmm_diffusion.nets.blocks import AttentionBlock, GroupNorm, ResBlock, upsample, widen
+from gmm_diffusion.types import Array
 
 EPS = 1e-6
 

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gmm_diffusion.aliases import Array
+from gmm_diffusion.types import Array
 
 zero_init = nn.initializers.zeros_init()
 

@@ -21,8 +21,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gmm_diffusion.aliases import Array, UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.nets.blocks import timestep_embedding, widen, zero_init
+from gmm_diffusion.types import Array
 
 FINALS = ('none', 'softmax', 'top1', 'gumbel', 'identity')
 PADDINGS = {'zero': 'SAME', 'circular': 'CIRCULAR'}

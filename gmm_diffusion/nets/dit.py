@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from gmm_diffusion.aliases import Array, UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.nets.blocks import attend, timestep_embedding, widen, zero_init
+from gmm_diffusion.types import Array
 
 
 def position_table(side: int, dim: int) -> np.ndarray:

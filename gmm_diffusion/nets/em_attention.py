@@ -11,9 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gmm_diffusion.aliases import Array, UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import em
 from gmm_diffusion.nets.blocks import GroupNorm, widen, zero_init
+from gmm_diffusion.types import Array
 
 
 class Annotations(NamedTuple):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmm_diffusion.aliases import Array
+from gmm_diffusion.types import Array
 
 SIDE = 299  # of the images that the network was trained on
 

@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from gmm_diffusion.aliases import Array, UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.nets.blocks import (
   AttentionBlock,
   GroupNorm,
@@ -22,6 +22,7 @@ from gmm_diffusion.nets.blocks import (
   zero_init,
 )
 from gmm_diffusion.nets.em_attention import EMAttentionBlock
+from gmm_diffusion.types import Array
 
 
 class Encoder(nn.Module):

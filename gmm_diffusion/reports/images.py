@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from gmm_diffusion.reports import files
+from gmm_diffusion import files
 
 matplotlib.use('Agg')
 from matplotlib import pyplot  # noqa: E402  (the backend comes first)

@@ -5,7 +5,7 @@ import matplotlib
 matplotlib.use('Agg')
 from matplotlib import pyplot  # noqa: E402  (the backend comes first)
 
-from gmm_diffusion.reports import files
+from gmm_diffusion import files
 
 
 def training_curve(path: str, curve: list[dict[str, float]]) -> None:

@@ -6,8 +6,7 @@ import os
 import platform
 from typing import Any
 
-from gmm_diffusion import parallel, specs
-from gmm_diffusion.reports import files
+from gmm_diffusion import files, parallel, specs
 
 
 def versions() -> dict[str, str]:

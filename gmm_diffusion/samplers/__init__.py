@@ -3,7 +3,7 @@
 import inspect
 from typing import Any
 
-from gmm_diffusion.aliases import UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths.schedules import Schedule
 from gmm_diffusion.samplers import bdia, deis, dpmpp, gaussian, heun, mixture, time_shift, unipc
 from gmm_diffusion.samplers.base import Kernel

@@ -9,8 +9,9 @@ samples. A multistep method keeps its history in the state.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from gmm_diffusion.aliases import Array, Prediction, StepGrid, UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths.noise import StepNoise
+from gmm_diffusion.types import Array, Prediction, StepGrid
 
 
 class Plan(NamedTuple):

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gmm_diffusion.aliases import Array, Denoiser, StepGrid, Time, UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import marginals
 from gmm_diffusion.samplers.base import Kernel, Plan
 from gmm_diffusion.samplers.run import run
+from gmm_diffusion.types import Array, Denoiser, StepGrid, Time
 
 
 class Row(NamedTuple):

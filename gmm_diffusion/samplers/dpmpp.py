@@ -13,10 +13,11 @@ with a third of 2M's error; "exact" integrates the polynomial and has order 3.
 
 import numpy as np
 
-from gmm_diffusion.aliases import StepGrid, UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import marginals
 from gmm_diffusion.samplers import multistep
 from gmm_diffusion.samplers.base import Kernel
+from gmm_diffusion.types import StepGrid
 
 SOLVERS = ('published', 'exact')
 

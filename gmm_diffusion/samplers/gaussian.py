@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gmm_diffusion.aliases import Array, StepGrid, UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import marginals
 from gmm_diffusion.samplers.base import Kernel, Plan, State
+from gmm_diffusion.types import Array, StepGrid
 
 
 class Row(NamedTuple):

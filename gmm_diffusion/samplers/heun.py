@@ -20,10 +20,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gmm_diffusion.aliases import Array, Time, UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import marginals
 from gmm_diffusion.maths.schedules import Schedule
 from gmm_diffusion.samplers.base import Kernel, Plan, State, require
+from gmm_diffusion.types import Array, Time
 
 
 class Row(NamedTuple):

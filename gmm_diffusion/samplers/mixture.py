@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmm_diffusion.aliases import Array, StepGrid, UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import marginals
 from gmm_diffusion.maths import moment_matching as mm
 from gmm_diffusion.maths import noise as noise_lib
 from gmm_diffusion.samplers import gaussian
 from gmm_diffusion.samplers.base import Kernel, Plan, State
+from gmm_diffusion.types import Array, StepGrid
 
 
 class Row(NamedTuple):

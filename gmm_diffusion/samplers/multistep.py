@@ -20,9 +20,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from gmm_diffusion.aliases import Array, StepGrid, UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import marginals
 from gmm_diffusion.samplers.base import Kernel, Plan
+from gmm_diffusion.types import Array, StepGrid
 
 # Gauss-Legendre on [0, 1]; exact to rounding for e^{-h} r^i up to h = 30, a step over all of a
 # schedule.

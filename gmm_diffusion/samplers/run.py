@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gmm_diffusion.aliases import Array, Denoiser, Prediction, StepGrid, UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths.noise import StepNoise
 from gmm_diffusion.samplers.base import Kernel, Plan
+from gmm_diffusion.types import Array, Denoiser, Prediction, StepGrid
 
 
 class Result(NamedTuple):

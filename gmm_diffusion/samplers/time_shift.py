@@ -13,10 +13,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from gmm_diffusion.aliases import Array, UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import marginals
 from gmm_diffusion.maths.schedules import Schedule
 from gmm_diffusion.samplers.base import Kernel, Plan, State, require
+from gmm_diffusion.types import Array
 
 
 class Row(NamedTuple):

@@ -16,10 +16,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from gmm_diffusion.aliases import Array, UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import marginals
 from gmm_diffusion.samplers import multistep
 from gmm_diffusion.samplers.base import Kernel, Plan
+from gmm_diffusion.types import Array
 
 B = {'bh1': lambda h: h, 'bh2': lambda h: -np.expm1(-h)}
 

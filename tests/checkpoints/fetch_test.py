@@ -15,11 +15,11 @@ import time
 import zipfile
 from unittest import mock
 
-import cases
 from absl.testing import absltest, parameterized
 
-from gmm_diffusion.aliases import UserError
 from gmm_diffusion.checkpoints import fetch
+from gmm_diffusion.errors import UserError
+from helpers import cases
 
 DATA = bytes(range(256)) * 400  # 102,400 bytes
 HASH = hashlib.sha256(DATA).hexdigest()

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
-from gmm_diffusion.aliases import UserError
 from gmm_diffusion.checkpoints.store import Store
+from gmm_diffusion.errors import UserError
 
 WEIGHTS = {
   'net': {'a': np.float32([[1.5, -2.0]]), 'n.0': {'b': np.float32([0.1])}},

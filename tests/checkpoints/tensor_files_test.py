@@ -18,15 +18,15 @@ import sys
 import tracemalloc
 import zipfile
 
-import cases
 import ml_dtypes
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from experiments import released_layout
-from gmm_diffusion.aliases import UserError
+from experiments.lib import released_layout
 from gmm_diffusion.checkpoints import tensor_files
 from gmm_diffusion.checkpoints.tensor_files import open_tensors
+from gmm_diffusion.errors import UserError
+from helpers import cases
 
 BFLOAT16 = ml_dtypes.bfloat16
 FIXTURES = ('torch_zip.pt', 'torch_legacy.pt')

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gmm_diffusion.aliases import UserError
 from gmm_diffusion.data import image_sets
+from gmm_diffusion.errors import UserError
 
 MNIST = os.environ.get('GMM_DIFFUSION_TFDS', '')  # a folder with a prepared MNIST
 HAS_TFDS = importlib.util.find_spec('tensorflow_datasets') is not None

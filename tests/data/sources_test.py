@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gmm_diffusion import specs
-from gmm_diffusion.aliases import UserError
-from gmm_diffusion.data import sources
+from gmm_diffusion.data import base, sources
+from gmm_diffusion.errors import UserError
 
 MNIST = os.environ.get('GMM_DIFFUSION_TFDS', '')  # a folder with a prepared MNIST
 HAS_TFDS = importlib.util.find_spec('tensorflow_datasets') is not None
@@ -40,25 +40,23 @@ class SourcesTest(parameterized.TestCase):
 
   def test_ranges_round_trip(self):
     every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-    x = sources.to_model(every)
+    x = base.to_model(every)
     self.assertEqual((float(x.min()), float(x.max())), (-1, 1))
-    np.testing.assert_array_equal(sources.to_image(x), every)
-    np.testing.assert_array_equal(sources.to_image(np.array([-3.0, 3.0])), [0, 255])
+    np.testing.assert_array_equal(base.to_image(x), every)
+    np.testing.assert_array_equal(base.to_image(np.array([-3.0, 3.0])), [0, 255])
 
   @settings(deadline=None)
   @given(st.integers(0, 5), st.integers(1, 40), st.integers(1, 100))
   def test_every_epoch_is_a_permutation(self, seed, size, batch):
     steps = -(-3 * size // batch)
-    order = np.concatenate(
-      [sources.batch_indices(seed, step, size, batch) for step in range(steps)]
-    )
+    order = np.concatenate([base.batch_indices(seed, step, size, batch) for step in range(steps)])
     for epoch in range(3):
       self.assertEqual(sorted(order[epoch * size : (epoch + 1) * size].tolist()), list(range(size)))
 
   def test_order_depends_on_seed_and_epoch(self):
-    first = sources.batch_indices(0, 0, 100, 100)
-    self.assertFalse(np.array_equal(first, sources.batch_indices(1, 0, 100, 100)))
-    self.assertFalse(np.array_equal(first, sources.batch_indices(0, 1, 100, 100)))
+    first = base.batch_indices(0, 0, 100, 100)
+    self.assertFalse(np.array_equal(first, base.batch_indices(1, 0, 100, 100)))
+    self.assertFalse(np.array_equal(first, base.batch_indices(0, 1, 100, 100)))
 
 
 class TfdsTest(absltest.TestCase):
@@ -95,9 +93,9 @@ class ClassesTest(parameterized.TestCase):
     data = sources.load(specs.Data(name='none', size=256, classes=1000, dataset='imagenet'))
     self.assertEqual((data.shape, data.is_image, len(data.names)), ((256, 256, 3), True, 1000))
     np.testing.assert_array_equal(
-      sources.class_numbers(data, 'Tench,207, golden retriever ,toilet tissue'), [0, 207, 207, 999]
+      base.class_numbers(data, 'Tench,207, golden retriever ,toilet tissue'), [0, 207, 207, 999]
     )
-    np.testing.assert_array_equal(sources.class_numbers(data, ''), np.arange(1000))
+    np.testing.assert_array_equal(base.class_numbers(data, ''), np.arange(1000))
 
   @parameterized.parameters(
     ('shark', "'great white shark'"),
@@ -108,10 +106,10 @@ class ClassesTest(parameterized.TestCase):
   def test_bad(self, label, message):
     data = sources.load(specs.Data(name='none', size=256, classes=1000, dataset='imagenet'))
     with self.assertRaisesRegex(UserError, message):
-      sources.class_numbers(data, label)
+      base.class_numbers(data, label)
 
   def test_no_labels(self):
-    self.assertEmpty(sources.class_numbers(sources.load(specs.Data(name='none', size=8)), ''))
+    self.assertEmpty(base.class_numbers(sources.load(specs.Data(name='none', size=8)), ''))
     with self.assertRaisesRegex(UserError, 'data.size must be at least 1'):
       sources.load(specs.Data(name='none'))
 

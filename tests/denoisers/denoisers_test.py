@@ -1,16 +1,17 @@
 """Exact denoisers against numerical integrals; clipping and guidance."""
 
-import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 from scipy import special, stats
 
-from gmm_diffusion.aliases import Time, UserError
 from gmm_diffusion.denoisers import exact, guidance
 from gmm_diffusion.denoisers.network import network
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import marginals, schedules
+from gmm_diffusion.types import Time
+from helpers import cases
 
 TIME = Time(np.float64(0), np.float64(0.6), np.float64(0.8))
 

@@ -4,7 +4,6 @@ form."""
 import functools
 import json
 
-import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 
-from gmm_diffusion.aliases import Time, UserError
 from gmm_diffusion.denoisers import exact, score_machines
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import grids
 from gmm_diffusion.samplers import make as sampler
+from gmm_diffusion.types import Time
+from helpers import cases
 
 RANDOM = np.random.RandomState(0)
 IMAGES, QUERIES = RANDOM.uniform(-1, 1, (5, 6, 7, 2)), RANDOM.randn(3, 6, 7, 2)

@@ -4,7 +4,6 @@ properties."""
 import functools
 import json
 
-import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +12,7 @@ from hypothesis import given, settings, strategies
 from scipy import special
 
 from gmm_diffusion.maths import em, mixtures
+from helpers import cases
 
 # most of the time here is compilation
 jit = functools.partial(

@@ -1,14 +1,14 @@
 """Conversions and kernel deviations."""
 
-import cases
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gmm_diffusion.aliases import Time
 from gmm_diffusion.maths import grids, marginals, schedules
+from gmm_diffusion.types import Time
+from helpers import cases
 
 
 class MarginalsTest(cases.X64TestCase):

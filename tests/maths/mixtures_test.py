@@ -1,6 +1,5 @@
 """The blocked posterior against dense float64 sums."""
 
-import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +7,7 @@ from absl.testing import absltest, parameterized
 from scipy import special, stats
 
 from gmm_diffusion.maths import mixtures, noise
+from helpers import cases
 
 
 def dense(queries, units):

@@ -1,6 +1,5 @@
 """Offsets, covariance factors, bounds and residuals against dense float64 algebra."""
 
-import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +7,9 @@ from absl.testing import absltest, parameterized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gmm_diffusion.aliases import UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import moment_matching as mm
+from helpers import cases
 
 SKEWED = np.array([0.1, 0.2, 0.3, 0.4])
 UNIFORM = np.full(4, 0.25)

@@ -1,6 +1,5 @@
 """Noise depends on (seed, id, step) and on nothing else."""
 
-import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +7,7 @@ from absl.testing import absltest
 from scipy import stats
 
 from gmm_diffusion.maths import noise
+from helpers import cases
 
 
 class NoiseTest(cases.X64TestCase):

@@ -1,13 +1,13 @@
 """Window distances against windows cut out one by one."""
 
-import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from gmm_diffusion.aliases import UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import patches
+from helpers import cases
 
 
 def by_hand(query, image, size):

@@ -1,13 +1,13 @@
 """Schedules against closed forms."""
 
-import cases
 import numpy as np
 from absl.testing import absltest, parameterized
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gmm_diffusion.aliases import UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import schedules
+from helpers import cases
 
 
 class SchedulesTest(parameterized.TestCase):

@@ -5,17 +5,16 @@ import json
 import os
 import zlib
 
-import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch_names
 from absl.testing import absltest, parameterized
 from flax import traverse_util
 
-from gmm_diffusion.aliases import UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.metrics import inception
 from gmm_diffusion.nets.inception import Inception, resize
+from helpers import cases, torch_names
 
 ROWS = [0, 1, 7, 149, 297, 298]
 FIELDS = {

@@ -1,13 +1,13 @@
 """Metrics against golden values of the public implementations."""
 
-import cases
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from gmm_diffusion.aliases import UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.metrics import frechet, precision_recall
 from gmm_diffusion.metrics.inception_score import adm_score, inception_score, split_score
 from gmm_diffusion.metrics.kernel import kernel_distance, kernel_subsets
+from helpers import cases
 
 
 def golden_features(seed, N, D, noise, amplitude, reference):

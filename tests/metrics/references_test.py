@@ -6,13 +6,13 @@ from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
-from features_test import IMAGES, fake
 from PIL import Image
 
 from gmm_diffusion import metrics
-from gmm_diffusion.aliases import UserError
 from gmm_diffusion.data.image_sets import ArraySet
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.metrics import features, frechet, references
+from helpers.fake_features import IMAGES, fake
 
 WIDE = fake()._replace(dimensions={'features': 2048, 'logits': 1008, 'spatial': 2023})
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from gmm_diffusion.aliases import UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.nets import cnn
 
 X, T = (

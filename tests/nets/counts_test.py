@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 from gmm_diffusion import specs
 from gmm_diffusion.checkpoints import importers
 from gmm_diffusion.data import sources
-from gmm_diffusion.loops import build
+from gmm_diffusion.engine import build
 from gmm_diffusion.nets.unet import Classifier, UNet
 
 FACES = (

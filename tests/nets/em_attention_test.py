@@ -10,8 +10,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from configs import digits
-from gmm_diffusion import main
-from gmm_diffusion.aliases import UserError
+from gmm_diffusion import tasks
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.nets import em_attention
 
 X = np.random.RandomState(0).randn(2, 3, 5, 8).astype(np.float32)  # two leading axes
@@ -86,7 +86,7 @@ class AttentionTest(parameterized.TestCase):
       train=dict(steps=80, batch=16, warmup=10, learning_rate=3e-3, log_every=20),
     )
     workdir = self.create_tempdir().full_path
-    main.run('train', workdir, config, 'test')
+    tasks.run('train', workdir, config, 'test')
     with open(os.path.join(workdir, 'training.json'), encoding='utf-8') as file:
       losses = [row['loss'] for row in json.load(file)]
     self.assertLess(losses[-1], 0.8 * losses[0])

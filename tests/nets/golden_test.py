@@ -4,21 +4,21 @@ names and imported."""
 import functools
 import re
 
-import cases
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch_names
 from absl.testing import absltest, parameterized
 
-from gmm_diffusion.aliases import Time, UserError
 from gmm_diffusion.denoisers import guidance
 from gmm_diffusion.denoisers.network import network
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import schedules
 from gmm_diffusion.nets.autoencoder import Autoencoder
 from gmm_diffusion.nets.dit import Block, DiT
 from gmm_diffusion.nets.unet import Classifier, UNet
+from gmm_diffusion.types import Time
+from helpers import cases, torch_names
 
 # Compiling takes longer than running here, so it is told not to optimise.
 quick_jit = functools.partial(

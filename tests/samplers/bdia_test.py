@@ -2,19 +2,18 @@
 
 import functools
 
-import cases
-import flows
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from gmm_diffusion import samplers
-from gmm_diffusion.aliases import UserError
 from gmm_diffusion.denoisers import exact
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import grids, schedules
 from gmm_diffusion.samplers import bdia
 from gmm_diffusion.samplers.run import run
+from helpers import cases, flows
 
 ARRAYS, RUNS = flows.golden('g7_bdia_ddim')
 make = functools.cache(bdia.bdia)

@@ -2,17 +2,17 @@
 
 import collections
 
-import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from gmm_diffusion import samplers
-from gmm_diffusion.aliases import UserError
 from gmm_diffusion.denoisers import exact
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import grids, noise, schedules
 from gmm_diffusion.samplers.run import run
+from helpers import cases
 
 SHAPE = (2, 4, 1)
 NAMES = tuple(samplers.SAMPLERS) + tuple(f'ddim_gmm_{variant}' for variant in samplers.VARIANTS)

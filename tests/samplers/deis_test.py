@@ -4,16 +4,15 @@ form."""
 import dataclasses
 import functools
 
-import cases
-import flows
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from gmm_diffusion import samplers
-from gmm_diffusion.aliases import UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import grids, marginals, schedules
 from gmm_diffusion.samplers import deis
+from helpers import cases, flows
 
 TORCH, TORCH_RUNS = flows.golden('g7_deis_th')
 JAX, JAX_RUNS = flows.golden('g7_deis_tab')

@@ -3,17 +3,16 @@ process."""
 
 import functools
 
-import cases
-import flows
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from gmm_diffusion import samplers
-from gmm_diffusion.aliases import UserError
 from gmm_diffusion.denoisers import exact
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import grids, schedules
 from gmm_diffusion.samplers import dpmpp
+from helpers import cases, flows
 
 ARRAYS, RUNS = flows.golden('g7_dpm_solver_pp')
 make = functools.cache(dpmpp.dpmpp)

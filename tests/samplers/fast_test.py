@@ -3,14 +3,13 @@ DDIM."""
 
 import itertools
 
-import cases
-import flows
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from gmm_diffusion import samplers
 from gmm_diffusion.maths import grids, schedules
+from helpers import cases, flows
 
 SCHEDULES = {name: schedules.SCHEDULES[name]() for name in ('linear', 'cosine', 'rectified_flow')}
 # Beyond 1e-6 DEIS of order 4 sees the knots of the linear schedule with 1000 times.

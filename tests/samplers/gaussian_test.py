@@ -2,16 +2,16 @@
 
 import json
 
-import cases
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from gmm_diffusion import samplers
-from gmm_diffusion.aliases import UserError
 from gmm_diffusion.denoisers import exact, guidance
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import grids, noise, schedules
 from gmm_diffusion.samplers.run import run
+from helpers import cases
 
 FILES = {name: cases.golden(name) for name in ('g7_guided_diffusion', 'g7_ermongroup_ddim')}
 RUNS = [

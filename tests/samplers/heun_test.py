@@ -2,15 +2,14 @@
 
 import functools
 
-import cases
-import flows
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from gmm_diffusion import samplers
-from gmm_diffusion.aliases import UserError
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import grids, schedules
 from gmm_diffusion.samplers import heun
+from helpers import cases, flows
 
 ARRAYS, RUNS = flows.golden('g7_edm')
 EDM = schedules.edm(sigma_max=1000.0)

@@ -2,7 +2,6 @@
 
 from unittest import mock
 
-import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +9,12 @@ from absl.testing import absltest, parameterized
 from scipy import stats
 
 from gmm_diffusion import samplers
-from gmm_diffusion.aliases import UserError
 from gmm_diffusion.denoisers import exact
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import grids, marginals, noise, schedules
 from gmm_diffusion.samplers import mixture
 from gmm_diffusion.samplers.run import run
+from helpers import cases
 
 D, N = 6, 200000
 X0 = np.linspace(-1, 1, D)

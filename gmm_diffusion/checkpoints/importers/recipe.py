@@ -13,7 +13,7 @@ import numpy as np
 from flax import traverse_util
 from tqdm import tqdm
 
-from gmm_diffusion.aliases import UserError
+from gmm_diffusion.errors import UserError
 
 Path = tuple[str, ...]
 

@@ -1,0 +1,125 @@
+"""Cells: the metrics of one sampler with one seed on one model, each in a file of its own, computed
+once.
+
+A cell is keyed by everything it depends on, so that sweeps of one workdir share cells, a changed
+setting computes its own, and a run that was killed goes on where it was. One host; all its devices
+are used.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from experiments.lib import common
+from gmm_diffusion import files, metrics, samplers, specs
+from gmm_diffusion.metrics.estimates import Estimate
+
+FOLDER = 'cells'
+CHOOSE, REPORT = (
+  1,
+  0,
+)  # seeds: best scales are chosen on one and reported on another, so that choosing is no gain
+
+
+def settings(sampler: specs.Sampler) -> dict[str, Any]:
+  """What a sampler depends on: its name, its grid, and the options that its kernel takes."""
+  name, options = samplers.resolve(sampler.name, sampler.options())
+  return {'name': name, 'steps': sampler.steps, 'grid': sampler.grid, 'end': sampler.end, **options}
+
+
+class Cells:
+  """The cells of a run in workdir/cells with `count` samples each, with all metrics or the Frechet
+  distance alone."""
+
+  def __init__(self, run: common.Run, workdir: str, count: int, everything: bool = False):
+    self.run, self.count, self.everything = run, count, everything
+    self._folder = os.path.join(workdir, FOLDER)
+    os.makedirs(self._folder, exist_ok=True)
+
+  def key(self, sampler: specs.Sampler, seed: int) -> dict[str, Any]:
+    return {
+      'sampler': settings(sampler),
+      'seed': seed,
+      'n': self.count,
+      'everything': self.everything,
+      **self.run.facts,
+    }
+
+  def _place(self, sampler, seed):
+    key = self.key(sampler, seed)
+    return key, place(self._folder, key)
+
+  def has(self, sampler: specs.Sampler, seed: int) -> bool:
+    return os.path.exists(self._place(sampler, seed)[1])
+
+  def get(self, sampler: specs.Sampler, seed: int) -> dict[str, Any]:
+    """The cell {'key', 'nfe', 'seconds', 'metrics': {name: (value, low, high)}, ...}, computed
+    where it is not there yet."""
+    key, path = self._place(sampler, seed)
+    found = files.read_json(path, None)
+    if found is None:
+      drawn = common.draw(self.run, sampler, self.count, seed)
+      values = {
+        name: tuple(value)
+        for name, value in common.measure(self.run, drawn.features, self.everything).items()
+      }
+      found = common.with_facts(
+        {'key': key, 'nfe': drawn.nfe, 'seconds': round(drawn.seconds, 2), 'metrics': values}
+      )
+      files.write_json(path, found)
+    return found
+
+  def estimate(self, sampler: specs.Sampler, seed: int, metric: str = 'frechet') -> Estimate:
+    return Estimate(*self.get(sampler, seed)['metrics'][metric])
+
+  def value(self, sampler: specs.Sampler, seed: int, metric: str = 'frechet') -> float:
+    return self.estimate(sampler, seed, metric).value
+
+  def best(
+    self, options: Sequence[specs.Sampler], metric: str, seed: int = CHOOSE
+  ) -> specs.Sampler:
+    """The sampler with the best metric on the choosing seed; a single one needs no sampling."""
+    if len(options) == 1:
+      return options[0]
+    sign = 1 if metrics.LOWER_IS_BETTER[metric] else -1
+    return min(options, key=lambda sampler: sign * self.value(sampler, seed, metric))
+
+  def fill(self, todo: Iterable[tuple[specs.Sampler, int]], title: str = 'cells') -> None:
+    """Computes the cells (sampler, seed) that are not there, with a progress bar weighted by their
+    evaluations."""
+    todo = list({place('', self.key(*cell)): cell for cell in todo}.values())
+    total = sum(sampler.steps * self.count for sampler, _ in todo)
+    ready = [cell for cell in todo if self.has(*cell)]
+    with tqdm(
+      total=total,
+      initial=sum(sampler.steps * self.count for sampler, _ in ready),
+      desc=f'{title} {len(ready)}/{len(todo)}',
+      unit='eval',
+      unit_scale=True,
+      dynamic_ncols=True,
+    ) as bar:
+      done = len(ready)
+      for cell in todo:
+        if not self.has(*cell):
+          self.get(*cell)
+          done += 1
+          bar.set_description(f'{title} {done}/{len(todo)}')
+          bar.update(cell[0].steps * self.count)
+
+
+def place(folder: str, key: dict[str, Any]) -> str:
+  """The file of a cell."""
+  mark = hashlib.sha256(json.dumps(key, sort_keys=True, default=list).encode()).hexdigest()[:16]
+  return os.path.join(folder, f'{key["sampler"]["name"]}-{key["sampler"]["steps"]}-{mark}.json')
+
+
+def with_scales(sampler: specs.Sampler, scales: Sequence[float]) -> list[specs.Sampler]:
+  """The sampler with each scale; alone where it has none."""
+  if 'scale' not in settings(sampler):
+    return [sampler]
+  return [dataclasses.replace(sampler, scale=scale) for scale in scales]

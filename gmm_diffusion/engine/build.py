@@ -1,0 +1,356 @@
+"""From a Spec to the objects of a run: schedule, networks, denoiser, weights.
+
+The weights of a run are a dict of variables: 'net', and where there are any 'autoencoder' (with the
+'latent_scale' beside its parameters) and 'classifier'. Exact denoisers have the data in their
+place.
+"""
+
+import dataclasses
+import hashlib
+import inspect
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gmm_diffusion import specs
+from gmm_diffusion.checkpoints.store import Store
+from gmm_diffusion.data import base
+from gmm_diffusion.denoisers import exact, guidance
+from gmm_diffusion.denoisers.network import network
+from gmm_diffusion.errors import UserError
+from gmm_diffusion.maths import schedules
+from gmm_diffusion.nets import NETS
+from gmm_diffusion.nets.autoencoder import Autoencoder
+from gmm_diffusion.nets.unet import Classifier
+from gmm_diffusion.types import Denoiser
+
+RANDOM = 'random'
+# what does not change the meaning of stored weights
+_FREE = ('dtype', 'dropout', 'weights', 'batch')
+
+
+def schedule(spec: specs.Schedule) -> schedules.Schedule:
+  """The schedule that a spec names, with the numbers it takes."""
+  if spec.name not in schedules.SCHEDULES:
+    raise UserError(f'unknown schedule {spec.name!r}; valid: {", ".join(schedules.SCHEDULES)}')
+  make = schedules.SCHEDULES[spec.name]
+  taken = inspect.signature(make).parameters
+  return make(**{key: value for key, value in dataclasses.asdict(spec).items() if key in taken})
+
+
+def _module(make, section, **more):
+  """A linen module with the options that it has among those of a section of the spec."""
+  known = {field.name for field in dataclasses.fields(make)} - {'name'}
+  options = {
+    field.name: getattr(section, field.name)
+    for field in dataclasses.fields(section)
+    if field.name in known
+  }
+  return make(**{**options, **more})
+
+
+def autoencoder(spec: specs.Spec) -> Autoencoder | None:
+  """The first stage, if the spec has one."""
+  if not spec.autoencoder.name:
+    return None
+  codes = spec.autoencoder.codes if spec.autoencoder.name == 'vq' else 0
+  return _module(Autoencoder, spec.autoencoder, codes=codes, dtype=jnp.dtype(spec.net.dtype))
+
+
+def sample_shape(spec: specs.Spec, data: base.Data) -> tuple[int, ...]:
+  """What is sampled: data, or their latents."""
+  if not spec.autoencoder.name:
+    return data.shape
+  factor = 2 ** (len(spec.autoencoder.multipliers) - 1)
+  if not data.is_image or data.shape[0] % factor or data.shape[1] % factor:
+    raise UserError(
+      f'the autoencoder halves images {len(spec.autoencoder.multipliers) - 1} times, which data of '
+      f'shape {" x ".join(map(str, data.shape))} does not allow'
+    )
+  return data.shape[0] // factor, data.shape[1] // factor, spec.autoencoder.latent_channels
+
+
+def label_count(spec: specs.Spec, data: base.Data) -> int:
+  """How many labels the network knows, one of them for "no class" where net.labels is 'null'."""
+  return {'null': data.classes + 1, 'plain': data.classes, 'none': 0}[spec.net.labels]
+
+
+def net(spec: specs.Spec, data: base.Data) -> Any:
+  """The network of a spec."""
+  if not data.is_image:
+    raise UserError(
+      f'data {spec.data.name!r} has no network to train; use --config.denoiser.name=mixture or '
+      f'empirical'
+    )
+  if spec.net.name not in NETS:
+    raise UserError(f'unknown net {spec.net.name!r}; valid: {", ".join(NETS)}')
+  if spec.net.context_dim and not label_count(spec, data):
+    raise UserError(
+      f'net.context_dim {spec.net.context_dim} needs labels to make the context from; set it to 0, '
+      f'or net.labels to '
+      "'null' or 'plain' with classes (a context of one's own enters in Python, see nets/unet.py)"
+    )
+  H, W, C = sample_shape(spec, data)
+  factor = 2 ** (len(spec.net.multipliers) - 1)
+  if spec.net.name == 'unet' and (H % factor or W % factor):
+    raise UserError(
+      f'images of {H} x {W} cannot be halved {len(spec.net.multipliers) - 1} times; '
+      f'use fewer net.multipliers, got {spec.net.multipliers}'
+    )
+  return _module(
+    NETS[spec.net.name],
+    spec.net,
+    out_channels=C * (1 + spec.net.learn_sigma),
+    classes=label_count(spec, data),
+    dtype=jnp.dtype(spec.net.dtype),
+  )
+
+
+def has_schedule(module: Any) -> bool:
+  """Whether a network takes its progress in training, in [0, 1], as nets.cnn does."""
+  return 'progress' in inspect.signature(type(module).__call__).parameters
+
+
+def classifier(spec: specs.Spec, data: base.Data) -> Classifier | None:
+  """The classifier that guides, if the spec has one."""
+  if not spec.classifier.scale:
+    return None
+  if spec.autoencoder.name or not data.classes:
+    raise UserError(
+      'classifier guidance needs a model of images with classes; set classifier.scale to 0'
+    )
+  return _module(
+    Classifier, spec.classifier, out_channels=data.classes, dtype=jnp.dtype(spec.net.dtype)
+  )
+
+
+def init(module: Any, shape: tuple[int, ...], seed: int) -> Any:
+  """Parameters of a network for samples of the given shape."""
+  x, t, labels = jnp.zeros((1,) + shape), jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)
+  return module.init(jax.random.key(seed), x, t, labels)
+
+
+def parts(spec: specs.Spec, data: base.Data) -> dict[str, tuple[Any, Any, specs.Weights]]:
+  """{'net' | 'autoencoder' | 'classifier': (module, abstract variables, where its weights come
+  from)}."""
+  x, t = jnp.zeros((1,) + data.shape), jnp.zeros((1,))
+  module = net(spec, data)
+  out = {
+    'net': (
+      module,
+      jax.eval_shape(lambda: init(module, sample_shape(spec, data), 0)),
+      spec.net.weights,
+    )
+  }
+  for name, other, inputs in (
+    ('autoencoder', autoencoder(spec), (x,)),
+    ('classifier', classifier(spec, data), (x, t)),
+  ):
+    if other is not None:
+      out[name] = (
+        other,
+        jax.eval_shape(other.init, jax.random.key(0), *inputs),
+        getattr(spec, name).weights,
+      )
+  return out
+
+
+def template(spec: specs.Spec, data: base.Data) -> dict[str, Any]:
+  """The abstract weights of a run in the dtype of the computation; codes and the latent scale stay
+  float32."""
+
+  def cast(path, leaf):
+    codes = any(key.key == 'quantize.embedding' for key in path)
+    return jax.ShapeDtypeStruct(leaf.shape, jnp.float32 if codes else jnp.dtype(spec.net.dtype))
+
+  out = {
+    name: jax.tree_util.tree_map_with_path(cast, variables)
+    for name, (_, variables, _) in parts(spec, data).items()
+  }
+  if spec.autoencoder.name:
+    out['autoencoder'] = dict(
+      out['autoencoder'], latent_scale=jax.ShapeDtypeStruct((), jnp.float32)
+    )
+  return out
+
+
+def random_weights(abstract: Any, seed: int) -> Any:
+  """Every parameter drawn, also those that training starts from zero: kernels N(0, 1 / fan-in),
+  others near 0 or 1."""
+  random = np.random.Generator(np.random.SFC64(seed))
+
+  def draw(path, leaf):
+    z = random.standard_normal(leaf.shape, np.float32)
+    if len(leaf.shape) >= 2:
+      z = z / np.float32(np.sqrt(np.prod(leaf.shape[:-1])))
+    else:
+      z = np.float32(0.1) * z + (path[-1].key in ('scale', 'latent_scale'))
+    return z.astype(leaf.dtype)
+
+  return jax.tree_util.tree_map_with_path(draw, abstract)
+
+
+def about(spec: specs.Spec, data: base.Data) -> dict[str, Any]:
+  """What weights belong to; stored beside them and compared when they are read."""
+  size = lambda section: {
+    key: value for key, value in dataclasses.asdict(section).items() if key not in _FREE
+  }
+  out = {
+    'net': size(spec.net),
+    'schedule': dataclasses.asdict(spec.schedule),
+    'prediction': spec.denoiser.prediction,
+    'shape': list(data.shape),
+    'classes': data.classes,
+  }
+  if spec.autoencoder.name:
+    out['autoencoder'] = size(spec.autoencoder)
+  if spec.classifier.scale:
+    out['classifier'] = {
+      key: value for key, value in size(spec.classifier).items() if key != 'scale'
+    }
+  for name in ('net', 'autoencoder', 'classifier'):
+    weights = getattr(spec, name).weights
+    if name in out and weights.format not in (
+      '',
+      RANDOM,
+    ):  # models of one size differ in nothing else
+      out[name]['weights'] = (
+        os.path.abspath(os.path.expanduser(weights.path)) if weights.path else weights.url
+      )
+  return out
+
+
+def weights(spec: specs.Spec, data: base.Data, workdir: str) -> Any:
+  """The arrays a denoiser needs: a checkpoint's, or the data themselves for exact denoisers."""
+  if spec.denoiser.name == 'mixture':
+    return data.mixture
+  if spec.denoiser.name == 'empirical':
+    if not len(data.train):
+      raise UserError(
+        f"denoiser 'empirical' needs data, but data {spec.data.name!r} has no items; valid here: "
+        f'network'
+      )
+    return base.to_model(data.train)
+  if spec.net.weights.format == RANDOM:
+    print('the weights are random: images will be noise', flush=True)
+    return random_weights(template(spec, data), spec.seed)
+  store = Store(workdir)
+  check_about(store, spec, data)
+  start = time.perf_counter()
+  out = store.weights(template(spec, data))
+  store.close()
+  count = sum(leaf.size for leaf in jax.tree.leaves(out))
+  print(
+    f'read {count:,} parameters as {spec.net.dtype} in {time.perf_counter() - start:.1f} s',
+    flush=True,
+  )
+  return out
+
+
+def check_about(store: Store, spec: specs.Spec, data: base.Data) -> None:
+  """Raises UserError unless a checkpoint is there and belongs to the spec."""
+  found, wanted = store.about(), about(spec, data)
+  for key, value in wanted.items():
+    stored = found.get(key)
+    if _plain(stored) != _plain(value):
+      differs = value
+      if isinstance(value, dict) and isinstance(stored, dict):
+        name = next(k for k in value if _plain(stored.get(k)) != _plain(value[k]))
+        key, stored, differs = f'{key}.{name}', stored.get(name), value[name]
+      raise UserError(
+        f'the checkpoint in {store.path} was made with {key} = {stored}, the config says '
+        f'{differs}; use its config, or another --workdir'
+      )
+
+
+def _plain(value):
+  return (
+    list(value)
+    if isinstance(value, tuple)
+    else {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, dict)
+    else value
+  )
+
+
+def denoiser(spec: specs.Spec, data: base.Data) -> Callable[[Any], Denoiser]:
+  """weights -> Denoiser, guided and clipped as the spec says."""
+  if spec.denoiser.guidance != 1:
+    if spec.denoiser.name != 'network':
+      raise UserError(
+        f'guidance {spec.denoiser.guidance:g} needs a conditional network; valid for '
+        f'denoiser {spec.denoiser.name!r}: 1'
+      )
+    if spec.net.labels != 'null' or not data.classes:
+      raise UserError(
+        f'guidance {spec.denoiser.guidance:g} needs a conditional network that knows "no class"; '
+        f'with net.labels {spec.net.labels!r} and {data.classes} classes the only valid value is 1'
+      )
+  if spec.denoiser.name == 'mixture' and data.mixture is None:
+    raise UserError(
+      f'data {spec.data.name!r} has no known mixture; valid denoisers here: network, empirical'
+    )
+  if spec.denoiser.name == 'network':
+    module, judge, process = net(spec, data), classifier(spec, data), schedule(spec.schedule)
+  clip = guidance.clip_x0 if spec.denoiser.clip and data.is_image else lambda out: out
+
+  def bind(arrays):
+    if spec.denoiser.name == 'mixture':
+      return clip(exact.mixture(*arrays))
+    if spec.denoiser.name == 'empirical':
+      return clip(exact.empirical(arrays))
+    out = network(
+      lambda x, t, labels: module.apply(arrays['net'], x, t, labels),
+      process,
+      spec.denoiser.prediction,
+    )
+    if spec.denoiser.guidance != 1:
+      out = guidance.classifier_free(
+        out,
+        spec.denoiser.guidance,
+        data.classes,
+        spec.denoiser.guidance_channels,
+        spec.denoiser.guidance_interval or None,
+      )
+    out = clip(out)
+    if judge is None:
+      return out
+
+    def log_prob(x, time, labels):
+      inputs, t = process.network_input(x, time)
+      logits = judge.apply(
+        arrays['classifier'], inputs, jnp.broadcast_to(jnp.asarray(t, x.dtype), (len(x),))
+      )
+      return guidance.log_prob_of(logits, labels)
+
+    # the source clips x_0 before it adds the gradient and not again
+    return guidance.classifier(out, log_prob, spec.classifier.scale)
+
+  return bind
+
+
+def decoder(spec: specs.Spec) -> Callable[[Any, Any], Any] | None:
+  """(weights of the autoencoder, latents) -> images in [-1, 1], if there is one."""
+  module = autoencoder(spec)
+  if module is None:
+    return None
+
+  def decode(arrays, z):
+    return module.apply(
+      {'params': arrays['params']}, z / arrays['latent_scale'].astype(z.dtype), method='decode'
+    )
+
+  return decode
+
+
+def tree_hash(tree: Any) -> str:
+  """Twelve hexadecimal digits of the SHA-256 of all leaves, in order."""
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves(tree):
+    digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
+  return digest.hexdigest()[:12]

@@ -1,0 +1,109 @@
+"""Training a denoiser: the DDPM loss [DDPM eq. 14] or the ELBO weights of [GMM eq. 40]."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gmm_diffusion import parallel, specs
+from gmm_diffusion.data import base
+from gmm_diffusion.engine import build, trainer
+from gmm_diffusion.errors import UserError
+from gmm_diffusion.maths import grids, marginals, schedules
+from gmm_diffusion.samplers import mixture, resolve
+from gmm_diffusion.types import Time
+
+
+def elbo_weights(
+  spec: specs.Sampler, process: schedules.Schedule, times: Time, dim: int
+) -> np.ndarray:
+  """w_t of [GMM eq. 40] for each training time, scaled to mean one, float64.
+
+  The kernel is that of `sampler`, stepping through all training times; its first step ends at clean
+  data with no variance, and takes the weight of the next.
+  """
+  grid = grids.from_times(process, times.t[::-1])
+  name, options = resolve(spec.name, spec.options())
+  eta = options.pop('eta', 1.0)  # ddpm has none, and is the case eta = 1
+  precision = mixture.precisions(name, eta, options, grid, dim)
+  precision[-1] = precision[-2]
+  if not np.all(np.isfinite(precision)):
+    n = int(np.argmax(~np.isfinite(precision)))
+    raise UserError(
+      f'the ELBO needs positive variances, but sampler {spec.name!r} has none at t = '
+      f'{grid.t[n]:g}; raise sampler.eta ({spec.eta:g}) above 0, or lower sampler.scale '
+      f'({spec.scale:g})'
+    )
+  weights = (precision * grid.b_t**2 / (2 * grid.a_t**2))[::-1]
+  return weights / weights.mean()
+
+
+def make_update(spec: specs.Spec, data: base.Data, optimiser: optax.GradientTransformation):
+  """(State, batch) -> (State, loss) on every device; batch is (images, labels, position in the
+  whole batch)."""
+  module, process = build.net(spec, data), build.schedule(spec.schedule)
+  times = process.at(process.training_times)
+  if spec.train.loss == 'elbo':
+    weights = elbo_weights(spec.sampler, process, times, int(np.prod(data.shape)))
+  else:
+    weights = np.ones(len(times.t))
+  table = jax.tree.map(lambda x: np.asarray(x, np.float32), (times, weights))
+
+  def loss_fn(params, step, batch):
+    x0, labels, position = batch
+    root = jax.random.fold_in(jax.random.key(spec.seed), step)
+    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(root, i), 4))(position)
+    index = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(weights)))(keys[:, 0])
+    eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(keys[:, 1])
+    drop = jax.vmap(lambda key: jax.random.bernoulli(key, spec.train.label_dropout))(keys[:, 2])
+    time, weight = jax.tree.map(lambda x: jnp.asarray(x)[index], table)
+    if spec.net.labels == 'null':
+      labels = jnp.where(drop, data.classes, labels)
+    inputs, t = process.network_input(marginals.diffuse(x0, eps, time), time)
+    progress = {'progress': step / spec.train.steps} if build.has_schedule(module) else {}
+    output = module.apply(
+      params, inputs, t, labels, train=True, rngs={'dropout': keys[0, 3]}, **progress
+    )
+    error = output[..., : x0.shape[-1]] - marginals.target(spec.denoiser.prediction, x0, eps, time)
+    return jnp.mean(weight * jnp.mean(error**2, axis=tuple(range(1, x0.ndim))))
+
+  return trainer.updater(spec.train, optimiser, loss_fn)
+
+
+def train(spec: specs.Spec, data: base.Data, workdir: str) -> None:
+  """Trains to spec.train.steps, from the latest checkpoint of the workdir if there is one.
+
+  Raises:
+    UserError: on a bad setting, a checkpoint of another network, or a loss that is not finite
+      (the last good checkpoint stays).
+  """
+  if not len(data.train) or spec.autoencoder.name or spec.net.weights.format:
+    raise UserError(
+      'this config is for a pretrained model: it has no data to train on, or trains in latents, '
+      'which is not supported; valid modes: fetch, convert, sample'
+    )
+  if parallel.shares(spec.train.batch):
+    raise UserError(f'train.batch {spec.train.batch} is {parallel.shares(spec.train.batch)}')
+  module, optimiser = build.net(spec, data), trainer.make_optimiser(spec.train)
+  images = base.to_model(data.train)
+
+  def fresh():
+    params = build.init(module, data.shape, spec.seed)
+    return trainer.State(jnp.zeros((), jnp.int32), params, params, optimiser.init(params))
+
+  def batch(step, mine):
+    index = base.batch_indices(spec.seed, step, len(images), spec.train.batch)[mine]
+    return (
+      images[index],
+      data.train_labels[index],
+      np.arange(spec.train.batch, dtype=np.int32)[mine],
+    )
+
+  trainer.fit(
+    spec.train,
+    fresh,
+    lambda: make_update(spec, data, optimiser),
+    batch,
+    build.about(spec, data),
+    workdir,
+  )

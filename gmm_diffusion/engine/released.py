@@ -1,0 +1,174 @@
+"""Released weights: --mode=fetch downloads them, --mode=convert makes a checkpoint of them that
+sampling loads."""
+
+import glob
+import os
+import shutil
+import urllib.parse
+from typing import Any
+
+import jax
+import numpy as np
+
+from gmm_diffusion import specs
+from gmm_diffusion.checkpoints import importers, tensor_files
+from gmm_diffusion.checkpoints.fetch import check, needed
+from gmm_diffusion.checkpoints.fetch import fetch as download
+from gmm_diffusion.checkpoints.importers import recipe as recipes
+from gmm_diffusion.checkpoints.store import Store
+from gmm_diffusion.data import base
+from gmm_diffusion.engine import build
+from gmm_diffusion.errors import UserError
+
+WEIGHT_FILES = (
+  'diffusion_pytorch_model.safetensors',
+  'diffusion_pytorch_model.safetensors.index.json',
+  'diffusion_pytorch_model.bin',
+  'diffusion_pytorch_model.bin.index.json',
+)
+
+
+def is_released(spec: specs.Spec) -> bool:
+  """Whether the network's weights come from a file of others."""
+  return spec.net.weights.format not in ('', build.RANDOM)
+
+
+def place(weights: specs.Weights, workdir: str) -> str:
+  """Where a weights file is, or should be."""
+  if weights.path:
+    return os.path.abspath(os.path.expanduser(weights.path))
+  if not weights.url:
+    raise UserError(
+      'net.weights, autoencoder.weights or classifier.weights has neither path nor url; give the '
+      'path of the file'
+    )
+  stem, extension = os.path.splitext(urllib.parse.urlsplit(weights.url).path)
+  # the whole address, as many files are called diffusion_pytorch_model or model
+  name = stem.strip('/').replace('/resolve/main', '').replace('/', '_') + (
+    '.ckpt' if extension == '.zip' else extension
+  )
+  return os.path.join(os.path.abspath(workdir), 'released', name)
+
+
+def _wanted(spec: specs.Spec, data: base.Data) -> dict[str, specs.Weights]:
+  """Where the weights of each part come from; a file may hold several."""
+  out = {name: weights for name, (_, _, weights) in build.parts(spec, data).items()}
+  for name, weights in out.items():
+    if weights.format not in importers.FORMATS:
+      raise UserError(
+        f'unknown {name}.weights.format {weights.format!r}; valid: {", ".join(importers.FORMATS)}'
+      )
+  return out
+
+
+def fetch(spec: specs.Spec, data: base.Data, workdir: str) -> None:
+  """--mode=fetch: downloads what the config names and is not there."""
+  if not is_released(spec):
+    raise UserError(
+      f'nothing to fetch: net.weights.format is {spec.net.weights.format!r}; valid: '
+      f'{", ".join(importers.FORMATS)}'
+    )
+  paths = set()
+  for weights in _wanted(spec, data).values():
+    path = place(weights, workdir)
+    if path in paths:
+      continue
+    paths.add(path)
+    if weights.path and os.path.exists(path):
+      print(f'{path} is there')
+    elif weights.url:
+      download(weights.url, path, weights.size, weights.sha256)
+    elif not os.path.exists(path):
+      raise UserError(
+        f'there is nothing at {path}, and the config has no address for it; put the file there'
+      )
+
+
+def _find(weights, workdir):
+  """The file to read."""
+  path = place(weights, workdir)
+  if not os.path.exists(path):
+    raise UserError(
+      f'no weights at {path}; use --mode=fetch, or '
+      f'{needed(weights.url, path, weights.size, weights.sha256)}'
+      if weights.url
+      else f'no weights at {path}; put the file there, or set net.weights.path'
+    )
+  if not os.path.isdir(path):
+    if not weights.path:
+      check(weights.url, path, weights.size, weights.sha256)
+    return path
+  for name in WEIGHT_FILES:
+    if os.path.exists(os.path.join(path, name)):
+      return os.path.join(path, name)
+  raise UserError(
+    f'folder {path} has none of {", ".join(WEIGHT_FILES)}; give the folder of one diffusers model, '
+    f'such as .../unet'
+  )
+
+
+def convert(spec: specs.Spec, data: base.Data, workdir: str) -> None:
+  """--mode=convert: released weights -> checkpoint 0 of the workdir; does nothing if it is
+  there."""
+  if not is_released(spec):
+    raise UserError(
+      f'nothing to convert: net.weights.format is {spec.net.weights.format!r}; valid: '
+      f'{", ".join(importers.FORMATS)}'
+    )
+  store = Store(workdir)
+  if store.latest() is not None:
+    build.check_about(store, spec, data)
+    print(f'already converted: {store.path}')
+    store.close()
+    return
+  found = {name: _find(weights, workdir) for name, weights in _wanted(spec, data).items()}
+  converted = {}
+  for name, (module, abstract, weights) in build.parts(spec, data).items():
+    with tensor_files.open_tensors(found[name]) as source:
+      side = build.sample_shape(spec, data)[0]
+      recipe, owned = importers.recipe_of(
+        weights.format, name, module, abstract, source.shapes, side
+      )
+      recipes.check(recipe, source.shapes, owned, found[name])
+      converted[name] = recipes.read(recipe, source, found[name], f'reading {name}')
+      if name == 'autoencoder':
+        converted[name]['latent_scale'] = _latent_scale(source, spec)
+  _save(converted, build.about(spec, data), workdir)
+  print(f'converted to {Store(workdir).path}')
+
+
+def _latent_scale(source, spec):
+  """The factor that a latent diffusion file holds where it was measured in training, or else the
+  config's."""
+  value = source.read('scale_factor') if 'scale_factor' in source.shapes else spec.autoencoder.scale
+  return np.float32(np.reshape(value, ()))
+
+
+def _save(converted: dict[str, Any], about: dict[str, Any], workdir: str) -> None:
+  size, free = (
+    sum(leaf.nbytes for leaf in jax.tree.leaves(converted)),
+    shutil.disk_usage(workdir).free,
+  )
+  if size > free:
+    raise UserError(
+      f'the checkpoint needs {size / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free in {workdir}; '
+      f'give another --workdir'
+    )
+  store = Store(workdir, create=True, copy=False)
+  try:
+    store.save(0, converted, None, about)
+    store.close()
+  except Exception as error:  # orbax and tensorstore raise many kinds
+    for left in glob.glob(os.path.join(glob.escape(store.path), '*.orbax-checkpoint-tmp')):
+      shutil.rmtree(left, ignore_errors=True)
+    raise UserError(
+      f'cannot write the checkpoint to {store.path}: {str(error).strip().splitlines()[0][:200]}; '
+      'free space there, or give another --workdir'
+    ) from error
+
+
+def ensure(spec: specs.Spec, data: base.Data, workdir: str) -> None:
+  """Converts released weights that are there and not yet converted; says what to do where they are
+  not there."""
+  if spec.denoiser.name == 'network' and is_released(spec) and Store(workdir).latest() is None:
+    convert(spec, data, workdir)

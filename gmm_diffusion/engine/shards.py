@@ -1,0 +1,127 @@
+"""Long work on ranges of sample ids, one file each: it can be stopped at any moment, and processes
+share it.
+
+A file is whole or absent (reports/files.py). A process claims a range by a lock that the system
+takes back when the process ends, however it ends, so processes on any hosts that see the same
+folder need no coordinator. A claimed range is looked at once more before it is made: no range is
+made twice.
+"""
+
+import contextlib
+import fcntl
+import os
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from tqdm import tqdm
+
+from gmm_diffusion import files
+from gmm_diffusion.errors import UserError
+
+Arrays = dict[str, np.ndarray]
+Advance = Callable[[int], None]
+
+_WAIT = 0.2  # seconds between two looks at what other processes do
+
+
+def ranges(count: int, size: int) -> list[range]:
+  """0..count-1 in ranges of `size`; the last may be shorter."""
+  return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def path_of(folder: str, ids: range) -> str:
+  return os.path.join(folder, f'{ids.start:08d}-{ids.stop - 1:08d}.npz')
+
+
+def load(folder: str, mark: str, ids: range) -> Arrays | None:
+  """The arrays of a range; None where the file is absent, damaged, or made with other settings."""
+  try:
+    with open(path_of(folder, ids), 'rb') as content, np.load(content) as file:
+      return (
+        {name: file[name] for name in file.files if name != 'mark'}
+        if str(file['mark']) == mark
+        else None
+      )
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    return None
+
+
+def fill(
+  folder: str,
+  mark: str,
+  count: int,
+  size: int,
+  make: Callable[[range, Advance], Arrays],
+  title: str,
+) -> None:
+  """Returns when every range of ids has its file.
+
+  Args:
+    folder: of the files; created.
+    mark: what the arrays depend on, as text; a file with another mark is made again.
+    count: of ids.
+    size: ids in a file.
+    make: (ids, advance) -> arrays; calls advance(number of ids done) as it goes.
+    title: of the progress bar.
+  """
+  os.makedirs(folder, exist_ok=True)
+  todo = [ids for ids in ranges(count, size) if load(folder, mark, ids) is None]
+  if not todo:
+    return
+  with (
+    open(os.path.join(folder, 'claims'), 'ab') as claims,
+    tqdm(
+      total=count, initial=count - sum(map(len, todo)), desc=title, unit='image', dynamic_ncols=True
+    ) as bar,
+  ):
+    while todo:
+      others = []
+      for i, ids in enumerate(todo):
+        bar.set_postfix_str(
+          f'{len(todo) - i + len(others)} of {len(ranges(count, size))} files to go'
+        )
+        with _claim(claims, ids.start) as mine:
+          if not mine:
+            others.append(ids)
+          elif load(folder, mark, ids) is not None:
+            bar.update(len(ids))
+          else:
+            arrays = make(ids, bar.update)
+            files.write(
+              path_of(folder, ids), lambda name, arrays=arrays: np.savez(name, mark=mark, **arrays)
+            )
+      if len(others) == len(todo):
+        time.sleep(_WAIT)
+      todo = others
+
+
+@contextlib.contextmanager
+def _claim(file, position: int) -> Iterator[bool]:
+  """Whether this process has the lock of a byte of a file."""
+  try:
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, position)
+  except (BlockingIOError, PermissionError):  # which one depends on the system
+    yield False
+    return
+  try:
+    yield True
+  finally:
+    fcntl.lockf(file, fcntl.LOCK_UN, 1, position)
+
+
+def read(folder: str, mark: str, count: int, size: int) -> Iterator[Arrays]:
+  """The arrays of each range, in order, one range in memory at a time.
+
+  Raises:
+    UserError: a file is not what `fill` left.
+  """
+  for ids in ranges(count, size):
+    arrays = load(folder, mark, ids)
+    if arrays is None:
+      raise UserError(
+        f'{path_of(folder, ids)} was changed by another run; run again, with another --workdir for '
+        f'other settings'
+      )
+    yield arrays

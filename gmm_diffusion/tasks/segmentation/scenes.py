@@ -1,0 +1,240 @@
+"""Images with objects to segment: composed digit scenes, BSDS500, or a folder of images and
+masks."""
+
+import glob
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from gmm_diffusion import specs
+from gmm_diffusion.data import sources
+from gmm_diffusion.errors import UserError
+
+BACKGROUND, OBJECT, IGNORE = 0, 1, 2
+LEAST, MOST = 0.03, 0.6  # an object's share of its image
+MASK_VALUES = {0: BACKGROUND, 255: OBJECT, 128: IGNORE}
+
+
+class Scene(NamedTuple):
+  """image uint8 [H, W, 3]; maps uint8 or uint16 [A, H, W], one per annotator; objects [(map,
+  label)]; what is not an object is background."""
+
+  name: str
+  image: np.ndarray
+  maps: np.ndarray
+  objects: tuple[tuple[int, int], ...]
+  ignore: int = -1
+
+  def mask(self, number: int) -> np.ndarray:
+    """BACKGROUND, OBJECT or IGNORE, uint8 [H, W]."""
+    which, label = self.objects[number]
+    return np.where(self.maps[which] == self.ignore, IGNORE, self.maps[which] == label).astype(
+      np.uint8
+    )
+
+
+class Scenes(NamedTuple):
+  """What to train on, to choose settings by, and to report."""
+
+  train: Sequence[Scene]
+  val: Sequence[Scene]
+  test: Sequence[Scene]
+
+
+def rgb(image: np.ndarray) -> np.ndarray:
+  """uint8 [H, W, 3] of any grey, RGB or RGBA image, uint8 or float in [0, 1]; alpha is dropped.
+
+  Raises:
+    UserError: on another shape, type or range.
+  """
+  image = np.asarray(image)
+  if image.ndim == 2:
+    image = image[..., None]
+  if image.ndim != 3 or image.shape[-1] not in (1, 3, 4) or not image.size:
+    raise UserError(
+      f'an image of shape {image.shape} cannot be segmented; valid: [H, W], [H, W, 1], [H, W, 3] '
+      f'or [H, W, 4]'
+    )
+  if image.dtype.kind == 'f':
+    if not np.isfinite(image).all():
+      raise UserError(
+        f'the image has {int((~np.isfinite(image)).sum())} pixels that are not finite; replace '
+        f'them first'
+      )
+    if image.min() < 0 or image.max() > 1:
+      raise UserError(f'a float image must be in [0, 1], got {image.min():g} to {image.max():g}')
+    image = np.round(image * 255).astype(np.uint8)
+  elif image.dtype != np.uint8:
+    raise UserError(f'an image must be uint8, or float in [0, 1], got {image.dtype}')
+  return np.ascontiguousarray(
+    np.broadcast_to(image, image.shape[:2] + (3,)) if image.shape[-1] == 1 else image[..., :3]
+  )
+
+
+def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+  """uint8 [H, W] or [H, W, 3]; images are filtered, masks keep their values."""
+  if image.shape[:2] == shape:
+    return image
+  return np.asarray(
+    Image.fromarray(image).resize(shape[::-1], Image.NEAREST if image.ndim == 2 else Image.BILINEAR)
+  )
+
+
+def open_image(path: str, mode: str) -> np.ndarray:
+  """A file as uint8 RGB, or 'L' (masks)."""
+  try:
+    with Image.open(path) as image:
+      return np.asarray(image.convert(mode))
+  except OSError as error:
+    raise UserError(f'cannot read image {path!r}: {error}') from error
+
+
+def _files(folder: str, *extensions: str) -> list[str]:
+  return sorted(
+    path
+    for path in glob.glob(os.path.join(os.path.expanduser(folder), '*'))
+    if path.lower().endswith(
+      extensions or ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
+    )
+  )
+
+
+def bsds(path: str, split: str) -> list[Scene]:
+  """BSDS500 [Arbelaez et al. 2011]: segmentations/ID_K.png holds the label map of annotator K for
+  images/ID.jpg."""
+  root = os.path.join(os.path.expanduser(path), split)
+  out = []
+  for file in _files(os.path.join(root, 'images'), '.jpg'):
+    name = os.path.splitext(os.path.basename(file))[0]
+    maps = [
+      open_image(other, 'L')
+      for other in _files(os.path.join(root, 'segmentations'), '.png')
+      if os.path.basename(other).rsplit('_', 1)[0] == name
+    ]
+    image = open_image(file, 'RGB')
+    if any(labels.shape != image.shape[:2] for labels in maps):
+      raise UserError(f'a segmentation of {file} has another size than the image')
+    objects = []
+    for number, labels in enumerate(maps):
+      share = np.bincount(labels.ravel()) / labels.size
+      objects += [
+        (number, int(label)) for label in np.flatnonzero((share >= LEAST) & (share <= MOST))
+      ]
+    if objects:
+      out.append(Scene(name, image, np.stack(maps), tuple(objects)))
+  if not out:
+    raise UserError(
+      f'no images with segmentations in {root}; data.path must hold train, val and test, each with '
+      f'images/ and segmentations/'
+    )
+  return out
+
+
+def folder(images: str, masks: str) -> list[Scene]:
+  """Every image of a folder that has a mask of the same name in the other: 0 background, 255
+  object, 128 ignored."""
+  found = {os.path.splitext(os.path.basename(path))[0]: path for path in _files(masks)}
+  out = []
+  for path in _files(images):
+    name = os.path.splitext(os.path.basename(path))[0]
+    if name not in found:
+      raise UserError(f'image {path} has no mask {name}.png in data.masks {masks!r}')
+    image, mask = open_image(path, 'RGB'), open_image(found[name], 'L')
+    if image.shape[:2] != mask.shape:
+      raise UserError(
+        f'image {path} is {image.shape[1]} x {image.shape[0]}, its mask {mask.shape[1]} x '
+        f'{mask.shape[0]}; they must agree'
+      )
+    other = sorted(set(np.unique(mask).tolist()) - set(MASK_VALUES))
+    if other or not (mask == 255).any():
+      raise UserError(
+        f'mask {found[name]} '
+        + (f'has the values {other[:5]}' if other else 'is empty')
+        + '; valid: 0 background, 255 object, 128 ignored'
+      )
+    out.append(Scene(name, image, mask[None], ((0, 255),), 128))
+  if not out:
+    raise UserError(f'no images in data.images {images!r}; give a folder of image files')
+  return out
+
+
+def digit_scenes(
+  digits: np.ndarray, photographs: Sequence[np.ndarray], count: int, seed: int, size: int = 96
+) -> list[Scene]:
+  """Digits [N, 8, 8, 1], enlarged and coloured, on pieces of photographs."""
+  random, out = np.random.RandomState(seed), []
+  while len(out) < count:
+    photo = photographs[random.randint(len(photographs))]
+    y, x = (random.randint(0, side - size + 1) for side in photo.shape[:2])
+    image, labels = (
+      photo[y : y + size, x : x + size].astype(np.float32),
+      np.zeros((size, size), np.uint8),
+    )
+    for label in range(1, random.randint(2, 5)):
+      side = random.randint(size // 3, 2 * size // 3)
+      shape = np.asarray(
+        Image.fromarray(digits[random.randint(len(digits))][..., 0]).resize(
+          (side, side), Image.BICUBIC
+        )
+      )
+      y, x = random.randint(0, size - side + 1, 2)
+      ink = shape > 100
+      image[y : y + side, x : x + side][ink] = random.uniform(0, 255, 3) + random.normal(
+        0, 12, (int(ink.sum()), 3)
+      )
+      labels[y : y + side, x : x + side][ink] = label
+    share = np.bincount(labels.ravel(), minlength=5) / labels.size
+    objects = tuple((0, label) for label in range(1, 5) if share[label] >= LEAST)
+    if objects:
+      out.append(
+        Scene(f'scene {len(out)}', np.clip(image, 0, 255).astype(np.uint8), labels[None], objects)
+      )
+  return out
+
+
+def load(spec: specs.Data) -> Scenes:
+  """BSDS500 where data.path is given, else digit scenes; data.images and data.masks replace the
+  test set."""
+  if bool(spec.images) != bool(spec.masks):
+    raise UserError('data.images and data.masks go together: give both, or neither')
+  if spec.path:
+    parts = {split: bsds(spec.path, split) for split in ('train', 'val', 'test')}
+  else:
+    from sklearn import datasets  # slow to import, and only needed here
+
+    digits, photos = sources.digits(spec), datasets.load_sample_images().images
+    left, right = [photo[:, :400] for photo in photos], [photo[:, 400:] for photo in photos]
+    parts = {
+      'train': digit_scenes(digits.train, left, 400, 0),
+      'val': digit_scenes(digits.test[:150], right, 60, 1),
+      'test': digit_scenes(digits.test[150:], right, 100, 2),
+    }
+  if spec.images:
+    parts['test'] = folder(spec.images, spec.masks)
+  return Scenes(**parts)
+
+
+def crop(
+  scene: Scene, number: int, shape: tuple[int, int], random: np.random.RandomState
+) -> tuple[np.ndarray, np.ndarray]:
+  """A random piece of a scene at a random scale, perhaps mirrored: image [*shape, 3] and mask
+  [*shape], with some of the object in it."""
+  mask = scene.mask(number)
+  least = max(shape[0] / mask.shape[0], shape[1] / mask.shape[1])
+  for _ in range(8):
+    scale = random.uniform(least, max(1.0, least))
+    size = tuple(max(s, int(round(side * scale))) for s, side in zip(shape, mask.shape))
+    y, x = (random.randint(0, side - s + 1) for side, s in zip(size, shape))
+    piece = resize(mask, size)[y : y + shape[0], x : x + shape[1]]
+    if (piece == OBJECT).mean() > 0.01 and (piece == BACKGROUND).any():
+      break
+  else:  # an object at the rim: all of the image
+    size, y, x = shape, 0, 0
+    piece = resize(mask, shape)
+  image = resize(scene.image, size)[y : y + shape[0], x : x + shape[1]]
+  if random.rand() < 0.5:
+    image, piece = image[:, ::-1], piece[:, ::-1]
+  return image, piece

@@ -1,0 +1,105 @@
+"""The notebook and the experiments on creativity at a small size."""
+
+import json
+import os
+import re
+
+from absl.testing import absltest
+
+from experiments.studies import creativity_table
+from helpers import cases, creativity_config
+
+NOTEBOOK = os.path.join(cases.ROOT, 'experiments', 'notebooks', 'creativity_colab.ipynb')
+
+
+class NotebookTest(absltest.TestCase):
+  def test_runs(self):
+    with open(NOTEBOOK, encoding='utf-8') as file:
+      cells = [cell for cell in json.load(file)['cells'] if cell['cell_type'] == 'code']
+    shown = []
+    self.addCleanup(os.chdir, os.getcwd())
+    os.chdir(self.create_tempdir().full_path)
+    scope = {'display': shown.append, 'HTML': str}
+    for cell in cells:
+      tags = cell['metadata'].get('tags', [])
+      source = ''.join(cell['source'])
+      self.assertEqual(cell['outputs'], [])  # no machine's results are kept in the file
+      source = {'variant': 'COUNT, STEPS = 6, 2', 'config': 'config = tiny()'}.get(
+        ''.join(tags), source
+      )
+      scope['tiny'] = creativity_config.tiny
+      source = source.replace('from IPython.display import HTML, display\n', '')  # not a dependency
+      if 'install' not in tags:
+        exec(compile(source, NOTEBOOK, 'exec'), scope)  # pylint: disable=exec-used
+    self.assertLen(shown, 4)
+    self.assertIn('Machine against network', shown[3])
+
+
+class ExperimentsTest(absltest.TestCase):
+  def test_machine_speed(self):
+    workdir = self.create_tempdir().full_path
+    code, out, error = cases.python(
+      '-m',
+      'experiments.benchmarks.machine_speed',
+      f'--workdir={workdir}',
+      '--sizes',
+      '3',
+      '--measured=8',
+      '--direct=1',
+      '--queries=1',
+      '--repeats=1',
+    )
+    self.assertEqual(code, 0, error[-2000:])
+    self.assertRegex(
+      out,
+      r'patches \*? +[\d.]+ s for 5000 images and 1 queries +[\d.]+ x bare +direct is +[\d.]+ x '
+      r'this',
+    )
+    self.assertTrue(os.path.exists(os.path.join(workdir, 'machine_speed.json')))
+
+  def test_els_predicts_cnn(self):
+    workdir = self.create_tempdir().full_path
+    common = (
+      '-m',
+      'experiments.studies.els_predicts_cnn',
+      f'--workdir={workdir}',
+      '--train-steps=2',
+      '--batch=4',
+      '--limit=20',
+      '--channels=8',
+      '--blocks=1',
+    )
+    code, out, error = cases.python(
+      *common, '--pairs=3', '--probes=2', '--sizes', '3', '--steps=2', '--paddings', 'circular'
+    )
+    self.assertEqual(code, 0, error[-2000:])
+    self.assertRegex(out, r'circular  ELS    r -?[\d.]+ ± [\d.]+   sizes \[3, 3\]')
+    with open(os.path.join(workdir, 'els_predicts_cnn_digits.json'), encoding='utf-8') as file:
+      found = json.load(file)['circular']
+    self.assertEqual(set(found['differences of r']), {'ELS - LS', 'ELS - IS'})
+    code, out, error = cases.python(*common, '--pairs=4', '--bound')
+    self.assertEqual(code, 0, error[-2000:])
+    self.assertLen(re.findall(r'error of bbELS', out), 5)
+
+  def test_table_over_seeds(self):
+    share = lambda value: {'value': value, 'interval': [0, 1]}
+    run = lambda consistent: {
+      'quality': {
+        'none': {'consistent': share(0.1), 'chance': 0.1},
+        'top1': {'consistent': share(consistent), 'chance': 0.1},
+      },
+      'agreement': {
+        name: {'ELS': {'r': share(0.5), 'r2': share(0.25)}} for name in ('none', 'top1')
+      },
+      'baselines': {name: {'random pair': share(0.2)} for name in ('none', 'top1')},
+    }
+    row = creativity_table.table([run(0.3), run(0.4), run(0.5)])[1]
+    self.assertAlmostEqual(row['consistent'].value, 0.4)
+    self.assertAlmostEqual(
+      row['consistent above none'].high - 0.3, 4.3027 * 0.1 / 3**0.5, places=4
+    )  # t(0.975, 2)
+    self.assertAlmostEqual(row['r2 ELS'].value, 0.25)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,77 @@
+"""What several tests share."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import parameterized
+
+from gmm_diffusion.maths import marginals, noise
+from gmm_diffusion.samplers.run import run
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+TESTDATA = os.path.join(ROOT, 'tests', 'testdata')
+# compiles in half the time
+FAST = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+
+
+class X64TestCase(parameterized.TestCase):
+  """Tests in double precision."""
+
+  def setUp(self):
+    super().setUp()
+    self.enter_context(jax.enable_x64(True))
+
+
+def golden(name):
+  """Arrays of testdata/<name>.npz."""
+  return np.load(os.path.join(TESTDATA, name + '.npz'))
+
+
+def known_x0(x0):
+  """A denoiser that knows the one x_0 behind every sample."""
+
+  def denoise(x, time, cond):
+    del cond
+    return marginals.from_x0(x, jnp.broadcast_to(jnp.asarray(x0, x.dtype)[None], x.shape), time)
+
+  return denoise
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 5), static_argnames=('keep',))
+def _run(kernel, denoiser, grid, plan, x, shape, keys, keep):
+  return run(
+    kernel, denoiser, grid, plan, x, lambda n: noise.at_step(keys, n, shape, x.dtype), keep=keep
+  )
+
+
+def sample(kernel, denoiser, grid, shape, ids, seed=0, keep='last', dtype=None, start=None):
+  """Runs a kernel; x_T is `start`, or noise at the grid's first level."""
+  dtype = dtype or jnp.result_type(float)
+  plan, _ = kernel.plan(grid, shape)
+  keys = noise.sample_keys(seed, ids)
+  if start is None:
+    start = jnp.asarray(grid.b_t[0], dtype) * noise.initial(keys, shape, dtype)
+  return _run(kernel, denoiser, grid, plan, start, shape, keys, keep=keep)
+
+
+def python(*arguments, timeout=500, devices=1, flags=''):
+  """Runs Python in the repository's root: (exit code, stdout, stderr)."""
+  environment = dict(
+    os.environ,
+    JAX_PLATFORMS='cpu',
+    XLA_FLAGS=f'--xla_force_host_platform_device_count={devices} {flags}',
+  )
+  done = subprocess.run(
+    [sys.executable, *arguments],
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=timeout,
+  )
+  return done.returncode, done.stdout, done.stderr

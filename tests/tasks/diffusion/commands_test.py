@@ -1,0 +1,244 @@
+"""End to end, by the real command: train, sample, evaluate, all; toy; resume after kill -9."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import chex
+import numpy as np
+import orbax.checkpoint as ocp
+from absl.testing import absltest
+from PIL import Image
+
+from gmm_diffusion.checkpoints.store import Store
+from helpers import cases, cli
+
+
+def records(workdir):
+  with open(os.path.join(workdir, 'results.json'), encoding='utf-8') as file:
+    return json.load(file)
+
+
+class AllTest(absltest.TestCase):
+  def test_digits(self):
+    workdir = os.path.join(self.create_tempdir().full_path, 'run')
+    code, out, error = cli.main('digits.py:runlocal', 'all', workdir)
+    self.assertEqual(code, 0, error[-3000:])
+    self.assertNotIn('Warning', error)
+    self.assertIn('training', error)  # the progress bar
+    for name in (
+      'training.png',
+      'training.json',
+      'report.html',
+      'results.json',
+      'samples/ddim.png',
+      'samples/ddim_gmm.npz',
+    ):
+      self.assertTrue(os.path.exists(os.path.join(workdir, name)), name)
+    with np.load(os.path.join(workdir, 'samples', 'ddim_gmm.npz')) as file:
+      self.assertEqual((file['arr_0'].dtype, file['arr_0'].shape), (np.uint8, (100, 8, 8, 1)))
+      np.testing.assert_array_equal(file['arr_1'], np.arange(100) % 10)
+    self.assertEqual(Image.open(os.path.join(workdir, 'samples', 'ddim.png')).mode, 'L')
+
+    found = {(r['sampler'], r.get('metric')): r for r in records(workdir)}
+    for sampler in ('ddim', 'ddim_gmm', 'ddim_noise'):  # the control came by itself
+      record = found[sampler, 'frechet']
+      self.assertBetween(record['value'], *record['interval'])
+      self.assertEqual((record['n'], record['nfe'], record['seed']), (100, 10, 0))
+      for key in (
+        'weights',
+        'reference',
+        'config',
+        'command',
+        'versions',
+        'seconds',
+        'features',
+        'settings',
+      ):
+        self.assertIn(key, record)
+    self.assertEqual(found['ddim_gmm', 'frechet']['control'], 'ddim_noise')
+
+    with open(os.path.join(workdir, 'report.html'), encoding='utf-8') as file:
+      page = file.read()
+    for text in (
+      '--mode=all',
+      'ddim_noise',
+      'frechet',
+      '±',
+      'cov. resid.',
+      'data:image/png;base64',
+    ):
+      self.assertIn(text, page)
+    self.assertNotIn('src="http', page)
+
+    # a second look: other steps by an override, from the same checkpoint
+    code, out, error = cli.main(
+      'digits.py:runlocal',
+      'sample',
+      workdir,
+      '--config.sampler.steps=5',
+      '--config.sample.count=20',
+    )
+    self.assertEqual(code, 0, error[-3000:])
+    self.assertIn('20 samples, 5 network evaluations each', out)
+    self.assertIn('5 of 5 steps are clipped', out)
+
+    # and again: what is there is not drawn twice
+    code, out, error = cli.main(
+      'digits.py:runlocal',
+      'sample',
+      workdir,
+      '--config.sampler.steps=5',
+      '--config.sample.count=20',
+    )
+    self.assertEqual(code, 0, error[-3000:])
+    self.assertNotIn('sampling', error)
+
+    # another network than the checkpoint's is refused
+    code, out, error = cli.main('digits.py:runlocal', 'sample', workdir, '--config.net.channels=24')
+    self.assertEqual(code, 1)
+    self.assertRegex(
+      error.strip().splitlines()[-1],
+      r'^error: the checkpoint in .* was made with net.channels = 16, the config says 24',
+    )
+
+  def test_toy_needs_no_training(self):
+    workdir = os.path.join(self.create_tempdir().full_path, 'run')
+    code, out, error = cli.main(
+      'toy.py',
+      'all',
+      workdir,
+      '--config.evaluate.count=500',
+      "--config.evaluate.samplers=('ddim',)",
+      '--config.sampler.steps=100',
+    )
+    self.assertEqual(code, 0, error[-3000:])
+    with np.load(os.path.join(workdir, 'samples', 'ddim.npz')) as file:
+      points = file['arr_0']
+    self.assertEqual(points.shape, (500, 2))
+    # with the exact denoiser the points end on the circle of radius 0.8
+    self.assertAlmostEqual(float(np.median(np.linalg.norm(points, axis=1))), 0.8, delta=0.02)
+    self.assertFalse(os.path.exists(os.path.join(workdir, 'checkpoints')))
+
+
+class ResumeTest(absltest.TestCase):
+  def test_kill_and_resume_is_bit_exact(self):
+    root = self.create_tempdir().full_path
+    overrides = cli.TINY + (
+      '--config.train.steps=200',
+      '--config.train.checkpoint_every=50',
+      '--config.train.log_every=25',
+    )
+    code, _, error = cli.main('digits.py', 'train', os.path.join(root, 'straight'), *overrides)
+    self.assertEqual(code, 0, error[-3000:])
+
+    broken = os.path.join(root, 'broken')
+    process = subprocess.Popen(
+      [
+        sys.executable,
+        '-m',
+        'gmm_diffusion.main',
+        '--config=configs/digits.py',
+        '--mode=train',
+        f'--workdir={broken}',
+        *overrides,
+      ],
+      cwd=cases.ROOT,
+      env=dict(os.environ, JAX_PLATFORMS='cpu'),
+      stderr=subprocess.DEVNULL,
+      stdout=subprocess.DEVNULL,
+    )
+    deadline = time.time() + 300
+    while not os.path.isdir(os.path.join(broken, 'checkpoints', '100')):
+      self.assertIsNone(process.poll(), 'the run ended before it could be killed')
+      self.assertLess(time.time(), deadline)
+      time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    self.assertLess(Store(broken).latest(), 200)
+    code, _, error = cli.main('digits.py', 'train', broken, *overrides)
+    self.assertEqual(code, 0, error[-3000:])
+
+    states = []
+    for name in ('straight', 'broken'):
+      store = Store(os.path.join(root, name))
+      self.assertEqual(store.latest(), 200)
+      states.append(ocp.StandardCheckpointer().restore(os.path.join(store.path, '200', 'train')))
+    chex.assert_trees_all_equal(*states)
+    curves = [
+      json.load(open(os.path.join(root, name, 'training.json'))) for name in ('straight', 'broken')
+    ]
+    self.assertEqual(curves[0], curves[1])
+    self.assertEqual([row['step'] for row in curves[0]], list(range(25, 201, 25)))
+
+    # nothing is left to do, and it says so
+    code, out, _ = cli.main('digits.py', 'train', broken, *overrides)
+    self.assertEqual((code, out.strip()), (0, 'already trained to step 200'))
+
+
+DEVICES = """
+import sys
+import numpy as np
+from configs import digits
+from gmm_diffusion import parallel, specs
+from gmm_diffusion.data import sources
+from gmm_diffusion.engine import build, drawing as sample
+workdir, out = sys.argv[1:3]
+spec = specs.from_config(digits.get_config('runlocal'))
+data = sources.load(spec.data)
+weights = build.weights(spec, data, workdir)
+ids = np.arange(70, dtype=np.uint32)
+bind, kernel, grid, plan, _ = sample.prepare(spec, specs.Sampler(name='ddim_gmm_ortho', steps=4, eta=0.5), data)
+
+def draw(shared, batch):  # as floats, before they are rounded to images
+  arrays, plan = shared
+  return sample.sample_batch(kernel, bind(arrays), grid, plan, spec.seed, batch[0], batch[1], data.shape)[0]
+
+samples = {}
+for batch in sys.argv[3:]:
+  samples[batch] = parallel.map_batches(draw, int(batch))(parallel.replicate((weights, plan), local=True), (ids, sample.labels_of(ids, data, '')))
+np.savez(out, **samples)
+"""
+
+
+class DevicesTest(absltest.TestCase):
+  def test_samples_do_not_depend_on_batch_or_devices(self):
+    root = self.create_tempdir().full_path
+    workdir = os.path.join(root, 'run')
+    code, _, error = cli.main('digits.py:runlocal', 'train', workdir)
+    self.assertEqual(code, 0, error[-3000:])
+    found = {}
+    for devices, batches in ((1, ('64', '7', '1')), (2, ('7',)), (4, ('7',))):
+      path = os.path.join(root, f'{devices}.npz')
+      code, _, error = cases.python('-c', DEVICES, workdir, path, *batches, devices=devices)
+      self.assertEqual(code, 0, error[-3000:])
+      with np.load(path) as file:
+        found.update({(devices, batch): file[batch] for batch in file.files})
+    reference = found[1, '64']
+    self.assertGreater(np.std(reference), 0.1)
+    for (devices, batch), x in found.items():
+      self.assertLess(np.abs(x - reference).max(), 1e-5, f'{devices} devices, batches of {batch}')
+
+  def test_training_uses_all_devices(self):
+    root = self.create_tempdir().full_path
+    overrides = cli.TINY + ('--config.train.steps=3', '--config.train.log_every=1')
+    losses = {}
+    for devices in (1, 2):
+      workdir = os.path.join(root, str(devices))
+      code, _, error = cli.main('digits.py', 'train', workdir, *overrides, devices=devices)
+      self.assertEqual(code, 0, error[-3000:])
+      with open(os.path.join(workdir, 'training.json'), encoding='utf-8') as file:
+        losses[devices] = [row['loss'] for row in json.load(file)]
+    np.testing.assert_allclose(losses[1], losses[2], rtol=1e-4)
+    code, _, error = cli.main(
+      'digits.py', 'train', os.path.join(root, 'odd'), '--config.train.batch=15', devices=2
+    )
+    self.assertEqual(code, 1)
+    self.assertIn('error: train.batch 15 is not a multiple of the 2 devices', error)
+
+
+if __name__ == '__main__':
+  absltest.main()
