@@ -33,8 +33,8 @@ from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import marginals
 from gmm_diffusion.metrics.estimates import bootstrap
 from gmm_diffusion.reports import images
-from gmm_diffusion.tasks.creativity import compare
-from gmm_diffusion.tasks.creativity import modes as creativity
+from gmm_diffusion.tasks.creativity import compare, machines
+from gmm_diffusion.tasks.creativity.quality import plain
 
 # Published medians of r, called r^2 there (60,000 training images, 256 channels, receptive field
 # 17, 32 x 32).
@@ -92,16 +92,16 @@ def predict(args, padding: str) -> dict:
   few = dataclasses.replace(
     spec, creativity=dataclasses.replace(spec.creativity, images=args.calibration_images)
   )
-  states = creativity.trajectories(spec, data, denoiser, args.probes)
+  states = machines.trajectories(spec, data, denoiser, args.probes)
   rows, made = {}, {}
   for name in ('ELS', 'bbELS', 'LS', 'IS') if padding == 'zero' else ('ELS', 'LS', 'IS'):
     size, found = args.sizes[0], None
     if name != 'IS':
-      found = creativity.calibrated(few, data, denoiser, states, name)
+      found = machines.calibrated(few, data, denoiser, states, name)
       size = found.sizes
-    made[name] = creativity.machine_samples(spec, data, name, size, args.pairs)
+    made[name] = machines.machine_samples(spec, data, name, size, args.pairs)
     rows[name] = {
-      **creativity.plain(compare.agreement(made[name], network)),
+      **plain(compare.agreement(made[name], network)),
       'sizes': size if found else None,
       'cosines': found.cosines.tolist() if found else None,
       'published r': PUBLISHED[padding].get(name),
@@ -115,7 +115,7 @@ def predict(args, padding: str) -> dict:
   r = {name: compare.pearson(x, network) for name, x in made.items()}
   best = 'bbELS' if padding == 'zero' else 'ELS'
   above = {
-    f'{one} - {other}': creativity.plain(compare.median(r[one] - r[other]))
+    f'{one} - {other}': plain(compare.median(r[one] - r[other]))
     for one in {'ELS', best}
     for other in ('LS', 'IS')
   }
@@ -136,7 +136,7 @@ def predict(args, padding: str) -> dict:
   return {
     'machines': rows,
     'differences of r': above,
-    'baselines': creativity.plain(base),
+    'baselines': plain(base),
     'rows of the picture': ['network', *made, 'nearest training image'],
   }
 
@@ -181,7 +181,7 @@ def bound(args, save) -> None:
       f'difference {row["CNN - bbELS"]}',
       flush=True,
     )
-    rows.append(creativity.plain(row))
+    rows.append(plain(row))
     save(rows)
 
 

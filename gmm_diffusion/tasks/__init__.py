@@ -13,9 +13,7 @@ MODES = ('train', 'fetch', 'convert', 'sample', 'evaluate', 'all')
 TASKS = {  # task -> mode -> loop(spec, workdir, command)
   'diffusion': {mode: functools.partial(diffusion.run, mode) for mode in MODES},
   'segmentation': {
-    'train': segmentation.train,
-    'evaluate': segmentation.evaluate,
-    'all': segmentation.train_and_evaluate,
+    mode: functools.partial(segmentation.run, mode) for mode in ('train', 'evaluate', 'all')
   },
   'creativity': {
     mode: functools.partial(creativity.run, mode) for mode in ('train', 'evaluate', 'all')

@@ -1,30 +1,28 @@
-"""Task 'creativity': networks that differ in their final layer beside score machines, from the same
-noise."""
+"""The modes of task 'creativity': networks that differ in their final layer beside score machines,
+from the same noise."""
 
 import dataclasses
-import functools
-import hashlib
 import os
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from gmm_diffusion import files, parallel, samplers, specs
-from gmm_diffusion.data import base, crafted, sources
+from gmm_diffusion import parallel, specs
+from gmm_diffusion.data import base, sources
 from gmm_diffusion.denoisers import score_machines
 from gmm_diffusion.engine import build, drawing, loss
 from gmm_diffusion.errors import UserError
-from gmm_diffusion.maths import grids, noise
-from gmm_diffusion.metrics.estimates import Estimate
 from gmm_diffusion.nets import cnn
 from gmm_diffusion.reports import records
-from gmm_diffusion.samplers.run import run as run_sampler
-from gmm_diffusion.tasks.creativity import calibrate, compare, locality, provenance
+from gmm_diffusion.tasks.creativity import compare, locality, provenance
 from gmm_diffusion.tasks.creativity import report as figures
-from gmm_diffusion.types import Denoiser, StepGrid, Time
+from gmm_diffusion.tasks.creativity.machines import (
+  calibrated,
+  grid_of,
+  stored_samples,
+  time_at,
+  trajectories,
+)
+from gmm_diffusion.tasks.creativity.quality import early, plain, quality
 
 PUBLISHED = (
   'Published on another data set whose details are not public: 21.64 % consistency for a CNN with '
@@ -92,152 +90,6 @@ def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
     train(spec, data, workdir)
   if mode in ('evaluate', 'all'):
     evaluate(spec, data, workdir, command)
-
-
-@functools.cache
-def grid_of(spec: specs.Spec) -> StepGrid:
-  """The steps of all samples."""
-  return grids.make(
-    build.schedule(spec.schedule), spec.sampler.steps, spec.sampler.grid, spec.sampler.end
-  )
-
-
-def bind_machine(spec: specs.Spec, name: str, size: Any, shared: bool):
-  """(images, log_priors) -> Denoiser; shared: over the devices, inside parallel.over_devices."""
-  collectives = score_machines.Collectives(parallel.largest, parallel.total) if shared else None
-  return lambda arrays: score_machines.make(
-    name, arrays[0], size, spec.net.padding, log_priors=arrays[1], collectives=collectives
-  )
-
-
-def machine_images(spec: specs.Spec, data: base.Data) -> np.ndarray:
-  """The training images that machines see, float32 in [-1, 1]."""
-  return base.to_model(data.train[: spec.creativity.images or None])
-
-
-def machine_samples(
-  spec: specs.Spec, data: base.Data, name: str, size: Any, count: int
-) -> np.ndarray:
-  """Samples of a machine with ids 0..count-1, uint8: those of a network that start from the same
-  noise.
-
-  The training images are split over all devices; each step joins what the devices find.
-  """
-  images = machine_images(spec, data)
-  grid, shape = grid_of(spec), data.shape
-  kernel = samplers.make(spec.sampler.name, spec.sampler.options(), build.schedule(spec.schedule))
-  plan, _ = kernel.plan(grid, shape)
-
-  def draw(shared, part):
-    seed, ids, plan = shared
-    return drawing.sample_batch(
-      kernel, bind_machine(spec, name, size, True)(part), grid, plan, seed, ids, None, shape
-    )[0]
-
-  mapped = parallel.over_devices(draw)
-  part = (
-    parallel.split_uneven(images, 0),
-    parallel.split_uneven(np.zeros(len(images), np.float32), -np.inf),
-  )
-  out, at_once = [], min(count, 25)
-  with tqdm(total=count, desc=f'machine {name}', unit='image', dynamic_ncols=True) as bar:
-    for start in range(0, count, at_once):
-      ids = np.minimum(np.arange(start, start + at_once), count - 1).astype(np.uint32)
-      out.append(
-        parallel.unreplicate(mapped(parallel.replicate((np.uint32(spec.seed), ids, plan)), part))
-      )
-      bar.update(min(at_once, count - start))
-  return base.to_image(np.concatenate(out)[:count])
-
-
-def stored_samples(
-  spec: specs.Spec, data: base.Data, name: str, size: Any, workdir: str
-) -> np.ndarray:
-  """machine_samples for all pairs, from the workdir where an earlier run left them."""
-  parts = (
-    name,
-    size,
-    spec.sampler,
-    spec.schedule,
-    spec.net.padding,
-    spec.seed,
-    spec.creativity.images,
-    spec.creativity.pairs,
-    spec.data,
-  )
-  path = os.path.join(
-    workdir, 'machines', f'{name}_{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}.npz'
-  )
-  if os.path.exists(path):
-    with np.load(path) as stored:
-      return stored['arr_0']
-  out = machine_samples(spec, data, name, size, spec.creativity.pairs)
-  if parallel.is_main():
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    files.write(path, lambda temporary: np.savez(temporary, out))
-  return out
-
-
-def trajectories(spec: specs.Spec, data: base.Data, denoiser: Denoiser, count: int) -> np.ndarray:
-  """x at the time of each step, [steps, count, H, W, C]: the states that a denoiser is asked
-  about."""
-  grid = grid_of(spec)
-  kernel = samplers.make(spec.sampler.name, spec.sampler.options(), build.schedule(spec.schedule))
-  plan, _ = kernel.plan(grid, data.shape)
-  keys = noise.sample_keys(spec.seed, np.arange(count, dtype=np.uint32))
-  start = jnp.asarray(grid.b_t[0], jnp.float32) * noise.initial(keys, data.shape)
-  path = jax.jit(
-    lambda x, plan: (
-      run_sampler(
-        kernel,
-        denoiser,
-        grid,
-        plan,
-        x,
-        lambda n: noise.at_step(keys, n, data.shape),
-        jnp.zeros(count, jnp.int32),
-        keep='all',
-      ).path
-    )
-  )(start, plan)
-  return np.concatenate([start[None], path[:-1]])
-
-
-def calibrated(
-  spec: specs.Spec, data: base.Data, denoiser: Denoiser, states: np.ndarray, name: str
-) -> calibrate.Calibration:
-  """Patch sizes of a machine along trajectories (`states`) of a network."""
-  arrays = machine_images(spec, data)
-  priors = np.zeros(len(arrays), np.float32)
-  labels = np.zeros(states.shape[1], np.int32)
-  eps = lambda bound: jax.jit(lambda x, time, arrays: bound(arrays)(x, time, labels).eps)
-
-  def machine(size):
-    answer = eps(bind_machine(spec, name, size, False))
-    return lambda x, time: answer(x, time, (arrays, priors))
-
-  network = eps(lambda _: denoiser)
-  return calibrate.calibrate(
-    states, grid_of(spec), lambda x, time: network(x, time, ()), machine, spec.creativity.sizes
-  )
-
-
-def quality(spec: specs.Spec, data: base.Data, images: np.ndarray) -> dict[str, Estimate]:
-  """Consistency and novelty of the crafted set; of any set the distance to the training images."""
-  out = {}
-  if spec.data.name == 'crafted':
-    reading = crafted.read(images)
-    sound = crafted.consistent(reading) & reading.recognised
-    out = {
-      'consistent': compare.share(crafted.consistent(reading)),
-      'recognised': compare.share(reading.recognised),
-      'chance': crafted.chance(reading),
-    }
-    if len(images) >= 100:
-      out['consistent of 100'] = compare.share(crafted.consistent(reading)[:100])
-    if sound.any():
-      out['novel'] = compare.share(crafted.novel(reading)[sound])
-  return {**out, **compare.memorised(images, data.train, data.test)}
 
 
 def evaluate(spec: specs.Spec, data: base.Data, workdir: str, command: str) -> None:
@@ -358,32 +210,3 @@ def evaluate(spec: specs.Spec, data: base.Data, workdir: str, command: str) -> N
     ),
   )
   print(f'report: {os.path.join(workdir, "report.html")}')
-
-
-def time_at(spec: specs.Spec, step: int) -> Time:
-  """Time of a step, float32."""
-  return jax.tree.map(lambda value: np.float32(value[step]), grid_of(spec).now)
-
-
-def early(spec: specs.Spec, denoiser: Denoiser, states: np.ndarray) -> dict[str, list[float]]:
-  """Share of consistent x_0 predictions at each step of the crafted set, and that of independent
-  cells: when the theme is decided."""
-  if spec.data.name != 'crafted':
-    return {}
-  predict = jax.jit(lambda x, time: denoiser(x, time, jnp.zeros(len(x), jnp.int32)).x0)
-  readings = [
-    crafted.read(base.to_image(predict(x, time_at(spec, n)))) for n, x in enumerate(states)
-  ]
-  return {
-    'consistent': [float(np.mean(crafted.consistent(reading))) for reading in readings],
-    'chance': [crafted.chance(reading) for reading in readings],
-  }
-
-
-def plain(value: Any) -> Any:
-  """Estimates as dicts, for JSON."""
-  if isinstance(value, Estimate):
-    return {'value': value.value, 'interval': [value.low, value.high]}
-  if isinstance(value, dict):
-    return {str(key): plain(entry) for key, entry in value.items()}
-  return value

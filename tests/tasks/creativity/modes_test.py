@@ -48,14 +48,14 @@ import numpy as np
 from configs import creativity as config_file
 from gmm_diffusion import specs
 from gmm_diffusion.data import base, sources
-from gmm_diffusion.tasks.creativity import modes as creativity
+from gmm_diffusion.tasks.creativity import machines
 config = config_file.get_config('digits,runlocal')
 config.sampler.steps = 2
 config.creativity.images = 11
 spec = specs.from_config(config)
 base.to_image = lambda x: x  # floats, not rounded to images
 assert jax.device_count() == int(sys.argv[2])
-np.save(sys.argv[1], creativity.machine_samples(spec, sources.load(spec.data), 'ELS', 3, 2))
+np.save(sys.argv[1], machines.machine_samples(spec, sources.load(spec.data), 'ELS', 3, 2))
 """
 
 

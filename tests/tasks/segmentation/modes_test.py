@@ -9,7 +9,7 @@ from absl.testing import absltest
 from configs import segmentation as config_lib
 from gmm_diffusion import specs, tasks
 from gmm_diffusion.errors import UserError
-from gmm_diffusion.tasks.segmentation import modes as segmentation
+from gmm_diffusion.tasks.segmentation import benchmark, training
 from gmm_diffusion.tasks.segmentation import scenes as data
 from helpers import cases
 
@@ -42,24 +42,24 @@ class SegmentationTest(absltest.TestCase):
 
   def test_damaged_and_old_curves_are_found_again(self):
     path = os.path.join(self.create_tempdir().full_path, 'none.npz')
-    self.assertIsNone(segmentation._read(path, 'mark', 1))
+    self.assertIsNone(benchmark._read(path, 'mark', 1))
     np.savez_compressed(
       path, mark='mark', curves=np.ones((1, 3)), mask0=np.ones((4, 5), bool), clicks0=[[1, 2, 1]]
     )
-    self.assertEqual(segmentation._read(path, 'mark', 1)[2], [[(1, 2, True)]])
-    self.assertIsNone(segmentation._read(path, 'other', 1))
+    self.assertEqual(benchmark._read(path, 'mark', 1)[2], [[(1, 2, True)]])
+    self.assertIsNone(benchmark._read(path, 'other', 1))
     with open(path, 'rb') as file:
       whole = file.read()
     for length in (0, 10, len(whole) // 2, len(whole) - 5):
       with open(path, 'wb') as file:
         file.write(whole[:length])
-      self.assertIsNone(segmentation._read(path, 'mark', 1))
+      self.assertIsNone(benchmark._read(path, 'mark', 1))
 
   def test_more_objects_than_images(self):
     def chosen(count):
       config = config_lib.get_config()
       config.segmentation.objects = count
-      return segmentation.Objects(specs.from_config(config))
+      return benchmark.Objects(specs.from_config(config))
 
     one, more = chosen(100), chosen(150)
     np.testing.assert_array_equal(one.images, np.arange(100))
@@ -76,11 +76,11 @@ class SegmentationTest(absltest.TestCase):
   def test_batches_depend_on_seed_and_step_alone(self):
     spec = specs.from_config(config_lib.get_config('runlocal'))
     scenes = data.load(spec.data).train
-    whole = segmentation.make_batch(spec, scenes, 3, slice(0, 4))
-    half = segmentation.make_batch(spec, scenes, 3, slice(2, 4))
+    whole = training.make_batch(spec, scenes, 3, slice(0, 4))
+    half = training.make_batch(spec, scenes, 3, slice(2, 4))
     for a, b in zip(whole, half):
       np.testing.assert_array_equal(a[2:], b)
-    self.assertTrue((whole[0] != segmentation.make_batch(spec, scenes, 4, slice(0, 4))[0]).any())
+    self.assertTrue((whole[0] != training.make_batch(spec, scenes, 4, slice(0, 4))[0]).any())
     image, mask, pixels, labels, _ = whole
     self.assertEqual(image.shape, (4, 48, 64, 3))
     for i in range(4):

@@ -1,0 +1,160 @@
+"""Training of interactive segmentation with simulated clicks, and what it leaves in a workdir."""
+
+import functools
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gmm_diffusion import parallel, specs
+from gmm_diffusion.checkpoints.store import Store
+from gmm_diffusion.engine import trainer
+from gmm_diffusion.errors import UserError
+from gmm_diffusion.tasks.segmentation import annotator, session
+from gmm_diffusion.tasks.segmentation import scenes as data
+from gmm_diffusion.tasks.segmentation.model import Clicks, Segmenter
+
+FIRST = 8  # most clicks drawn before the network's own error adds one, while training
+
+
+def network(spec: specs.Segmentation, clicks: str = 'tokens') -> Segmenter:
+  return Segmenter(
+    spec.channels,
+    spec.blocks,
+    spec.heads,
+    spec.head_channels,
+    spec.key_steps,
+    spec.value_steps,
+    clicks,
+  )
+
+
+def _init(module, spec, seed):
+  H, W = spec.crop
+  return module.init(
+    jax.random.key(seed),
+    jnp.zeros((1, H, W, 3)),
+    Clicks(jnp.zeros((1, FIRST + 1, 2), jnp.int32), jnp.zeros((1, FIRST + 1), jnp.int32)),
+  )
+
+
+def _about(spec: specs.Segmentation, clicks: str) -> dict[str, Any]:
+  keys = ('channels', 'blocks', 'heads', 'head_channels', 'key_steps', 'value_steps')
+  return {'segmentation': {key: getattr(spec, key) for key in keys}, 'clicks': clicks}
+
+
+def make_batch(
+  spec: specs.Spec, scenes: list[data.Scene], step: int, mine: slice
+) -> tuple[np.ndarray, ...]:
+  """Images uint8, masks, pixels and labels of clicks, positions in the whole batch: a function of
+  (seed, step) alone."""
+  rows = []
+  for position in range(*mine.indices(spec.train.batch)):
+    random = np.random.RandomState([spec.seed, step, position])
+    scene = scenes[random.randint(len(scenes))]
+    image, mask = data.crop(
+      scene, random.randint(len(scene.objects)), spec.segmentation.crop, random
+    )
+    clicks = annotator.first_clicks(mask, min(FIRST, random.geometric(0.35)), random)
+    packed = session.pack(clicks, mask.shape, max(mask.shape), FIRST + 1)
+    rows.append((image, mask, packed.pixels, packed.labels, np.int32(position)))
+  return tuple(map(np.stack, zip(*rows)))
+
+
+def _corrected(key, clicks: Clicks, wrong, mask) -> Clicks:
+  """One more click, somewhere inside the errors [H, W] of one item; now and then none."""
+  keys = jax.random.split(key)
+  inside = (
+    jax.lax.reduce_window(wrong.astype(jnp.float32), 0.0, jax.lax.add, (7, 7), (1, 1), 'SAME')
+    * wrong
+  )
+  at = jax.random.categorical(keys[0], 2 * jnp.log(inside.reshape(-1) + 1e-9))
+  pixel = jnp.stack([at // wrong.shape[1], at % wrong.shape[1]])
+  label = jnp.where(
+    jnp.any(wrong) & jax.random.bernoulli(keys[1], 0.75), mask.reshape(-1)[at] == data.OBJECT, -1
+  )
+  slot = jnp.sum(clicks.labels >= 0)
+  return Clicks(
+    clicks.pixels.at[slot].set(pixel.astype(jnp.int32)),
+    clicks.labels.at[slot].set(label.astype(jnp.int32)),
+  )
+
+
+def loss_of(module: Segmenter, seed: int):
+  """loss_fn(params, step, batch): cross-entropy and 1 - soft IoU after a click of correction, each
+  item on a random arm."""
+
+  def loss_fn(params, step, batch):
+    image, mask, pixels, labels, position = batch
+    image, clicks = image.astype(jnp.float32) / 127.5 - 1, Clicks(pixels, labels)
+    root = jax.random.fold_in(jax.random.key(seed), step)
+    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(root, i), 3))(position)
+    on = tuple(jax.vmap(lambda key: jax.random.bernoulli(key, 0.6))(keys[:, i]) for i in (0, 1))
+    encode = lambda clicks: module.apply(params, image, clicks, method='encode')
+    update = lambda features, clicks: module.apply(params, features, clicks, on, method='update')
+    features = encode(clicks)
+    guess = jax.lax.stop_gradient(update(features, clicks)) > 0
+    wrong = (guess != (mask == data.OBJECT)) & (mask != data.IGNORE)
+    clicks = jax.vmap(_corrected)(keys[:, 2], clicks, wrong, mask)
+    logits = update(encode(clicks) if module.clicks == 'channels' else features, clicks)
+    target, counts = (
+      (mask == data.OBJECT).astype(jnp.float32),
+      (mask != data.IGNORE).astype(jnp.float32),
+    )
+    entropy = jnp.maximum(logits, 0) - logits * target + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    p = jax.nn.sigmoid(logits) * counts
+    total = lambda x: jnp.sum(x, (1, 2))
+    iou = (total(p * target) + 1) / (total(p + target * counts - p * target) + 1)
+    return jnp.mean(total(entropy * counts) / jnp.maximum(total(counts), 1) + 1 - iou)
+
+  return loss_fn
+
+
+def _nets(spec: specs.Spec, workdir: str) -> dict[str, str]:
+  """{'tokens' | 'channels': where its checkpoints are}."""
+  return {
+    'tokens': workdir,
+    **({'channels': os.path.join(workdir, 'baseline')} if spec.segmentation.baseline else {}),
+  }
+
+
+def train(spec: specs.Spec, workdir: str) -> None:
+  """--mode=train: the network, and the baseline that takes clicks as channels."""
+  if parallel.shares(spec.train.batch):
+    raise UserError(f'train.batch {spec.train.batch} is {parallel.shares(spec.train.batch)}')
+  scenes = data.load(spec.data).train
+  optimiser = trainer.make_optimiser(spec.train)
+  for clicks, folder in _nets(spec, workdir).items():
+    module = network(spec.segmentation, clicks)
+
+    def fresh():
+      params = _init(module, spec.segmentation, spec.seed)
+      return trainer.State(jnp.zeros((), jnp.int32), params, params, optimiser.init(params))
+
+    trainer.fit(
+      spec.train,
+      fresh,
+      lambda: trainer.updater(spec.train, optimiser, loss_of(module, spec.seed)),
+      functools.partial(make_batch, spec, scenes),
+      _about(spec.segmentation, clicks),
+      folder,
+    )
+
+
+def load(spec: specs.Spec, workdir: str, clicks: str = 'tokens') -> tuple[Segmenter, Any]:
+  """(network, parameters) of a workdir."""
+  module = network(spec.segmentation, clicks)
+  store = Store(_nets(spec, workdir)[clicks])
+  found = {key: value for key, value in store.about().items() if key != 'format'}
+  if found != _about(spec.segmentation, clicks):
+    raise UserError(
+      f'the checkpoint in {store.path} is of {found}, the config says '
+      f'{_about(spec.segmentation, clicks)}; use its config, or another --workdir'
+    )
+  params = store.weights({'net': jax.eval_shape(lambda: _init(module, spec.segmentation, 0))})[
+    'net'
+  ]
+  store.close()
+  return module, params
