@@ -2,14 +2,11 @@
 
 import io
 
-import matplotlib
 import numpy as np
 from PIL import Image
 
 from gmm_diffusion import files
-
-matplotlib.use('Agg')
-from matplotlib import pyplot  # noqa: E402  (the backend comes first)
+from gmm_diffusion.reports import plots
 
 
 def grid(images: np.ndarray, columns: int, least: int = 32) -> Image.Image:
@@ -28,16 +25,12 @@ def grid(images: np.ndarray, columns: int, least: int = 32) -> Image.Image:
 
 def scatter(points: np.ndarray, reference: np.ndarray) -> Image.Image:
   """Points [N, 2] over a reference set."""
-  figure, axes = pyplot.subplots(figsize=(4, 4), dpi=100)
-  axes.scatter(*reference[:2000].T, s=2, c='0.75', label='data')
-  axes.scatter(*points[:2000].T, s=2, c='tab:blue', label='samples')
-  axes.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect='equal')
-  axes.legend(loc='upper right', fontsize=8)
-  figure.tight_layout()
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format='png')
-  pyplot.close(figure)
-  return Image.open(buffer)
+  figure, axes = plots.new(size=(4, 4))
+  axes[0, 0].scatter(*reference[:2000].T, s=2, c='0.75', label='data')
+  axes[0, 0].scatter(*points[:2000].T, s=2, c='tab:blue', label='samples')
+  axes[0, 0].set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect='equal')
+  axes[0, 0].legend(loc='upper right', fontsize=8)
+  return Image.open(io.BytesIO(plots.png(figure)))
 
 
 def picture(

@@ -1,173 +1,131 @@
-"""The result page: one self-contained HTML file."""
+"""Result pages: one self-contained HTML file, made of sections of markup and plain text."""
 
 import base64
 import html
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from gmm_diffusion import files
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; font-size: 14px } td, th { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ddd }
-td { white-space: nowrap } td:first-child, th:first-child { text-align: left }
-.best { font-weight: 600 } .control td, .data td { color: #777 }
-.row { display: flex; align-items: center; gap: 1em } .row span { width: 15em; font-size: 14px } .row img { flex: 1; max-width: 56em }
-img { image-rendering: pixelated; max-width: 100%; min-width: 0 } pre { background: #f5f5f5; padding: .8em; overflow-x: auto; font-size: 12.5px }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 1120px; margin: 2em auto; padding: 0 1em;
+  color: #222 }
+h1 { font-size: 1.6em; margin-bottom: .4em } h2 { font-size: 1.2em; margin-top: 2em }
+p, li { max-width: 46em } .lead p { font-size: 1.1em; margin: .3em 0 }
+.wide { overflow-x: auto } table { border-collapse: collapse; font-size: 14px }
+td, th { padding: .3em .8em; text-align: right; border-bottom: 1px solid #ddd }
+td { white-space: nowrap } th { vertical-align: bottom }
+td:first-child, th:first-child { text-align: left; padding-left: 0 }
+tr.best td { font-weight: 600 } tr.quiet td { color: #767676 }
+.strip { display: flex; align-items: center; gap: 1em; margin: .3em 0; font-size: 14px }
+.strip span { flex: none; width: 13em } .strip div { flex: 1 }
+.row { display: flex; flex-wrap: wrap; gap: 1em; align-items: flex-start } .row figure { flex: 1 }
+figure { margin: 1em 0 } .row figure { margin: 0 } figcaption { font-size: 14px; max-width: 52em }
+img { image-rendering: pixelated; max-width: 100%; display: block }
+.smooth img { image-rendering: auto }
+pre { background: #f5f5f5; padding: .8em; overflow-x: auto; font-size: 12.5px }
+pre.command { white-space: pre-wrap; overflow-wrap: anywhere }
+summary { cursor: pointer }
 """
 
 
-class Row(NamedTuple):
-  """One sampler.
-
-  Attributes:
-    name: of the sampler.
-    kind: 'sampler', 'control' or 'data'.
-    control: name of its isotropic control, or ''.
-    nfe: denoiser calls per sample; 0 for images that were not drawn here.
-    metrics: name -> Estimate; a row without any is shown, but not in the table.
-    strip: PNG of the seeds that all samplers share.
-    report: moment report as text, or ''.
-  """
-
-  name: str
-  kind: str
-  control: str
-  nfe: int
-  metrics: dict[str, Any]
-  strip: bytes
-  report: str
+class Html(str):
+  """Markup. Any other text is escaped when it becomes a part of a page."""
 
 
-def image(png: bytes) -> str:
-  """An image inside the page."""
-  return f'<img alt="" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+def _text(part: Any) -> str:
+  return part if isinstance(part, Html) else html.escape(str(part))
 
 
-def _table(rows: Sequence[Row], lower: dict[str, bool]) -> str:
-  metrics = [name for name in lower if any(name in row.metrics for row in rows)]
-  best = {}
-  for name in metrics:
-    values = [
-      row.metrics[name].value for row in rows if name in row.metrics and row.kind != 'data'
-    ]  # those are never lacking
-    best[name] = (min if lower[name] else max)(values)
-  sampled = any(row.nfe for row in rows)
-  arrow = {True: '↓', False: '↑'}
-  head = ''.join(f'<th>{name} {arrow[lower[name]]}</th>' for name in metrics)
-  body = []
-  for row in rows:
-    if not row.metrics:
-      continue
-    cells = ''.join(
-      f'<td{" class=best" if row.kind != "data" and row.metrics[name].value == best[name] else ""}>{row.metrics.get(name, "")}</td>'
-      for name in metrics
-    )
-    drawn = f'<td>{row.nfe or ""}</td>' * sampled, f'<td>{html.escape(row.control)}</td>' * sampled
-    body.append(
-      f'<tr class={row.kind}><td>{html.escape(row.name)}</td>{drawn[0]}{cells}{drawn[1]}</tr>'
-    )
-  head = (
-    '<th>sampler</th><th>evaluations</th>' + head + '<th>its control</th>'
-    if sampled
-    else '<th>images</th>' + head
-  )
-  return f'<table><tr>{head}</tr>{"".join(body)}</table>'
+def image(png: bytes) -> Html:
+  """A picture, whose pixels stay sharp where it is shown larger than it is."""
+  return Html(f'<img alt="" src="data:image/png;base64,{base64.b64encode(png).decode()}">')
 
 
-def write(
-  path: str,
-  title: str,
-  command: str,
-  facts: dict[str, Any],
-  rows: Sequence[Row],
-  lower: dict[str, bool],
-  curve: bytes | None,
-  config: dict[str, Any],
-  notes: Sequence[str],
-) -> None:
-  """Writes the page.
+def figure(png: bytes, caption: str = '', smooth: bool = False) -> Html:
+  """A picture with a line below it; `smooth` is for plots."""
+  kind = ' class=smooth' if smooth else ''
+  return Html(f'<figure{kind}>{image(png)}<figcaption>{_text(caption)}</figcaption></figure>')
+
+
+def row(parts: Sequence[Html]) -> Html:
+  """Parts side by side, as many as fit."""
+  return Html(f'<div class=row>{"".join(parts)}</div>')
+
+
+def strip(name: str, png: bytes) -> Html:
+  """A name and a picture to its right."""
+  return Html(f'<div class=strip><span>{_text(name)}</span><div>{image(png)}</div></div>')
+
+
+def table(
+  head: Sequence[Any], rows: Sequence[Sequence[Any]], kinds: Sequence[str] | None = None
+) -> Html:
+  """A table of anything that can be printed.
 
   Args:
-    path: the file.
-    title, command: shown as they are.
-    facts: a list of "name: value" at the top.
-    rows: one per sampler, in order.
-    lower: metric -> whether lower is better; its order is that of the columns.
-    curve: PNG of the training curve, if there is one.
-    config: shown at the end.
-    notes: sentences below the table.
+    head: of the columns; the first column holds the names of the rows.
+    rows: of cells.
+    kinds: of each row: '', 'best' (bold) or 'quiet' (grey).
   """
-  strips = ''.join(
-    f'<div class=row><span>{html.escape(row.name)}</span>{image(row.strip)}</div>' for row in rows
+  line = lambda tag, cells: ''.join(f'<{tag}>{_text(cell)}</{tag}>' for cell in cells)
+  body = ''.join(
+    f'<tr{f" class={kind}" if kind else ""}>{line("td", cells)}</tr>'
+    for kind, cells in zip(kinds or [''] * len(rows), rows, strict=True)
   )
-  mixtures = [row for row in rows if row.report]
-  reports = ''.join(
-    f'<details{" open" * (row is mixtures[0])}><summary>{html.escape(row.name)}</summary><pre>{html.escape(row.report)}</pre></details>'
-    for row in mixtures
+  return Html(f'<div class=wide><table><tr>{line("th", head)}</tr>{body}</table></div>')
+
+
+def folded(title: str, text: str, shown: bool = False) -> Html:
+  """Text in a fixed-width font behind its title, open where it is `shown`."""
+  return Html(
+    f'<details{" open" if shown else ""}><summary>{_text(title)}</summary>'
+    f'<pre>{_text(text)}</pre></details>'
   )
-  parts = [
-    f'<!doctype html><html lang=en><meta '
-    f'charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>',
-    f'<h1>{html.escape(title)}</h1><pre>{html.escape(command)}</pre>',
+
+
+def facts(of: dict[str, Any]) -> Html:
+  """A list of "name: value"."""
+  return Html(
     '<ul>'
-    + ''.join(f'<li>{html.escape(str(k))}: {html.escape(str(v))}</li>' for k, v in facts.items())
-    + '</ul>',
-    '<h2>Metrics</h2>',
-    _table(rows, lower),
-    ''.join(f'<p>{html.escape(note)}</p>' for note in notes),
-    f'<h2>{"Same seeds, side by side" if any(row.nfe for row in rows) else "The first images"}</h2>',
-    strips,
-  ]
-  if reports:
-    parts += [
-      '<h2>Moment report</h2><p>What each step does to q(x_s | x_0), whose mean should be a_s x_0 '
-      'and whose covariance b_s² I. Residuals: length of the mean offset, and ‖covariance error‖ / '
-      '√D; added var.: per coordinate.</p>',
-      reports,
-    ]
-  if curve:
-    parts.append('<h2>Training</h2>' + image(curve))
-  parts.append(
-    f'<h2>Config</h2><details><summary>all '
-    f'keys</summary><pre>{html.escape(json.dumps(config, indent=1))}</pre></details></html>'
+    + ''.join(f'<li>{_text(key)}: {_text(value)}</li>' for key, value in of.items())
+    + '</ul>'
   )
-  files.write_text(path, '\n'.join(parts))
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-  """An HTML table of anything that can be printed."""
-  line = lambda tag, cells: (
-    '<tr>' + ''.join(f'<{tag}>{html.escape(str(cell))}</{tag}>' for cell in cells) + '</tr>'
-  )
-  return f'<table>{line("th", head)}{"".join(line("td", row) for row in rows)}</table>'
-
-
-def figure(png: bytes, caption: str) -> str:
-  """A picture with a line below it."""
-  return f'<figure>{image(png)}<figcaption>{html.escape(caption)}</figcaption></figure>'
-
-
-def plain(
+def document(
   path: str,
   title: str,
+  lead: Sequence[str],
+  sections: Sequence[tuple[str, Sequence[Html | str]]],
   command: str,
-  sections: Sequence[tuple[str, Sequence[str]]],
+  of: dict[str, Any],
   config: dict[str, Any],
 ) -> None:
-  """Writes a page of sections (heading, parts); a part is what `table` or `figure` return, or a
-  paragraph."""
-  parts = [
-    f'<!doctype html><html lang=en><meta '
-    f'charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>',
-    f'<h1>{html.escape(title)}</h1><pre>{html.escape(command)}</pre>',
+  """Writes a page, whole or not at all: what was found, in words; the sections; how it was made.
+
+  Args:
+    path: of the file.
+    title: of the page.
+    lead: sentences with the result, shown first.
+    sections: (heading, parts); a part is Html from this module, or text that becomes a paragraph.
+    command: what made the page.
+    of: facts about how it was made, as "name: value".
+    config: all settings, folded away at the end.
+  """
+  paragraphs = lambda parts: [
+    part if isinstance(part, Html) else f'<p>{_text(part)}</p>' for part in parts
   ]
-  for heading, content in sections:
-    parts.append(f'<h2>{html.escape(heading)}</h2>')
-    parts += [part if part.startswith('<') else f'<p>{html.escape(part)}</p>' for part in content]
-  parts.append(
-    f'<h2>Config</h2><details><summary>all '
-    f'keys</summary><pre>{html.escape(json.dumps(config, indent=1))}</pre></details></html>'
-  )
-  files.write_text(path, '\n'.join(parts))
+  out = [
+    '<!doctype html><html lang=en><head><meta charset=utf-8>'
+    '<meta name=viewport content="width=device-width">'
+    f'<title>{_text(title)}</title><style>{STYLE}</style></head><body>',
+    f'<h1>{_text(title)}</h1>',
+    f'<div class=lead>{"".join(paragraphs(lead))}</div>',
+  ]
+  made = [Html(f'<pre class=command>{_text(command)}</pre>'), facts(of)]
+  made.append(folded('Config: all keys', json.dumps(config, indent=1)))
+  for heading, parts in [*sections, ('How this was made', made)]:
+    out += [f'<h2>{_text(heading)}</h2>', *paragraphs(parts)]
+  files.write_text(path, '\n'.join([*out, '</body></html>']))

@@ -1,19 +1,32 @@
-"""Plots as PNG files."""
+"""Plots as PNG, drawn without a display and without any state of matplotlib's."""
 
-import matplotlib
+import io
+from typing import Any
 
-matplotlib.use('Agg')
-from matplotlib import pyplot  # noqa: E402  (the backend comes first)
+from matplotlib.figure import Figure
 
 from gmm_diffusion import files
 
 
+def new(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6, 3)) -> tuple[Figure, Any]:
+  """(figure, its axes as an array [rows, columns]); `size` is in units of 100 pixels."""
+  figure = Figure(figsize=size, dpi=100, layout='tight')
+  return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def png(figure: Figure, path: str = '') -> bytes:
+  """The figure as PNG, also written to `path` where one is given."""
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format='png')
+  if path:
+    files.write(path, lambda name: figure.savefig(name, format='png'))
+  return buffer.getvalue()
+
+
 def training_curve(path: str, curve: list[dict[str, float]]) -> None:
   """Loss against step."""
-  figure, axes = pyplot.subplots(figsize=(6, 3), dpi=100)
-  axes.plot([row['step'] for row in curve], [row['loss'] for row in curve])
-  axes.set(xlabel='step', ylabel='loss', yscale='log')
-  axes.grid(alpha=0.3, which='both')
-  figure.tight_layout()
-  files.write(path, lambda name: figure.savefig(name))
-  pyplot.close(figure)
+  figure, axes = new()
+  axes[0, 0].plot([row['step'] for row in curve], [row['loss'] for row in curve])
+  axes[0, 0].set(xlabel='step', ylabel='loss', yscale='log')
+  axes[0, 0].grid(alpha=0.3, which='both')
+  png(figure, path)

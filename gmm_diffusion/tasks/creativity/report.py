@@ -224,11 +224,13 @@ def write(
       ],
     ),
   ]
-  page.plain(
+  page.document(
     at('report.html'),
     f'Creativity: {spec.data.dataset or spec.data.name}, {spec.sampler.steps} steps',
-    command,
+    [],
     sections,
+    command,
+    {},
     config,
   )
 

@@ -16,7 +16,8 @@ from gmm_diffusion.metrics import features as features_lib
 from gmm_diffusion.metrics import references
 from gmm_diffusion.metrics.estimates import INTERVAL
 from gmm_diffusion.reports import images as pictures
-from gmm_diffusion.reports import page, records
+from gmm_diffusion.reports import records
+from gmm_diffusion.tasks.diffusion import report as report_page
 
 NOTES = (
   f'Intervals: {INTERVAL}. They say nothing of the bias of Frechet distances, which falls with N: '
@@ -182,7 +183,7 @@ def evaluate(spec: specs.Spec, data: base.Data, workdir: str, command: str) -> N
     found.source.known
   )
   curve = None if e.images else _read(os.path.join(workdir, 'training.png'))
-  page.write(
+  report_page.write(
     os.path.join(workdir, 'report.html'),
     title,
     command,
@@ -236,12 +237,12 @@ def _of_images(found, images, shared):
     for metric, value in values.items()
   ]
   rows = [
-    page.Row(
+    report_page.Row(
       os.path.basename(images.what.rstrip('/')), 'sampler', '', 0, values, _first(images), ''
     )
   ]
   if found.source.images:
-    rows.append(page.Row('reference', 'data', '', 0, {}, _first(found.source.images), ''))
+    rows.append(report_page.Row('reference', 'data', '', 0, {}, _first(found.source.images), ''))
   return rows, new
 
 
@@ -253,7 +254,7 @@ def _of_samplers(found, todo, spec, data, weights, workdir, command, shared):
   if possible and not spec.evaluate.reference:
     values, n = measure(found._replace(names=possible), held_out, 'held-out data')
     rows.append(
-      page.Row(
+      report_page.Row(
         f'held-out data (N = {n})',
         'data',
         '',
@@ -273,7 +274,9 @@ def _of_samplers(found, todo, spec, data, weights, workdir, command, shared):
     report = drawing.format_report(source.report)
     kind = 'control' if any(sampler.name == other for _, other in todo) else 'sampler'
     rows.append(
-      page.Row(sampler.name, kind, control, nfe, values, pictures.png(_strip(first, data)), report)
+      report_page.Row(
+        sampler.name, kind, control, nfe, values, pictures.png(_strip(first, data)), report
+      )
     )
     new += [
       _record(
