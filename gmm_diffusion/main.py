@@ -47,7 +47,9 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
   logging.set_verbosity(logging.ERROR)  # libraries report their progress as info
-  parallel.start()
+  cluster = parallel.start()
+  if cluster:
+    print(f'joined by {cluster}: {parallel.describe()}', flush=True)
   try:
     tasks.run(
       FLAGS.mode,

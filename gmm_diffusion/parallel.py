@@ -5,6 +5,7 @@ over the local devices with pmap; weights and other shared arrays are replicated
 """
 
 import functools
+import importlib.util
 import os
 from collections.abc import Callable
 from typing import Any
@@ -17,19 +18,50 @@ from gmm_diffusion.errors import UserError
 AXIS = 'devices'
 
 
-def start() -> None:
-  """Joins the other hosts where the environment names a coordinator (JAX_COORDINATOR_ADDRESS)."""
-  if 'JAX_COORDINATOR_ADDRESS' in os.environ:
-    number = lambda name: int(os.environ[name]) if name in os.environ else None
+def _many(size: str, *signs: str) -> bool:
+  """Whether all these variables are set, and `size` to more than one process."""
+  return all(name in os.environ for name in (size, *signs)) and int(os.environ[size]) > 1
+
+
+# What starts processes -> whether it started this one together with others. All but the first are
+# joined by what JAX finds out itself.
+CLUSTERS = {
+  'JAX_COORDINATOR_ADDRESS': lambda: 'JAX_COORDINATOR_ADDRESS' in os.environ,
+  'Slurm': lambda: _many('SLURM_NTASKS', 'SLURM_STEP_NODELIST', 'SLURM_PROCID', 'SLURM_LOCALID'),
+  'Open MPI': lambda: _many('OMPI_COMM_WORLD_SIZE', 'OMPI_MCA_orte_hnp_uri'),
+  'Kubernetes': lambda: {'KUBERNETES_SERVICE_HOST', 'JOB_COMPLETION_INDEX'} <= set(os.environ),
+  'TPU pod': lambda: importlib.util.find_spec('libtpu') is not None,
+}
+
+
+def start() -> str:
+  """Joins the other processes where this one was started together with others.
+
+  Returns:
+    A name in CLUSTERS, or '' where the process is alone.
+  """
+  name = next((name for name, present in CLUSTERS.items() if present()), '')
+  if name == 'JAX_COORDINATOR_ADDRESS':
+    number = lambda key: int(os.environ[key]) if key in os.environ else None
     jax.distributed.initialize(
       num_processes=number('JAX_NUM_PROCESSES'), process_id=number('JAX_PROCESS_ID')
     )
+  elif name:
+    try:
+      jax.distributed.initialize()
+    except ValueError as error:
+      if name != 'TPU pod' or 'coordinator_address' not in str(error):
+        raise UserError(f'cannot join the other processes of {name}: {error}') from error
+      return ''  # a TPU library without a TPU pod
+  return name
 
 
 def describe() -> str:
   """Kind and number of devices and hosts, in words."""
-  hosts = jax.process_count()
-  return f'{jax.device_count()} x {jax.devices()[0].device_kind} ({jax.default_backend()}) on {hosts} host{"s" * (hosts > 1)}'
+  hosts, kind = jax.process_count(), jax.devices()[0].device_kind
+  return (
+    f'{jax.device_count()} x {kind} ({jax.default_backend()}) on {hosts} host{"s" * (hosts > 1)}'
+  )
 
 
 def is_main() -> bool:
@@ -124,11 +156,13 @@ def host_slice(n: int) -> slice:
   return slice(jax.process_index() * part, (jax.process_index() + 1) * part)
 
 
-def shares(n: int) -> str:
-  """'' if a batch of n splits evenly over all devices, else the reason in words."""
-  return (
-    '' if n % jax.device_count() == 0 else f'not a multiple of the {jax.device_count()} devices'
-  )
+def check_batch(n: int, key: str) -> None:
+  """Raises UserError unless a batch of n, set by `key`, splits evenly over all devices."""
+  if n % jax.device_count():
+    raise UserError(
+      f'{key} {n} is not a multiple of the {jax.device_count()} devices; valid: '
+      f'{jax.device_count()}, {2 * jax.device_count()}, ...'
+    )
 
 
 def map_batches(fn: Callable[[Any, Any], Any], per_device: int) -> Callable[..., Any]:

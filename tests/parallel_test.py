@@ -84,43 +84,71 @@ class MapBatchesTest(parameterized.TestCase):
 
 
 HOSTS = """
-import os, sys
+import sys
 import numpy as np
 from gmm_diffusion import parallel
-from gmm_diffusion.errors import UserError
-parallel.start()
+found = parallel.start()
 import jax
+assert found == sys.argv[1], found
 assert jax.process_count() == 2, jax.process_count()
 count = 17 if parallel.is_main() else 3  # neither waits for the other
-out = parallel.map_batches(lambda shared, x: shared * x, 3)(parallel.replicate(np.float32(2), local=True), np.arange(count, dtype=np.float32))
+double = parallel.map_batches(lambda shared, x: shared * x, 3)
+out = double(parallel.replicate(np.float32(2), local=True), np.arange(count, dtype=np.float32))
 np.testing.assert_array_equal(out, 2 * np.arange(count))
 assert parallel.host_slice(8) == slice(4 * jax.process_index(), 4 * jax.process_index() + 4)
-mean = parallel.over_devices(lambda shared, x: parallel.mean(x.sum() * shared))(
-    parallel.replicate(np.float32(1)), parallel.split(np.full(2, jax.process_index() + 1, np.float32)))
+add = parallel.over_devices(lambda shared, x: parallel.mean(x.sum() * shared))
+mean = add(parallel.replicate(np.float32(1)),
+           parallel.split(np.full(2, jax.process_index() + 1, np.float32)))
 assert float(mean.addressable_data(0)[0]) == 3.0, mean
 print('fine on', parallel.describe(), parallel.is_main())
 """
 
 
-class HostsTest(absltest.TestCase):
-  def test_two_hosts_share_a_batch(self):
+def by_address(port, i):
+  return {
+    'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
+    'JAX_NUM_PROCESSES': '2',
+    'JAX_PROCESS_ID': str(i),
+  }
+
+
+def by_slurm(port, i):
+  return {
+    'JAX_COORDINATOR_PORT': str(port),
+    'SLURM_JOB_ID': '7',
+    'SLURM_STEP_NODELIST': 'localhost',
+    'SLURM_NTASKS': '2',
+    'SLURM_PROCID': str(i),
+    'SLURM_LOCALID': str(i),
+  }
+
+
+def by_open_mpi(port, i):
+  return {
+    'JAX_COORDINATOR_PORT': str(port),
+    'OMPI_MCA_orte_hnp_uri': '1531576320.0;tcp://127.0.0.1:34911',
+    'OMPI_COMM_WORLD_SIZE': '2',
+    'OMPI_COMM_WORLD_RANK': str(i),
+    'OMPI_COMM_WORLD_LOCAL_RANK': str(i),
+  }
+
+
+class HostsTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ('JAX_COORDINATOR_ADDRESS', by_address), ('Slurm', by_slurm), ('Open MPI', by_open_mpi)
+  )
+  def test_two_hosts_find_each_other_and_share_a_batch(self, name, environment):
     with socket.socket() as free:
       free.bind(('localhost', 0))
-      address = f'localhost:{free.getsockname()[1]}'
+      port = free.getsockname()[1]
     processes = [
       subprocess.Popen(
-        [sys.executable, '-c', HOSTS],
+        [sys.executable, '-c', HOSTS, name],
         cwd=cases.ROOT,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=dict(
-          os.environ,
-          JAX_PLATFORMS='cpu',
-          JAX_COORDINATOR_ADDRESS=address,
-          JAX_NUM_PROCESSES='2',
-          JAX_PROCESS_ID=str(i),
-        ),
+        env={**os.environ, 'JAX_PLATFORMS': 'cpu', **environment(port, i)},
       )
       for i in range(2)
     ]
@@ -128,6 +156,29 @@ class HostsTest(absltest.TestCase):
       out, error = process.communicate(timeout=200)
       self.assertEqual(process.returncode, 0, error[-2000:])
       self.assertIn('on 2 hosts ' + str(i == 0), out)
+
+  @parameterized.parameters(
+    ({}, ''),
+    ({**by_slurm(1, 0), 'SLURM_NTASKS': '1'}, ''),  # one command inside a job
+    ({**by_open_mpi(1, 0), 'OMPI_COMM_WORLD_SIZE': '1'}, ''),
+    ({'KUBERNETES_SERVICE_HOST': 'x'}, ''),  # a pod that is no job
+    ({'KUBERNETES_SERVICE_HOST': 'x', 'JOB_COMPLETION_INDEX': '0'}, 'Kubernetes'),
+  )
+  def test_who_is_alone(self, environment, name):
+    with (
+      mock.patch.dict(os.environ, environment, clear=True),
+      mock.patch.object(jax.distributed, 'initialize') as initialize,
+    ):
+      self.assertEqual(parallel.start(), name)
+    self.assertEqual(initialize.called, bool(name))
+
+  def test_a_cluster_that_cannot_be_joined(self):
+    with (
+      mock.patch.dict(os.environ, by_slurm(1, 0), clear=True),
+      mock.patch.object(jax.distributed, 'initialize', side_effect=ValueError('no port')),
+      self.assertRaisesRegex(UserError, 'cannot join the other processes of Slurm: no port'),
+    ):
+      parallel.start()
 
 
 if __name__ == '__main__':

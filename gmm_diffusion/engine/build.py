@@ -116,6 +116,11 @@ def has_schedule(module: Any) -> bool:
   return 'progress' in inspect.signature(type(module).__call__).parameters
 
 
+def draws(module: Any) -> bool:
+  """Whether a network draws random numbers while it trains: dropout, or Gumbel noise."""
+  return getattr(module, 'dropout', 0) > 0 or getattr(module, 'final', '') == 'gumbel'
+
+
 def classifier(spec: specs.Spec, data: base.Data) -> Classifier | None:
   """The classifier that guides, if the spec has one."""
   if not spec.classifier.scale:

@@ -1,9 +1,12 @@
 """Training a denoiser: the DDPM loss [DDPM eq. 14] or the ELBO weights of [GMM eq. 40]."""
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from gmm_diffusion import parallel, specs
 from gmm_diffusion.data import base
@@ -38,9 +41,13 @@ def elbo_weights(
   return weights / weights.mean()
 
 
-def make_update(spec: specs.Spec, data: base.Data, optimiser: optax.GradientTransformation):
-  """(State, batch) -> (State, loss) on every device; batch is (images, labels, position in the
-  whole batch)."""
+def denoising_loss(spec: specs.Spec, data: base.Data) -> Callable[[Any, Any, Any], Any]:
+  """loss_fn(params, step, batch) -> mean loss; batch is (images, labels, positions in the whole
+  batch).
+
+  All that is drawn for an item, masks inside the network included, depends on (seed, step,
+  position) alone.
+  """
   module, process = build.net(spec, data), build.schedule(spec.schedule)
   times = process.at(process.training_times)
   if spec.train.loss == 'elbo':
@@ -61,13 +68,16 @@ def make_update(spec: specs.Spec, data: base.Data, optimiser: optax.GradientTran
       labels = jnp.where(drop, data.classes, labels)
     inputs, t = process.network_input(marginals.diffuse(x0, eps, time), time)
     progress = {'progress': step / spec.train.steps} if build.has_schedule(module) else {}
-    output = module.apply(
-      params, inputs, t, labels, train=True, rngs={'dropout': keys[0, 3]}, **progress
-    )
+    apply = functools.partial(module.apply, params, train=True, **progress)
+    if build.draws(module):
+      one = lambda x, t, label, key: apply(x[None], t[None], label[None], rngs={'dropout': key})[0]
+      output = jax.vmap(one)(inputs, t, labels, keys[:, 3])
+    else:
+      output = apply(inputs, t, labels)
     error = output[..., : x0.shape[-1]] - marginals.target(spec.denoiser.prediction, x0, eps, time)
     return jnp.mean(weight * jnp.mean(error**2, axis=tuple(range(1, x0.ndim))))
 
-  return trainer.updater(spec.train, optimiser, loss_fn)
+  return loss_fn
 
 
 def train(spec: specs.Spec, data: base.Data, workdir: str) -> None:
@@ -82,8 +92,7 @@ def train(spec: specs.Spec, data: base.Data, workdir: str) -> None:
       'this config is for a pretrained model: it has no data to train on, or trains in latents, '
       'which is not supported; valid modes: fetch, convert, sample'
     )
-  if parallel.shares(spec.train.batch):
-    raise UserError(f'train.batch {spec.train.batch} is {parallel.shares(spec.train.batch)}')
+  parallel.check_batch(spec.train.batch, 'train.batch')
   module, optimiser = build.net(spec, data), trainer.make_optimiser(spec.train)
   images = base.to_model(data.train)
 
@@ -102,7 +111,7 @@ def train(spec: specs.Spec, data: base.Data, workdir: str) -> None:
   trainer.fit(
     spec.train,
     fresh,
-    lambda: make_update(spec, data, optimiser),
+    lambda: trainer.updater(spec.train, optimiser, denoising_loss(spec, data)),
     batch,
     build.about(spec, data),
     workdir,

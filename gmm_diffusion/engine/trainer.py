@@ -126,6 +126,8 @@ def fit(
       if save:
         local = parallel.unreplicate(state)
         store.save(done, {'net': local.ema}, local._asdict(), about)
-        files.write_json(curve_path, curve)
+        if parallel.is_main():
+          files.write_json(curve_path, curve)
   store.close()
-  plots.training_curve(os.path.join(workdir, 'training.png'), curve)
+  if parallel.is_main():
+    plots.training_curve(os.path.join(workdir, 'training.png'), curve)

@@ -2,13 +2,17 @@
 
 import json
 import os
+from unittest import mock
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from configs import digits
-from gmm_diffusion import specs, tasks
-from gmm_diffusion.engine import loss
+from gmm_diffusion import parallel, specs, tasks
+from gmm_diffusion.data import base, sources
+from gmm_diffusion.engine import build, loss, trainer
 from gmm_diffusion.maths import schedules
 
 T = 100
@@ -52,6 +56,22 @@ class ElboTest(parameterized.TestCase):
 
 class LossTest(parameterized.TestCase):
   @parameterized.parameters(
+    dict(net=dict(dropout=0.5)),
+    dict(net=dict(name='cnn', final='gumbel', labels='none')),
+  )
+  def test_what_is_drawn_for_an_item_depends_on_its_position_alone(self, net):
+    config = digits.get_config('runlocal')
+    config.net.update(channels=8, multipliers=(1,), head_channels=8, **net)
+    spec = specs.from_config(config)
+    data = sources.load(spec.data)
+    params = build.init(build.net(spec, data), data.shape, 0)
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)  # no layer starts from zero
+    batch = (base.to_model(data.train[:4]), data.train_labels[:4], np.arange(4))
+    loss_fn = jax.jit(loss.denoising_loss(spec, data))
+    halves = [loss_fn(params, 3, [part[rows] for part in batch]) for rows in ([0, 1], [2, 3])]
+    np.testing.assert_allclose(np.mean(halves), loss_fn(params, 3, batch), rtol=1e-5)
+
+  @parameterized.parameters(
     {'train.loss': 'simple', 'denoiser.prediction': 'v'},
     {'train.loss': 'elbo', 'sampler.name': 'ddpm', 'denoiser.prediction': 'eps'},
     {'train.loss': 'simple', 'schedule.name': 'rectified_flow', 'denoiser.prediction': 'velocity'},
@@ -74,6 +94,30 @@ class LossTest(parameterized.TestCase):
     with open(os.path.join(workdir, 'training.json'), encoding='utf-8') as file:
       losses = [row['loss'] for row in json.load(file)]
     self.assertLess(losses[-1], 0.8 * losses[0])
+
+
+def fit(workdir, steps=4):
+  """Trains one number to be zero."""
+  spec = specs.Train(steps=steps, batch=2, log_every=2, checkpoint_every=2, warmup=0)
+  optimiser = trainer.make_optimiser(spec)
+
+  def fresh():
+    params = {'x': jnp.ones(())}
+    return trainer.State(jnp.zeros((), jnp.int32), params, params, optimiser.init(params))
+
+  make = lambda: trainer.updater(spec, optimiser, lambda params, step, batch: params['x'] ** 2)
+  trainer.fit(spec, fresh, make, lambda step, mine: np.zeros(2), {}, workdir)
+
+
+class FitTest(absltest.TestCase):
+  def test_only_the_first_host_writes_what_hosts_share(self):
+    first, other = self.create_tempdir().full_path, self.create_tempdir().full_path
+    fit(first)
+    self.assertContainsSubset({'training.json', 'training.png'}, os.listdir(first))
+    with mock.patch.object(parallel, 'is_main', lambda: False):
+      fit(other)
+    self.assertNotIn('training.json', os.listdir(other))
+    self.assertNotIn('training.png', os.listdir(other))
 
 
 if __name__ == '__main__':

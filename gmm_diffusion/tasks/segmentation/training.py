@@ -122,8 +122,7 @@ def _nets(spec: specs.Spec, workdir: str) -> dict[str, str]:
 
 def train(spec: specs.Spec, workdir: str) -> None:
   """--mode=train: the network, and the baseline that takes clicks as channels."""
-  if parallel.shares(spec.train.batch):
-    raise UserError(f'train.batch {spec.train.batch} is {parallel.shares(spec.train.batch)}')
+  parallel.check_batch(spec.train.batch, 'train.batch')
   scenes = data.load(spec.data).train
   optimiser = trainer.make_optimiser(spec.train)
   for clicks, folder in _nets(spec, workdir).items():
