@@ -154,5 +154,8 @@ def table(
       f'| {row["what"]} | {row["D"]} | {row["eta"]:g} | {kernel} | {row["plan_seconds"]:.2f} | '
       f'{row["compile_seconds"]:.2f} | {row["step_ms"]:.3g} | {row["over_ddim"]:.3f} |'
     )
-  head = f'Batch {BATCH}, {sampler.steps} steps, covariance exact; the fastest of {repeats} runs in alternation; the first plan includes its compilation'
+  head = (
+    f'Batch {BATCH}, {sampler.steps} steps, covariance exact; the fastest of {repeats} runs in '
+    'alternation; the first plan includes its compilation'
+  )
   return head + '\n\n' + '\n'.join(lines), rows

@@ -1,9 +1,10 @@
 """Images per second of a released architecture with random weights: samplers against each other and
 the bare network.
 
-python -m experiments.benchmarks.released_speed --batch=32                     # ADM-256 in bfloat16, for a GPU
-or TPU
-python -m experiments.benchmarks.released_speed --variant=runlocal --batch=4   # small, anywhere
+  # ADM-256 in bfloat16, for a GPU or TPU:
+  python -m experiments.benchmarks.released_speed --batch=32
+  # small, anywhere:
+  python -m experiments.benchmarks.released_speed --variant=runlocal --batch=4
 """
 
 import importlib

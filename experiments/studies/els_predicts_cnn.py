@@ -7,8 +7,8 @@ bootstrap intervals, beside what r is between the network's samples and their ne
 images, and between unrelated samples.
 
   python -m experiments.studies.els_predicts_cnn --workdir=runs/els_digits
-  python -m experiments.studies.els_predicts_cnn --data=mnist --path=~/tensorflow_datasets
-  --workdir=runs/els_mnist
+  python -m experiments.studies.els_predicts_cnn --data=mnist --path=~/tensorflow_datasets \\
+    --workdir=runs/els_mnist
 
 With --bound, instead: the denoising error of the boundary-broken machine with 7 x 7 patches beside
 that of a trained CNN of three layers, which sees 7 x 7 pixels, on noised training images. The

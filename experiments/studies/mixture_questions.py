@@ -320,7 +320,8 @@ def main():
       ask, choose = QUESTIONS[question]
       found = ask(here)
       text, rows = answer(found, choose)
-      text = f"{args.mixture}, N = {args.count}, {len(args.seeds)} seeds; * p < 0.05 after Holm's correction\n\n{text}"
+      head = f'{args.mixture}, N = {args.count}, {len(args.seeds)} seeds'
+      text = f"{head}; * p < 0.05 after Holm's correction\n\n{text}"
       mixture_plots.PLOTS[question](f'{name}_{question}.png', rows)
     stored['answers'][question] = common.with_facts(
       {

@@ -87,7 +87,7 @@ def main():
 
   figure, axes = pyplot.subplots(2, len(ETAS), figsize=(4 * len(ETAS), 7), dpi=100, sharex=True)
   for column, eta in enumerate(ETAS):
-    for form, offsets, covariance in HANDLINGS:
+    for form, _, covariance in HANDLINGS:
       for style, infeasible in (('-', 'clip'), (':', 'shrink')):
         line = [
           row

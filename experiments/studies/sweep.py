@@ -7,10 +7,10 @@ its own best scale. Intervals are 95 %. A cell that is done is not computed agai
 stopped goes on. Tables show what is there and '-' for the rest.
 
   python -m experiments.studies.sweep --preset=digits --workdir=runs/digits
-  python -m experiments.studies.sweep --preset=celebahq256 --workdir=runs/celebahq256 --set data.name=...
-  data.path=...
-  python -m experiments.studies.sweep --preset=celebahq256 --render          # tables and plots of what is
-  there, published values at least
+  python -m experiments.studies.sweep --preset=celebahq256 --workdir=runs/celebahq256 \\
+    --set data.name=... data.path=...
+  # tables and plots of what is there, published values at least:
+  python -m experiments.studies.sweep --preset=celebahq256 --render
 """
 
 import os
