@@ -1,14 +1,12 @@
 """Long work on ranges of sample ids, one file each: it can be stopped at any moment, and processes
 share it.
 
-A file is whole or absent (reports/files.py). A process claims a range by a lock that the system
-takes back when the process ends, however it ends, so processes on any hosts that see the same
-folder need no coordinator. A claimed range is looked at once more before it is made: no range is
-made twice.
+A file is whole or absent (files.py). A process claims a range by a lock that the system takes back
+when the process ends, however it ends, so processes on any hosts that see the same folder need no
+coordinator. A claimed range is looked at once more before it is made: no range is made twice.
 """
 
 import contextlib
-import fcntl
 import os
 import time
 import zipfile
@@ -66,49 +64,33 @@ def fill(
     make: (ids, advance) -> arrays; calls advance(number of ids done) as it goes.
     title: of the progress bar.
   """
-  os.makedirs(folder, exist_ok=True)
   todo = [ids for ids in ranges(count, size) if load(folder, mark, ids) is None]
   if not todo:
     return
-  with (
-    open(os.path.join(folder, 'claims'), 'ab') as claims,
-    tqdm(
-      total=count, initial=count - sum(map(len, todo)), desc=title, unit='image', dynamic_ncols=True
-    ) as bar,
-  ):
+  with tqdm(
+    total=count, initial=count - sum(map(len, todo)), desc=title, unit='image', dynamic_ncols=True
+  ) as bar:
     while todo:
       others = []
       for i, ids in enumerate(todo):
         bar.set_postfix_str(
           f'{len(todo) - i + len(others)} of {len(ranges(count, size))} files to go'
         )
-        with _claim(claims, ids.start) as mine:
+        path = path_of(folder, ids)
+        with files.claimed(path) as mine:
           if not mine:
             others.append(ids)
           elif load(folder, mark, ids) is not None:
             bar.update(len(ids))
           else:
             arrays = make(ids, bar.update)
-            files.write(
-              path_of(folder, ids), lambda name, arrays=arrays: np.savez(name, mark=mark, **arrays)
-            )
+            files.write(path, lambda name, arrays=arrays: np.savez(name, mark=mark, **arrays))
+        if mine:  # who holds the removed lock looks at the file, which is there
+          with contextlib.suppress(OSError):
+            os.remove(path + '.lock')
       if len(others) == len(todo):
         time.sleep(_WAIT)
       todo = others
-
-
-@contextlib.contextmanager
-def _claim(file, position: int) -> Iterator[bool]:
-  """Whether this process has the lock of a byte of a file."""
-  try:
-    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, position)
-  except (BlockingIOError, PermissionError):  # which one depends on the system
-    yield False
-    return
-  try:
-    yield True
-  finally:
-    fcntl.lockf(file, fcntl.LOCK_UN, 1, position)
 
 
 def read(folder: str, mark: str, count: int, size: int) -> Iterator[Arrays]:

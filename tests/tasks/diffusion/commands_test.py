@@ -105,6 +105,40 @@ class AllTest(absltest.TestCase):
       r'^error: the checkpoint in .* was made with net.channels = 16, the config says 24',
     )
 
+  def test_three_at_once_in_a_fresh_workdir(self):
+    workdir = os.path.join(self.create_tempdir().full_path, 'run')
+    slow_disk = (  # others get time to be in the way
+      'import os, runpy, time; replace = os.replace\n'
+      'os.replace = lambda *paths: time.sleep(0.2) or replace(*paths)\n'
+      'runpy.run_module("gmm_diffusion.main", run_name="__main__")'
+    )
+    command = (
+      *('-c', slow_disk, '--config=configs/digits.py', '--mode=evaluate'),
+      f'--workdir={workdir}',
+      *('--config.denoiser.name=empirical', '--config.sampler.steps=1'),
+      *('--config.evaluate.samplers=("ddim",)', '--config.evaluate.count=40'),
+      *('--config.sample.shard=10', '--config.evaluate.features=identity'),
+      '--config.evaluate.metrics=("kernel",)',
+    )
+    processes = [
+      subprocess.Popen(
+        [sys.executable, *command],
+        cwd=cases.ROOT,
+        env=dict(os.environ, JAX_PLATFORMS='cpu'),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+      for _ in range(3)
+    ]
+    for process in processes:
+      _, error = process.communicate()
+      self.assertEqual(process.returncode, 0, error[-3000:])
+    found = [name for _, _, names in os.walk(workdir) for name in names]
+    self.assertEmpty([name for name in found if 'partial' in name])
+    self.assertIn('report.html', found)
+    self.assertIn('ddim.npz', found)
+
   def test_toy_needs_no_training(self):
     workdir = os.path.join(self.create_tempdir().full_path, 'run')
     code, out, error = cli.main(
