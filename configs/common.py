@@ -2,10 +2,11 @@
 released models."""
 
 import dataclasses
+import typing
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
-from gmm_diffusion import specs
+from gmm_diffusion import options, specs
 
 # The source's five variants; evaluation adds the isotropic control of each.
 SOURCE_VARIANTS = (
@@ -32,7 +33,12 @@ LDM = 'https://ommer-lab.com/files/latent-diffusion/'
 
 def defaults() -> ConfigDict:
   """All keys of gmm_diffusion/specs.py with their defaults."""
-  return ConfigDict(dataclasses.asdict(specs.Spec()))
+  out = ConfigDict(dataclasses.asdict(specs.Spec()))
+  for key, kind, field in options.leaves(specs.Spec):
+    if field.default is None:  # the type is kept for what sets the key
+      kind = typing.get_origin(kind) or kind
+      out.update_from_flattened_dict({key: config_dict.placeholder(kind)})
+  return out
 
 
 def arguments(arg: str, valid: tuple[str, ...]) -> set[str]:

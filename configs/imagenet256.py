@@ -49,7 +49,6 @@ def get_config(arg=''):
       patch=2,
       learn_sigma=True,
       labels='null',
-      eps=1e-6,
     )
     config.net.weights.update(
       format='dit',

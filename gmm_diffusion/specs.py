@@ -1,298 +1,300 @@
 """ConfigDict -> frozen dataclasses, the form in which settings enter the package.
 
-A key that no dataclass knows, or a value of another type, is an error that names the key and
-the valid ones. Types and defaults are here; what a value means stands where it is used.
+A key that no dataclass knows, or a value of another type or out of range, is an error that names
+the key and the valid ones. Types, defaults, ranges and help are here, in the form of options.py;
+what a value means in detail stands where it is used.
 """
 
 import dataclasses
-import typing
 from typing import Any
 
+from gmm_diffusion import options
 from gmm_diffusion.errors import UserError
+from gmm_diffusion.options import option
+
+# What is counted in training or drawn: far above what anyone has run, far below what hangs.
+COUNT, BATCH, WIDTH = '[1, 10000000]', '[1, 65536]', '[1, 16384]'
+SEED, NUMBER = '[0, 4294967295]', '[0, 10000000]'
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """name: 'digits', 'toy', 'tfds', 'crafted' (data.crafted) or 'none'.
+  """Where the data come from (data.sources; segmentation: tasks.segmentation.scenes)."""
 
-  limit: only so many training items, the first ones; 0 is all. tfds reads `dataset` (such as
-  'mnist') from `path`. none has no items: `size` and `classes` say what a pretrained model makes,
-  RGB images of size x size; dataset 'imagenet' gives its classes their names.
-
-  Segmentation: digit scenes, or BSDS500 in `path`; folders `images` and `masks` of one's own
-  replace the test set. split: 'val' or 'test', what is evaluated.
-  """
-
-  name: str = 'digits'
-  dataset: str = ''
-  path: str = ''
-  size: int = 0
-  classes: int = 0
-  images: str = ''
-  masks: str = ''
-  split: str = 'test'
-  limit: int = 0
+  name: str = option(
+    'digits',
+    "digits, toy, crafted: built in; tfds: 'dataset' in 'path'; none: no items, for released models",
+    ('digits', 'toy', 'tfds', 'crafted', 'none'),
+  )
+  dataset: str = option('', 'name for tfds, such as mnist; imagenet names the classes of none')
+  path: str = option('', 'folder of tfds, or of BSDS500 for segmentation')
+  size: int = option(0, 'none: side of the RGB images that a released model makes', '[0, 16384]')
+  classes: int = option(0, 'none: number of classes of a released model', '[0, 1000000]')
+  images: str = option('', 'segmentation: folder of own images, which replace the test set')
+  masks: str = option('', 'segmentation: folder of their masks')
+  split: str = option('test', 'segmentation: what is evaluated', ('val', 'test'))
+  limit: int = option(0, 'only so many training items, the first ones; 0 is all', NUMBER)
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-  """Where released weights come from; format '' is a network trained here, 'random' draws them.
+  """Where released weights come from."""
 
-  format: a name in checkpoints.importers.FORMATS. path: file, or folder of a diffusers model ('':
-  below the workdir, under the name in the url). url, size (bytes), sha256: of the download, as far
-  as known; the hash may be a prefix.
-  """
-
-  format: str = ''
-  path: str = ''
-  url: str = ''
-  size: int = 0
-  sha256: str = ''
+  format: str = option(
+    '', "'': trained here; random: drawn; else a name in checkpoints.importers.FORMATS"
+  )
+  path: str = option('', "file, or folder of a diffusers model; '': below the workdir")
+  url: str = option('', 'where --mode=fetch gets them')
+  size: int = option(0, 'bytes of the download, as far as known', '[0, 1e15]')
+  sha256: str = option('', 'of the download, as far as known; a prefix will do')
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-  """name in maths.schedules.SCHEDULES; the numbers reach the schedules that have them."""
+  """The noise schedule; options that are None have the default of the one that is named."""
 
-  name: str = 'linear'
-  T: int = 1000
-  beta_min: float = 1e-4
-  beta_max: float = 0.02
+  name: str = option('linear', 'a name in maths.schedules.SCHEDULES')
+  T: int | None = option(None, 'number of times of a discrete schedule', '[1, 1000000]')
+  beta_min: float | None = option(None, 'linear, sqrt_linear: first variance', '(0, 1)')
+  beta_max: float | None = option(None, 'linear, sqrt_linear: last variance', '(0, 1)')
 
 
 @dataclasses.dataclass(frozen=True)
 class Net:
-  """name in nets.NETS, its options (see there; each network takes those it has) and its weights.
+  """The denoising network; options that are None have the default of the one that is named."""
 
-  labels: 'null' has one more label for "no class", which classifier-free guidance needs; 'plain'
-  has the classes only; 'none' takes no labels. dtype is that of the computation.
-  """
-
-  name: str = 'unet'
-  channels: int = 64
-  multipliers: tuple[float, ...] = (1.0, 2.0)
-  blocks: int = 2
-  attention: tuple[int, ...] = (4,)
-  head_channels: int = 32
-  heads: int = 1
-  labels: str = 'null'
-  context_dim: int = 0
-  scale_shift: bool = True
-  resblock_updown: bool = True
-  pad_end: bool = False
-  attention_kind: str = 'dot'
-  legacy_attention: bool = True
-  eps: float = 1e-5
-  freq_shift: int = 0
-  sin_first: bool = False
-  patch: int = 2
-  padding: str = 'zero'
-  final: str = 'none'
-  temperature: tuple[float, ...] = (2.0, 0.1)
-  dropout: float = 0.0
-  learn_sigma: bool = False
-  dtype: str = 'float32'
+  name: str = option('unet', 'a name in nets.NETS')
+  channels: int | None = option(None, 'width of the first level', WIDTH)
+  multipliers: tuple[float, ...] | None = option(
+    None, 'unet: width of each level over channels', '(0, 64]'
+  )
+  blocks: int | None = option(None, 'residual or transformer blocks (of each level)', '[1, 1024]')
+  attention: tuple[int, ...] | None = option(
+    None, 'unet: sides (pixels) of the levels with attention', WIDTH
+  )
+  head_channels: int | None = option(
+    None, "unet: channels of an attention head; 0 uses 'heads'", '[0, 16384]'
+  )
+  heads: int | None = option(None, 'attention heads', '[1, 1024]')
+  labels: str = option(
+    'null',
+    'null: one more label for "no class", which classifier-free guidance needs; plain: the classes '
+    'only; none: no labels',
+    ('null', 'plain', 'none'),
+  )
+  context_dim: int | None = option(
+    None, 'unet: width of the context for cross-attention; 0 has none', '[0, 16384]'
+  )
+  scale_shift: bool | None = option(None, 'unet: time embedding as scale and shift, or added')
+  resblock_updown: bool | None = option(None, 'unet: residual blocks change the resolution')
+  pad_end: bool | None = option(None, 'unet: strided convolutions pad at the end only (DDPM)')
+  attention_kind: str | None = option(
+    None, 'unet: dot, or em for probabilistic attention', ('dot', 'em')
+  )
+  legacy_attention: bool | None = option(None, 'unet: order of the packed q, k, v (ADM 64: False)')
+  eps: float | None = option(None, 'unet, dit: of the normalisations', '(0, 1)')
+  freq_shift: int | None = option(None, 'unet, dit: form of the time embedding', '[0, 1]')
+  sin_first: bool | None = option(None, 'unet: form of the time embedding (DDPM: True)')
+  patch: int | None = option(None, 'dit: side of the patches that are tokens', '[1, 1024]')
+  padding: str = option(
+    'zero', 'cnn, and machines beside it: beyond the edges', ('zero', 'circular')
+  )
+  final: str | None = option(None, 'cnn: last layer, a name in nets.cnn.FINALS')
+  temperature: tuple[float, ...] | None = option(
+    None, 'cnn: of final=gumbel, at the start and end of the training', '(0, 1e6]'
+  )
+  dropout: float | None = option(None, 'unet: rate in residual blocks while training', '[0, 1)')
+  learn_sigma: bool = option(False, 'twice the output channels: a learned variance comes last')
+  dtype: str = option('float32', 'of the computation', ('float32', 'bfloat16'))
   weights: Weights = Weights()
+
+  def options(self) -> dict[str, Any]:
+    """What was set of what concerns the network alone."""
+    return _set(self, ('name', 'labels', 'learn_sigma', 'dtype', 'weights'))
 
 
 @dataclasses.dataclass(frozen=True)
 class Autoencoder:
-  """The first stage of latent diffusion (nets.autoencoder); name '' is none, else 'vq' or 'kl'.
+  """The first stage of latent diffusion (nets.autoencoder)."""
 
-  scale: the network sees latents times this; a file that holds its own value overrides it. batch:
-  latents decoded at a time on each device.
-  """
-
-  name: str = ''
-  latent_channels: int = 3
-  codes: int = 8192
-  channels: int = 128
-  multipliers: tuple[float, ...] = (1.0, 2.0, 4.0)
-  blocks: int = 2
-  attention: tuple[int, ...] = ()
-  scale: float = 1.0
-  batch: int = 8
+  name: str = option('', "vq or kl; '' is none", ('', 'vq', 'kl'))
+  latent_channels: int = option(3, 'channels of the latents', WIDTH)
+  codes: int = option(8192, 'vq: size of the codebook', '[1, 10000000]')
+  channels: int = option(128, 'width of the first level', WIDTH)
+  multipliers: tuple[float, ...] = option(
+    (1.0, 2.0, 4.0), 'width of each level over channels', '(0, 64]'
+  )
+  blocks: int = option(2, 'residual blocks of each level', '[1, 1024]')
+  attention: tuple[int, ...] = option((), 'sides (pixels) of the levels with attention', WIDTH)
+  scale: float = option(
+    1.0, 'the network sees latents times this; a file with its own value overrides it', '(0, 1e6]'
+  )
+  batch: int = option(8, 'latents decoded at a time on each device', BATCH)
   weights: Weights = Weights()
 
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-  """ADM's classifier of noisy images (nets.unet.Classifier); scale multiplies its gradient, 0 is
-  none."""
+  """ADM's classifier of noisy images (nets.unet.Classifier), which guides."""
 
-  scale: float = 0.0
-  channels: int = 128
-  multipliers: tuple[float, ...] = (1.0, 1.0, 2.0, 2.0, 4.0, 4.0)
-  blocks: int = 2
-  attention: tuple[int, ...] = (32, 16, 8)
-  head_channels: int = 64
+  scale: float = option(0.0, 'multiplies its gradient; 0 is none', '[0, 1e6]')
+  channels: int = option(128, 'width of the first level', WIDTH)
+  multipliers: tuple[float, ...] = option(
+    (1.0, 1.0, 2.0, 2.0, 4.0, 4.0), 'width of each level over channels', '(0, 64]'
+  )
+  blocks: int = option(2, 'residual blocks of each level', '[1, 1024]')
+  attention: tuple[int, ...] = option((32, 16, 8), 'sides of the levels with attention', WIDTH)
+  head_channels: int = option(64, 'channels of an attention head', WIDTH)
   weights: Weights = Weights()
 
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-  """name: 'network', 'mixture' (the exact one of toy data) or 'empirical' (the exact one of a data
-  set).
+  """What predicts the clean image, and how it is guided."""
 
-  prediction: what the network outputs, a name in maths.marginals.PREDICTIONS.
-  clip: clip x_0 to [-1, 1]. guidance: classifier-free scale; 1 is the plain conditional model.
-  guidance_interval: (low, high) in b_t / a_t, where to guide; () is everywhere. guidance_channels:
-  how many leading channels are guided (3 of 4 in DiT's code); 0 is all.
-  """
-
-  name: str = 'network'
-  prediction: str = 'eps'
-  clip: bool = True
-  guidance: float = 1.0
-  guidance_interval: tuple[float, ...] = ()
-  guidance_channels: int = 0
+  name: str = option('network', 'a name in denoisers.NAMES: network, or one that is exact')
+  prediction: str = option('eps', 'what the network outputs, a name in maths.marginals.PREDICTIONS')
+  clip: bool = option(True, 'clip x_0 to [-1, 1]')
+  guidance: float = option(1.0, 'classifier-free scale; 1 is the conditional model', '[0, 1e6]')
+  guidance_interval: tuple[float, ...] = option(
+    (), '(low, high) in b_t / a_t, where to guide; () is everywhere', '[0, 1e30]'
+  )
+  guidance_channels: int = option(
+    0, 'how many leading channels are guided (3 of 4 in the code of DiT); 0 is all', '[0, 16384]'
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-  """Optimiser and loop. batch is the total over all devices; steps are optimiser updates."""
+  """Optimiser and loop."""
 
-  steps: int = 1000
-  batch: int = 128
-  learning_rate: float = 1e-3
-  warmup: int = 100
-  clip_norm: float = 1.0
-  ema: float = 0.999
-  loss: str = 'simple'
-  label_dropout: float = 0.1
-  log_every: int = 50
-  checkpoint_every: int = 500
+  steps: int = option(1000, 'optimiser updates', '[1, 100000000]')
+  batch: int = option(128, 'items of an update, over all devices', BATCH)
+  learning_rate: float = option(1e-3, 'of Adam', '(0, 1e38]')
+  warmup: int = option(100, 'steps in which the rate rises from 0', '[0, 100000000]')
+  clip_norm: float = option(1.0, 'longest gradient', '(0, 1e30]')
+  ema: float = option(0.999, 'decay of the averaged weights, those to sample from', '[0, 1)')
+  loss: str = option(
+    'simple', 'simple, or elbo with the weights of the sampler', ('simple', 'elbo')
+  )
+  label_dropout: float = option(0.1, 'share of labels replaced by "no class"', '[0, 1)')
+  log_every: int = option(50, 'steps between values of the loss', '[1, 100000000]')
+  checkpoint_every: int = option(500, 'steps between checkpoints', '[1, 100000000]')
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-  """name in samplers.NAMES; each sampler takes the options it has (its own arguments, and
-  samplers.mixture.Options)."""
+  """The sampler and its grid; options that are None have the default of the sampler's own code, and
+  each sampler takes those it has."""
 
-  name: str = 'ddim'
-  steps: int = 10
-  grid: str = 'trailing'
-  end: str = 'clean'
-  eta: float = 0.0
-  variance: str = 'small'
-  components: int = 8
-  scale: float = 1.0
-  scale_interval: tuple[float, ...] = ()
-  offsets: str = 'ortho'
-  form: str = 'B'
-  covariance: str = 'exact'
-  infeasible: str = 'clip'
-  priors: tuple[float, ...] = ()
-  shared: bool = True
-  offsets_seed: int = 0
-  order: int = 2
-  solver: str = 'published'
-  lower_final: str = 'source'
-  bh: str = 'bh2'
-  gamma: float = 1.0
-  churn: float = 0.0
-  shift_window: int = 20
-  shift_cutoff: int = 300
+  name: str = option('ddim', 'a name in samplers.NAMES')
+  steps: int = option(10, 'steps of the grid', '[1, 1000000]')
+  grid: str = option('trailing', 'a name in maths.grids.GRIDS')
+  end: str = option('clean', "clean, or first: finish at the schedule's first time")
+  eta: float | None = option(None, '0 is deterministic, 1 has the variance of DDPM', '[0, 1]')
+  variance: str | None = option(None, 'ddpm: small or large')
+  components: int | None = option(None, 'mixture: K', '[1, 10000000]')
+  scale: float | None = option(None, 'mixture: length of the offsets')
+  scale_interval: tuple[float, ...] | None = option(
+    None, 'mixture: (low, high) in b_t / a_t, the steps with offsets; () is all'
+  )
+  offsets: str | None = option(None, 'mixture: rand, rand_centred or ortho')
+  form: str | None = option(None, 'mixture: A or B')
+  covariance: str | None = option(None, 'mixture: diagonal, vub or exact')
+  infeasible: str | None = option(None, 'mixture: above the largest scale: clip, shrink or error')
+  priors: tuple[float, ...] | None = option(None, 'mixture: K numbers; () is uniform')
+  shared: bool | None = option(None, 'mixture: one draw of offsets for all steps')
+  offsets_seed: int | None = option(None, 'mixture: seed of the offsets', SEED)
+  order: int | None = option(None, 'multistep samplers: 1 to 3 (deis: 4)')
+  solver: str | None = option(None, 'dpmpp: published or exact')
+  lower_final: str | None = option(None, 'dpmpp, unipc: source, always or never')
+  bh: str | None = option(None, 'unipc: bh1 or bh2')
+  gamma: float | None = option(None, 'bdia: in [0, 1]')
+  churn: float | None = option(None, 'heun: noise added to each step', '[0, 1e6]')
+  shift_window: int | None = option(None, 'time_shift: width of the search', NUMBER)
+  shift_cutoff: int | None = option(None, 'time_shift: no shift for so many clean times', NUMBER)
 
   def options(self) -> dict[str, Any]:
-    """What concerns the kernel and not the grid."""
-    grid = ('name', 'steps', 'grid', 'end')
-    return {key: value for key, value in dataclasses.asdict(self).items() if key not in grid}
+    """What was set of what concerns the kernel and not the grid."""
+    return _set(self, ('name', 'steps', 'grid', 'end'))
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """count samples, `batch` at a time on each device (halved where the memory does not suffice).
+  """--mode=sample."""
 
-  shard: samples in a file; what is lost at most when a run is stopped.
-  label: numbers or names of classes, separated by commas, taken in turn; '' takes all classes.
-  """
-
-  count: int = 64
-  batch: int = 64
-  shard: int = 1024
-  label: str = ''
+  count: int = option(64, 'samples', COUNT)
+  batch: int = option(64, 'at a time on each device; halved where memory is short', BATCH)
+  shard: int = option(1024, 'samples of a file: what is lost at most by a stop', COUNT)
+  label: str = option('', "numbers or names of classes, by commas, taken in turn; '' is all")
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-  """What to compare with what, and how.
+  """--mode=evaluate: what to compare with what, and how."""
 
-  samplers: each draws `count` samples. store: whether these are kept, or only their features.
-  images: a folder, an .npz or tfds:NAME:SPLIT that is evaluated in place of samples.
-  reference: the same kinds of path, or an .npz with mu and sigma; '' takes the first
-  `reference_count` training items. features: a name in metrics.features.FEATURES. inception: its
-  weights file ('': under its public name in the cache). metrics: names in metrics.METRICS; () is
-  all standard ones that can be computed. neighbours: k of precision and recall. cache: folder for
-  feature networks and references ('' = workdir). skip_unreadable: leave out images that cannot be
-  read, and say how many.
-  """
-
-  samplers: tuple[str, ...] = ('ddim', 'ddim_gmm', 'ddim_noise')
-  count: int = 1000
-  store: bool = True
-  images: str = ''
-  reference: str = ''
-  reference_count: int = 10000
-  features: str = 'classifier'
-  inception: str = ''
-  metrics: tuple[str, ...] = ()
-  neighbours: int = 3
-  cache: str = ''
-  skip_unreadable: bool = False
+  samplers: tuple[str, ...] = option(
+    ('ddim', 'ddim_gmm', 'ddim_noise'), "each draws 'count' samples; names in samplers.NAMES"
+  )
+  count: int = option(1000, 'samples of each', COUNT)
+  store: bool = option(True, 'keep the samples, or only their features')
+  images: str = option('', 'folder, .npz or tfds:NAME:SPLIT, evaluated in place of samples')
+  reference: str = option(
+    '', "the same kinds of path, or an .npz with mu and sigma; '': the first training items"
+  )
+  reference_count: int = option(10000, 'how many of these', COUNT)
+  features: str = option('classifier', 'a name in metrics.features.FEATURES')
+  inception: str = option('', "weights file of inception; '': under its public name in the cache")
+  metrics: tuple[str, ...] = option((), 'names in metrics.METRICS; () is all that can be computed')
+  neighbours: int = option(3, 'k of precision and recall', '[1, 10000]')
+  cache: str = option('', "folder for feature networks and references; '': the workdir")
+  skip_unreadable: bool = option(False, 'leave out images that cannot be read, and say how many')
 
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation:
-  """Interactive segmentation (tasks/segmentation/model.py): the network, and how it is evaluated.
+  """Interactive segmentation (tasks.segmentation)."""
 
-  channels, blocks, heads, head_channels, key_steps, value_steps: of the network. crop: height and
-  width to train on. size: images with a longer side above it are worked on at it. slots: clicks
-  that a session holds. clicks: how many the simulated annotator makes, on `objects` objects (one of
-  each image first), `batch` at a time on each device. baseline: also the network that takes clicks
-  as channels.
-  """
-
-  channels: int = 32
-  blocks: int = 2
-  heads: int = 2
-  head_channels: int = 16
-  key_steps: int = 2
-  value_steps: int = 2
-  crop: tuple[int, ...] = (96, 128)
-  size: int = 240
-  slots: int = 40
-  clicks: int = 20
-  objects: int = 200
-  batch: int = 8
-  baseline: bool = True
+  channels: int = option(32, 'of the network', WIDTH)
+  blocks: int = option(2, 'of the network', '[1, 1024]')
+  heads: int = option(2, 'of the network', '[1, 1024]')
+  head_channels: int = option(16, 'of the network', WIDTH)
+  key_steps: int = option(2, 'adaptations of the keys', '[0, 1000]')
+  value_steps: int = option(2, 'adaptations of the values', '[0, 1000]')
+  crop: tuple[int, ...] = option((96, 128), 'height and width to train on', '[32, 16384]')
+  size: int = option(240, 'images with a longer side are worked on at it', WIDTH)
+  slots: int = option(40, 'clicks that a session holds', '[1, 10000]')
+  clicks: int = option(20, 'clicks that the simulated annotator makes', '[1, 10000]')
+  objects: int = option(200, 'how many are evaluated, one of each image first', COUNT)
+  batch: int = option(8, 'objects at a time on each device', BATCH)
+  baseline: bool = option(True, 'also the network that takes clicks as channels')
 
 
 @dataclasses.dataclass(frozen=True)
 class Creativity:
-  """Score machines beside networks that differ in their final layer (task 'creativity').
+  """Score machines beside networks that differ in their final layer (tasks.creativity)."""
 
-  networks: names in nets.cnn.FINALS, the first is the one that patch sizes are calibrated on.
-  machines: names in denoisers.score_machines.MACHINES. sizes: patch sizes to choose from. images:
-  training images that the machines see, the first ones; 0 is all. pairs: samples of machines, of
-  the same noise as the networks' first. probes: trajectories to calibrate on.
-  """
-
-  networks: tuple[str, ...] = ('none', 'top1', 'gumbel', 'softmax', 'identity')
-  machines: tuple[str, ...] = ('ELS', 'bbELS', 'LS', 'IS', 'consistent')
-  sizes: tuple[int, ...] = (3, 5, 7, 9)
-  images: int = 0
-  pairs: int = 100
-  probes: int = 8
+  networks: tuple[str, ...] = option(
+    ('none', 'top1', 'gumbel', 'softmax', 'identity'),
+    'names in nets.cnn.FINALS; patch sizes are calibrated on the first',
+  )
+  machines: tuple[str, ...] = option(
+    ('ELS', 'bbELS', 'LS', 'IS', 'consistent'), 'names in denoisers.score_machines.MACHINES'
+  )
+  sizes: tuple[int, ...] = option((3, 5, 7, 9), 'patch sizes to choose from', '[1, 1024]')
+  images: int = option(0, 'training images that machines see, the first ones; 0 is all', NUMBER)
+  pairs: int = option(100, "samples of machines, of the same noise as the networks' first", COUNT)
+  probes: int = option(8, 'trajectories to calibrate on', COUNT)
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """Everything a run depends on. task: what main.py does with it, 'diffusion', 'segmentation' or
-  'creativity'."""
+  """Everything a run depends on."""
 
-  task: str = 'diffusion'
-  seed: int = 0
+  task: str = option(
+    'diffusion', 'what is done with it', ('diffusion', 'segmentation', 'creativity')
+  )
+  seed: int = option(0, 'of training and sampling', SEED)
   data: Data = Data()
   schedule: Schedule = Schedule()
   net: Net = Net()
@@ -307,109 +309,30 @@ class Spec:
   creativity: Creativity = Creativity()
 
   def __post_init__(self):
-    _choose('task', self.task, ('diffusion', 'segmentation', 'creativity'))
-    _choose('data.split', self.data.split, ('val', 'test'))
-    _choose('data.name', self.data.name, ('digits', 'toy', 'tfds', 'crafted', 'none'))
-    _choose('denoiser.name', self.denoiser.name, ('network', 'mixture', 'empirical'))
-    _choose('net.attention_kind', self.net.attention_kind, ('dot', 'em'))
-    if self.net.attention_kind == 'em' and (
-      self.net.name != 'unet' or self.net.context_dim or self.net.weights.format
-    ):
+    options.check(self)
+    net, wanted, interval = self.net, self.segmentation, self.denoiser.guidance_interval
+    if net.attention_kind == 'em' and (net.name != 'unet' or net.context_dim or net.weights.format):
       raise UserError(
         "net.attention_kind 'em' needs a U-Net trained here, without a context; use 'dot'"
       )
-    _choose('net.dtype', self.net.dtype, ('float32', 'bfloat16'))
-    _choose('net.labels', self.net.labels, ('null', 'plain', 'none'))
-    _choose('autoencoder.name', self.autoencoder.name, ('', 'vq', 'kl'))
-    _choose('train.loss', self.train.loss, ('simple', 'elbo'))
-    for key in (
-      'train.steps',
-      'train.batch',
-      'train.log_every',
-      'train.checkpoint_every',
-      'sample.count',
-      'sample.batch',
-      'sample.shard',
-      'evaluate.count',
-      'evaluate.reference_count',
-      'evaluate.neighbours',
-      'net.channels',
-      'net.blocks',
-      'schedule.T',
-      'net.patch',
-      'net.heads',
-      'autoencoder.batch',
-      'autoencoder.channels',
-      'classifier.channels',
-      'creativity.pairs',
-      'creativity.probes',
-      *(
-        f'segmentation.{name}'
-        for name in (
-          'channels',
-          'blocks',
-          'heads',
-          'head_channels',
-          'size',
-          'slots',
-          'clicks',
-          'objects',
-          'batch',
-        )
-      ),
-    ):
-      if self.get(key) < 1:
-        raise UserError(f'{key} must be at least 1, got {self.get(key)}')
-    if len(self.segmentation.crop) != 2 or any(
-      side < 32 or side % 16 for side in self.segmentation.crop
-    ):
+    if len(wanted.crop) != 2 or any(side % 16 for side in wanted.crop):
       raise UserError(
-        f'segmentation.crop must be two multiples of 16, each at least 32, got '
-        f'{self.segmentation.crop}'
+        f'segmentation.crop must be two multiples of 16, each at least 32, got {wanted.crop}'
       )
-    if self.segmentation.slots < self.segmentation.clicks:
+    if wanted.slots < wanted.clicks:
       raise UserError(
-        f'segmentation.slots {self.segmentation.slots} must be at least segmentation.clicks '
-        f'{self.segmentation.clicks}'
+        f'segmentation.slots {wanted.slots} must be at least segmentation.clicks {wanted.clicks}'
       )
-    for key in ('train.ema', 'train.label_dropout', 'net.dropout'):
-      if not 0 <= self.get(key) < 1:
-        raise UserError(f'{key} must be in [0, 1), got {self.get(key)}')
-    for key in (
-      'seed',
-      'data.limit',
-      'creativity.images',
-      'sampler.offsets_seed',
-      'train.warmup',
-      'denoiser.guidance',
-      'classifier.scale',
-      'denoiser.guidance_channels',
-      'segmentation.key_steps',
-      'segmentation.value_steps',
-    ):
-      if self.get(key) < 0:
-        raise UserError(f'{key} must be >= 0, got {self.get(key)}')
-    interval = self.denoiser.guidance_interval
-    if interval and not (len(interval) == 2 and 0 <= interval[0] <= interval[1]):
+    if interval and not (len(interval) == 2 and interval[0] <= interval[1]):
       raise UserError(
-        f'denoiser.guidance_interval must be () or (low, high) with 0 <= low <= high, got '
-        f'{interval}'
+        f'denoiser.guidance_interval must be () or (low, high) with low <= high, got {interval}'
       )
-    for key in ('train.learning_rate', 'train.clip_norm', 'autoencoder.scale'):
-      if not self.get(key) > 0:
-        raise UserError(f'{key} must be > 0, got {self.get(key)}')
-
-  def get(self, key: str) -> Any:
-    """The value of a dotted key."""
-    value = self
-    for part in key.split('.'):
-      value = getattr(value, part)
-    return value
 
 
-def _choose(key, value, valid):
-  if value not in valid:
-    raise UserError(f'unknown {key} {value!r}; valid: {", ".join(valid)}')
+def _set(section, others):
+  """{name: value} of the fields that are set, without some."""
+  values = {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
+  return {key: v for key, v in values.items() if v is not None and key not in others}
 
 
 def from_config(config: Any) -> Spec:
@@ -418,45 +341,17 @@ def from_config(config: Any) -> Spec:
   Raises:
     UserError: on an unknown key, a value of the wrong type, or a value out of range.
   """
-  return _section(Spec, config, '')
+  return options.read(Spec, config)
 
 
 def check_key(key: str) -> None:
-  """Raises UserError unless a dotted key, such as 'sampler.steps', exists."""
+  """Raises UserError unless a dotted key, such as 'sampler.steps', exists and holds a value."""
   kind, path = Spec, ''
   for part in key.split('.'):
-    kind = _type_of(kind, part, path)
+    kind = options.find(kind, part, path)
     path += part + '.'
-
-
-def _type_of(cls, name, path):
-  types = typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
-  if name not in types:
-    raise UserError(
-      f'unknown config key {path + name!r}; valid: '
-      f'{", ".join(path + other for other in types) or "no keys below"}'
-    )
-  return types[name]
-
-
-def _section(cls, values, path):
-  out = {}
-  for key, value in values.items():
-    out[key] = _value(_type_of(cls, key, path), value, path + key)
-  return cls(**out)
-
-
-def _value(kind, value, key):
   if dataclasses.is_dataclass(kind):
-    if not hasattr(value, 'items'):
-      raise UserError(f'config key {key!r} is a section, got {value!r}')
-    return _section(kind, value, key + '.')
-  if typing.get_origin(kind) is tuple:
-    if not isinstance(value, (tuple, list)):
-      raise UserError(f'config key {key!r} must be a tuple, got {value!r}')
-    return tuple(_value(typing.get_args(kind)[0], entry, key) for entry in value)
-  if kind is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-    raise UserError(f'config key {key!r} must be of type {kind.__name__}, got {value!r}')
-  return value
+    raise UserError(
+      f'config key {key!r} is a section; set its keys one by one, such as '
+      f'{key}.{dataclasses.fields(kind)[0].name}'
+    )

@@ -77,8 +77,8 @@ class CommandTest(parameterized.TestCase):
 class SettingsTest(parameterized.TestCase):
   @parameterized.parameters(
     ({'sampler.name': 'ddmi'}, "unknown sampler 'ddmi'; valid: ddpm, ddim"),
-    ({'sampler.eta': 1.5}, r'eta must be in \[0, 1\], got 1.5'),
-    ({'sampler.steps': 0}, 'steps must be in 1..1000, got 0'),
+    ({'sampler.eta': 1.5}, r'sampler.eta must be in \[0, 1\], got 1.5'),
+    ({'sampler.steps': 0}, r'sampler.steps must be in \[1, 1000000\], got 0'),
     ({'sampler.steps': 1001}, 'steps must be in 1..1000, got 1001'),
     ({'sampler.scale': -1.0}, 'scale must be >= 0, got -1.0'),
     ({'sampler.components': 65}, r'components must be in 1..64 .* got 65'),
@@ -108,9 +108,9 @@ class SettingsTest(parameterized.TestCase):
       "unknown data.name 'imagenet'; valid: digits, toy, tfds, crafted, none",
     ),
     ({'net.dtype': 'float16'}, "unknown net.dtype 'float16'; valid: float32, bfloat16"),
-    ({'train.batch': 0}, 'train.batch must be at least 1, got 0'),
+    ({'train.batch': 0}, r'train.batch must be in \[1, 65536\], got 0'),
     ({'train.ema': 1.0}, r'train.ema must be in \[0, 1\), got 1.0'),
-    ({'train.learning_rate': 0.0}, 'train.learning_rate must be > 0, got 0.0'),
+    ({'train.learning_rate': 0.0}, r'train.learning_rate must be in \(0, 1e38\], got 0.0'),
     ({'evaluate.samplers': ('ddim', 'x')}, "unknown sampler 'x'"),
     ({'evaluate.metrics': ('fid',)}, "unknown evaluate.metrics 'fid'; valid: frechet"),
     ({'evaluate.features': 'vgg'}, "unknown evaluate.features 'vgg'; valid: classifier"),

@@ -18,7 +18,7 @@ from helpers import cases
 PACKAGE = os.path.join(cases.ROOT, 'gmm_diffusion')
 # Every part may import those before it, and none behind it.
 ORDER = (
-  'errors', 'types', 'specs', 'files', 'parallel', 'maths', 'samplers', 'denoisers', 'nets', 'data',
+  'errors', 'types', 'options', 'specs', 'files', 'parallel', 'maths', 'samplers', 'denoisers', 'nets', 'data',
   'checkpoints', 'metrics', 'reports', 'engine', 'tasks', 'main',
 )  # fmt: skip
 FILES = sorted(glob.glob(os.path.join(PACKAGE, '**', '*.py'), recursive=True))

@@ -189,7 +189,7 @@ def draw(run: Run, sampler: specs.Sampler, count: int, seed: int) -> Drawn:
     scale=0.0,
     scale_interval=(),
     offsets_seed=0,
-    eta=float(sampler.eta > 0),
+    eta=float(bool(sampler.eta)),
   )
   key = spec.denoiser, spec.classifier, form, per_device
   if key not in run.compiled:

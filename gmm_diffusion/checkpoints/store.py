@@ -6,6 +6,7 @@ dtype asked for.
 """
 
 import functools
+import json
 import os
 from typing import Any
 
@@ -89,6 +90,24 @@ class Store:
         f'checkpoint {self.path} has format {about.get("format")!r}; valid: {FORMAT!r}'
       )
     return about
+
+  def difference(self, about: dict[str, Any]) -> tuple[str, Any, Any] | None:
+    """(key, stored, wanted) of the first entry of `about` that the latest step was not made with.
+
+    Options that the step does not know are younger than it. But the address of released weights is
+    missing where none were used.
+    """
+    stored = self.about()
+    for key, wanted in json.loads(json.dumps(about)).items():
+      if not (isinstance(wanted, dict) and isinstance(stored.get(key), dict)):
+        if stored.get(key) != wanted:
+          return key, stored.get(key), wanted
+        continue
+      for name, value in wanted.items():
+        found = stored[key].get(name)
+        if found != value and (name in stored[key] or name == 'weights'):
+          return f'{key}.{name}', found, value
+    return None
 
   def weights(self, template: dict[str, Any]) -> dict[str, Any]:
     """The parts in the template with its shapes and dtypes, as host arrays."""

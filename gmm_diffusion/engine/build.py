@@ -39,19 +39,24 @@ def schedule(spec: specs.Schedule) -> schedules.Schedule:
   if spec.name not in schedules.SCHEDULES:
     raise UserError(f'unknown schedule {spec.name!r}; valid: {", ".join(schedules.SCHEDULES)}')
   make = schedules.SCHEDULES[spec.name]
-  taken = inspect.signature(make).parameters
-  return make(**{key: value for key, value in dataclasses.asdict(spec).items() if key in taken})
+  return make(**taken(make, spec))
+
+
+def taken(make: Callable[..., Any], section: Any) -> dict[str, Any]:
+  """The options of a section of the spec that a function or linen module takes: what was set, else
+  its own default."""
+  parameters = inspect.signature(make).parameters
+  out = {}
+  for field in dataclasses.fields(section):
+    if field.name in parameters and field.name != 'name':
+      value = getattr(section, field.name)
+      out[field.name] = parameters[field.name].default if value is None else value
+  return out
 
 
 def _module(make, section, **more):
-  """A linen module with the options that it has among those of a section of the spec."""
-  known = {field.name for field in dataclasses.fields(make)} - {'name'}
-  options = {
-    field.name: getattr(section, field.name)
-    for field in dataclasses.fields(section)
-    if field.name in known
-  }
-  return make(**{**options, **more})
+  """A linen module with the options that it takes of a section of the spec."""
+  return make(**{**taken(make, section), **more})
 
 
 def autoencoder(spec: specs.Spec) -> Autoencoder | None:
@@ -80,6 +85,13 @@ def label_count(spec: specs.Spec, data: base.Data) -> int:
   return {'null': data.classes + 1, 'plain': data.classes, 'none': 0}[spec.net.labels]
 
 
+def net_options(spec: specs.Net) -> dict[str, Any]:
+  """The options of the network that a spec names, with their values."""
+  if spec.name not in NETS:
+    raise UserError(f'unknown net {spec.name!r}; valid: {", ".join(NETS)}')
+  return taken(NETS[spec.name], spec)
+
+
 def net(spec: specs.Spec, data: base.Data) -> Any:
   """The network of a spec."""
   if not data.is_image:
@@ -87,8 +99,7 @@ def net(spec: specs.Spec, data: base.Data) -> Any:
       f'data {spec.data.name!r} has no network to train; use --config.denoiser.name=mixture or '
       f'empirical'
     )
-  if spec.net.name not in NETS:
-    raise UserError(f'unknown net {spec.net.name!r}; valid: {", ".join(NETS)}')
+  net_options(spec.net)
   if spec.net.context_dim and not label_count(spec, data):
     raise UserError(
       f'net.context_dim {spec.net.context_dim} needs labels to make the context from; set it to 0, '
@@ -96,11 +107,11 @@ def net(spec: specs.Spec, data: base.Data) -> Any:
       "'null' or 'plain' with classes (a context of one's own enters in Python, see nets/unet.py)"
     )
   H, W, C = sample_shape(spec, data)
-  factor = 2 ** (len(spec.net.multipliers) - 1)
-  if spec.net.name == 'unet' and (H % factor or W % factor):
+  levels = net_options(spec.net).get('multipliers', (1,))
+  if H % 2 ** (len(levels) - 1) or W % 2 ** (len(levels) - 1):
     raise UserError(
-      f'images of {H} x {W} cannot be halved {len(spec.net.multipliers) - 1} times; '
-      f'use fewer net.multipliers, got {spec.net.multipliers}'
+      f'images of {H} x {W} cannot be halved {len(levels) - 1} times; '
+      f'use fewer net.multipliers, got {levels}'
     )
   return _module(
     NETS[spec.net.name],
@@ -206,8 +217,14 @@ def about(spec: specs.Spec, data: base.Data) -> dict[str, Any]:
     key: value for key, value in dataclasses.asdict(section).items() if key not in _FREE
   }
   out = {
-    'net': size(spec.net),
-    'schedule': dataclasses.asdict(spec.schedule),
+    'net': {
+      **{name: getattr(spec.net, name) for name in ('name', 'labels', 'learn_sigma')},
+      **{name: v for name, v in net_options(spec.net).items() if name not in _FREE},
+    },
+    'schedule': {
+      'name': spec.schedule.name,
+      **taken(schedules.SCHEDULES[spec.schedule.name], spec.schedule),
+    },
     'prediction': spec.denoiser.prediction,
     'shape': list(data.shape),
     'classes': data.classes,
@@ -259,28 +276,13 @@ def weights(spec: specs.Spec, data: base.Data, workdir: str) -> Any:
 
 def check_about(store: Store, spec: specs.Spec, data: base.Data) -> None:
   """Raises UserError unless a checkpoint is there and belongs to the spec."""
-  found, wanted = store.about(), about(spec, data)
-  for key, value in wanted.items():
-    stored = found.get(key)
-    if _plain(stored) != _plain(value):
-      differs = value
-      if isinstance(value, dict) and isinstance(stored, dict):
-        name = next(k for k in value if _plain(stored.get(k)) != _plain(value[k]))
-        key, stored, differs = f'{key}.{name}', stored.get(name), value[name]
-      raise UserError(
-        f'the checkpoint in {store.path} was made with {key} = {stored}, the config says '
-        f'{differs}; use its config, or another --workdir'
-      )
-
-
-def _plain(value):
-  return (
-    list(value)
-    if isinstance(value, tuple)
-    else {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, dict)
-    else value
-  )
+  found = store.difference(about(spec, data))
+  if found:
+    key, stored, wanted = found
+    raise UserError(
+      f'the checkpoint in {store.path} was made with {key} = {stored}, the config says '
+      f'{wanted}; use its config, or another --workdir'
+    )
 
 
 def denoiser(spec: specs.Spec, data: base.Data) -> Callable[[Any], Denoiser]:

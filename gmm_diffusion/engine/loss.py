@@ -34,8 +34,8 @@ def elbo_weights(
     n = int(np.argmax(~np.isfinite(precision)))
     raise UserError(
       f'the ELBO needs positive variances, but sampler {spec.name!r} has none at t = '
-      f'{grid.t[n]:g}; raise sampler.eta ({spec.eta:g}) above 0, or lower sampler.scale '
-      f'({spec.scale:g})'
+      f'{grid.t[n]:g}; raise sampler.eta ({eta:g}) above 0'
+      + (f', or lower sampler.scale ({options["scale"]:g})' if 'scale' in options else '')
     )
   weights = (precision * grid.b_t**2 / (2 * grid.a_t**2))[::-1]
   return weights / weights.mean()

@@ -4,7 +4,6 @@ What happens in step n depends on (seed, n) and the position in the batch only: 
 killed and resumed equals an uninterrupted one, and the number of devices changes rounding alone.
 """
 
-import json
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -82,7 +81,7 @@ def fit(
   if store.latest() is None:
     state = jax.jit(fresh)()
   else:
-    if store.about() != json.loads(json.dumps(dict(about, format=store.about()['format']))):
+    if store.difference(about):
       raise UserError(
         f'{store.path} holds the checkpoint of another network; use another --workdir, or remove '
         f'that folder'

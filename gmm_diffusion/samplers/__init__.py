@@ -43,10 +43,10 @@ NAMES = tuple(SAMPLERS) + tuple(f'{base}_{variant}' for base in _BASES for varia
 
 
 def resolve(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-  """(name of a sampler or of a source variant, options) -> (name in SAMPLERS, options it takes).
+  """(name of a sampler or of a source variant, options) -> (name in SAMPLERS, all options it takes).
 
-  Options that only other samplers take are left out, so that one set of options serves for a
-  comparison; a variant's own settings win.
+  Options that are not given have the sampler's own defaults. Options that only other samplers take
+  are left out, so that one set of options serves for a comparison; a variant's own settings win.
   """
   if name not in NAMES:
     raise UserError(f'unknown sampler {name!r}; valid: {", ".join(NAMES)}')
@@ -59,17 +59,18 @@ def resolve(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
   for key in options:
     if key not in known:
       raise UserError(f'unknown sampler option {key!r}; valid: {", ".join(sorted(known))}')
-  return name, {key: value for key, value in options.items() if key in _parameters(name)}
+  return name, {key: options.get(key, default) for key, default in _parameters(name).items()}
 
 
 def _takes_schedule(name: str) -> bool:
   return 'schedule' in inspect.signature(SAMPLERS[name]).parameters
 
 
-def _parameters(name: str) -> set[str]:
-  """The options of a sampler. The schedule is none: it comes with the grid."""
-  names = set(inspect.signature(SAMPLERS[name]).parameters) - {'schedule'}
-  return names - {'options'} | set(mixture.Options._fields) if 'options' in names else names
+def _parameters(name: str) -> dict[str, Any]:
+  """The options of a sampler with their defaults. The schedule is none: it comes with the grid."""
+  found = inspect.signature(SAMPLERS[name]).parameters
+  own = {key: one.default for key, one in found.items() if key not in ('schedule', 'options')}
+  return own | mixture.Options._field_defaults if 'options' in found else own
 
 
 def make(name: str, options: dict[str, Any], schedule: Schedule | None = None) -> Kernel:

@@ -366,18 +366,17 @@ def _strip(x: np.ndarray, data: base.Data):
 
 
 def _title(spec):
-  return (
-    f'{spec.data.dataset or spec.data.name}: {spec.sampler.steps} steps, eta {spec.sampler.eta:g}'
-  )
+  eta = samplers.resolve('ddim', spec.sampler.options())[1]['eta']
+  return f'{spec.data.dataset or spec.data.name}: {spec.sampler.steps} steps, eta {eta:g}'
 
 
 def _about(spec, data, weights) -> dict[str, Any]:
-  s = spec.sampler
+  _, mixture = samplers.resolve('ddim_gmm', spec.sampler.options())
   return {
     'data': ', '.join(f'{name} {value}' for name, value in base.summary(data).items()),
     'samples': f'{spec.evaluate.count} per sampler, seed {spec.seed}, the same noise for every '
     f'sampler',
-    'mixture': f'K = {s.components}, scale {s.scale:g}, infeasible: {s.infeasible}',
+    'mixture': 'K = {components}, scale {scale:g}, infeasible: {infeasible}'.format(**mixture),
     'weights': weights,
   }
 

@@ -94,7 +94,10 @@ class SegmentationTest(absltest.TestCase):
       ({'segmentation.slots': 2}, 'segmentation.slots 2 must be at least segmentation.clicks 3'),
       ({'data.split': 'dev'}, "unknown data.split 'dev'; valid: val, test"),
       ({'task': 'painting'}, "unknown task 'painting'; valid: diffusion, segmentation"),
-      ({'train.batch': 3, 'segmentation.channels': 0}, 'segmentation.channels must be at least 1'),
+      (
+        {'train.batch': 3, 'segmentation.channels': 0},
+        r'segmentation.channels must be in \[1, 16384\]',
+      ),
     ):
       config = config_lib.get_config('runlocal')
       config.update_from_flattened_dict(changes)
