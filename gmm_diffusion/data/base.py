@@ -43,7 +43,8 @@ def class_numbers(data: Data, label: str) -> np.ndarray:
   none without labels.
 
   Raises:
-    UserError: on a class that does not exist, with the nearest names.
+    UserError: on a class that does not exist, with the nearest names, and on a name of several
+      classes (ImageNet has a dog and a garment "cardigan"), with their numbers.
   """
   if not label:
     return np.arange(data.classes, dtype=np.int32)
@@ -54,9 +55,15 @@ def class_numbers(data: Data, label: str) -> np.ndarray:
   lower = [name.lower() for name in data.names]
 
   def number(word):
-    if word.lower() in lower:
-      return lower.index(word.lower())
-    if re.fullmatch(r'\d+', word) and int(word) < data.classes:
+    named = [i for i, name in enumerate(lower) if name == word.lower()]
+    if len(named) > 1:
+      choices = [f'{i} (next to {data.names[i - 1]!r})' for i in named]
+      raise UserError(
+        f'{word!r} is the name of {len(named)} classes; give the number: {" or ".join(choices)}'
+      )
+    if named:
+      return named[0]
+    if re.fullmatch('[0-9]{1,9}', word) and int(word) < data.classes:
       return int(word)
     near = [data.names[i] for i, name in enumerate(lower) if word.lower() in name]
     near = near or [

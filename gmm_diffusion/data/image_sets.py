@@ -5,19 +5,18 @@ Memory does not grow with the number of images. What is not uint8 images of one 
 refused before the first batch, as far as file headers tell.
 """
 
-import contextlib
 import functools
 import hashlib
 import os
 import re
-import zipfile
 from collections.abc import Iterator
 from concurrent import futures
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
+from gmm_diffusion.data import npz
 from gmm_diffusion.errors import UserError
 
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.webp')
@@ -93,57 +92,25 @@ class ArraySet:
       yield self.images[start : start + size]
 
 
-@contextlib.contextmanager
-def _rows(path: str):
-  """Opens the arr_0 of an .npz at its first row: (file, shape)."""
-  try:
-    archive = zipfile.ZipFile(path)
-  except (OSError, zipfile.BadZipFile) as error:
-    raise UserError(
-      f'cannot read {path} as .npz: {error}; give an .npz of images, or a folder of them'
-    ) from error
-  with archive:
-    names = [name.removesuffix('.npy') for name in archive.namelist()]
-    if 'arr_0' not in names:
-      raise UserError(
-        f'{path} has no arr_0 but {", ".join(names) or "nothing"}; give an .npz with images uint8 '
-        f'[N, H, W, C] as arr_0'
-      )
-    file = archive.open('arr_0.npy')
-    shape, fortran, dtype = _header(file, path)
-    if dtype != np.uint8 or len(shape) != 4 or shape[-1] not in (1, 3) or fortran or not all(shape):
-      raise UserError(
-        f'arr_0 of {path} is {dtype} {list(shape)}; valid: uint8 [N, H, W, 1 or 3] in 0..255 (of '
-        f'floats in [-1, 1]: round 127.5 (x + 1) and clip)'
-      )
-    yield file, shape
-
-
-def _header(file, path):
-  """(shape, Fortran order, dtype) of the .npy that an open file starts with; nothing is
-  unpickled."""
-  try:
-    version = np.lib.format.read_magic(file)
-    read = (
-      np.lib.format.read_array_header_1_0
-      if version == (1, 0)
-      else np.lib.format.read_array_header_2_0
-    )
-    return read(file)
-  except (ValueError, EOFError, zipfile.BadZipFile) as error:
-    raise UserError(
-      f'cannot read the array in {path}: {error}; write or download it again'
-    ) from error
-
-
 class NpzSet:
   """arr_0 of an .npz, uint8 [N, H, W, C]: samples from here, or ADM's batches. Rows are read one
   after another."""
 
   def __init__(self, path: str):
     self.path, self.what, self.skipped = path, path, []
-    with _rows(path) as (_, shape):
-      self.count, self.shape = shape[0], shape[1:]
+    with npz.Npz(path) as file:
+      if 'arr_0' not in file.heads:
+        raise UserError(
+          f'{path} has no arr_0 but {", ".join(file.heads) or "nothing"}; give an .npz with images '
+          f'uint8 [N, H, W, C] as arr_0'
+        )
+      shape, dtype, fortran = file.heads['arr_0']
+    if dtype != np.uint8 or len(shape) != 4 or shape[-1] not in (1, 3) or fortran or not all(shape):
+      raise UserError(
+        f'arr_0 of {path} is {dtype} {list(shape)}; valid: uint8 [N, H, W, 1 or 3] in 0..255 (of '
+        f'floats in [-1, 1]: round 127.5 (x + 1) and clip)'
+      )
+    self.count, self.shape = shape[0], shape[1:]
 
   def __len__(self):
     return self.count
@@ -158,23 +125,20 @@ class NpzSet:
     return _short(digest)
 
   def batches(self, size):
-    row = int(np.prod(self.shape))
-    with _rows(self.path) as (file, _):
-      for start in range(0, self.count, size):
-        n = min(size, self.count - start)
-        try:
-          content = file.read(n * row)
-        except (OSError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:
-          raise UserError(
-            f'{self.path} is damaged at image {start} or later ({error}); write or download it '
-            f'again'
-          ) from error
-        if len(content) < n * row:
-          raise UserError(
-            f'{self.path} is damaged: it ends before image {start + n} of {self.count}; write or '
-            f'download it again'
-          )
-        yield np.frombuffer(content, np.uint8).reshape(n, *self.shape)
+    with npz.Npz(self.path) as file:
+      yield from file.rows('arr_0', size)
+
+
+def upright(image: Image.Image) -> Image.Image:
+  """The image as it was meant to be seen: turned and mirrored as its EXIF orientation says."""
+  return ImageOps.exif_transpose(image)
+
+
+def _orientation(image: Image.Image) -> int:
+  """The EXIF orientation, 1 to 8, from the head of a file."""
+  if image.format == 'PNG' and 'exif' not in image.info:
+    return 1  # Pillow would decode all pixels to look behind them
+  return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 class FolderSet:
@@ -191,14 +155,16 @@ class FolderSet:
     names = sorted(name for name in names if name.lower().endswith(EXTENSIONS))
     if not names:
       raise UserError(f'no images in {path}; valid: {", ".join(EXTENSIONS)}, at any depth')
-    self.names, self.skipped, kinds = [], [], {}
+    self.names, self.skipped, self.turned, kinds = [], [], False, {}
     with self._pool() as pool:
       for start in range(0, len(names), _AHEAD):  # all at once would queue a task for each file
         part = names[start : start + _AHEAD]
         for name, head in zip(part, pool.map(self._head, part)):
           if head:
+            *kind, orientation = head
             self.names.append(name)
-            kinds.setdefault(head, name)
+            self.turned |= orientation != 1
+            kinds.setdefault(tuple(kind), name)
     if not kinds:
       raise UserError(f'none of the {len(names)} images in {path} can be read')
     self._check(kinds)
@@ -244,22 +210,35 @@ class FolderSet:
       return None
 
   def _head(self, name):
-    return self._read(name, lambda image: (image.size, image.mode))
+    def read(image):
+      orientation = _orientation(image)
+      size = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
+      return size, image.mode, orientation
+
+    return self._read(name, read)
+
+  def _pixels(self, name):
+    def read(image):
+      pixels = np.asarray(upright(image))
+      if pixels.shape[:2] != self.shape[:2]:
+        raise ValueError('its head gives another size')
+      return pixels.reshape(self.shape)
+
+    return self._read(name, read)
 
   def __len__(self):
     return len(self.names)
 
   @functools.cached_property
   def hash(self):
-    return _hash_files([os.path.join(self.path, name) for name in self.names])
+    turned = ['upright'] * self.turned  # the same bytes were other pixels before they were turned
+    return _hash_files([os.path.join(self.path, name) for name in self.names], *turned)
 
   def batches(self, size):
     with self._pool() as pool:
       for start in range(0, len(self), size):
-        found = pool.map(
-          lambda name: self._read(name, np.asarray), self.names[start : start + size]
-        )
-        found = [image.reshape(self.shape) for image in found if image is not None]
+        found = pool.map(self._pixels, self.names[start : start + size])
+        found = [image for image in found if image is not None]
         if found:
           yield np.stack(found)
 

@@ -5,8 +5,10 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from gmm_diffusion.errors import UserError
-from gmm_diffusion.metrics import frechet, inception_score, kernel, precision_recall
+from gmm_diffusion.metrics import frechet, inception_score, kernel, precision_recall, references
 from gmm_diffusion.metrics.estimates import Estimate
 from gmm_diffusion.metrics.features import Extracted, Features
 from gmm_diffusion.metrics.references import Reference, Source
@@ -166,13 +168,14 @@ def check(name: str, features: Features, source: Source, count: int, neighbours:
     raise UserError(
       f'metric {name!r} needs {metric.sample}, which features {features.name} do not have'
     )
-  if source.known and metric.reference not in ('', 'moments'):
+  part = metric.reference
+  if source.images is None and part and references.FIELDS.get(part) not in source.known:
     raise UserError(
       f'metric {name!r} needs reference images, and {source.what} has only their mean and '
       f'covariance'
     )
   try:
-    metric.check(count, source.count, features.dimensions[metric.sample], neighbours)
+    metric.check(count, source.count(part), features.dimensions[metric.sample], neighbours)
   except UserError as error:
     raise UserError(f'metric {name!r}: {error}') from error
 
@@ -222,6 +225,13 @@ def kinds(names: Sequence[str]) -> tuple[set[str], set[str]]:
 def compare(
   sample: Extracted, reference: Reference, names: Sequence[str], neighbours: int
 ) -> dict[str, Estimate]:
-  """Metrics by name, in their order, of what `choose` allows."""
+  """Metrics by name, in their order, of what `choose` allows; UserError where one is not finite."""
   compute = functools.cache(lambda fn: fn(sample, reference, neighbours))
-  return {name: compute(METRICS[name].compute)[name] for name in names}
+  out = {name: compute(METRICS[name].compute)[name] for name in names}
+  for name, estimate in out.items():
+    if not np.all(np.isfinite(estimate)):
+      raise UserError(
+        f'metric {name!r} is {estimate.value}, [{estimate.low}, {estimate.high}]; its samples or '
+        f'reference {reference.what} are too large to compare, or damaged'
+      )
+  return out

@@ -51,12 +51,14 @@ class Features(NamedTuple):
     name: for records, with the hash of the weights, the resize and the dtype.
     dimensions: the fields of Extracted that it fills, and their widths.
     shape: of the images that it takes; () is any.
+    published: whether others publish statistics of the same features.
   """
 
   extract: Callable[[np.ndarray], Extracted]
   name: str
   dimensions: dict[str, int]
   shape: tuple[int, ...] = ()
+  published: bool = False
 
 
 class Classifier(nn.Module):
@@ -178,6 +180,7 @@ def inception_features(data: base.Data, cache: str, weights: str) -> Features:
     extract,
     f'inception-{inception.SHA256}-bilinear_tf1_299-float32',
     {'features': 2048, 'logits': 1008, 'spatial': 2023},
+    published=True,
   )
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gmm_diffusion import files, parallel
-from gmm_diffusion.data import image_sets
+from gmm_diffusion.data import image_sets, npz
 from gmm_diffusion.data.image_sets import ImageSet, fingerprint
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.metrics.features import Features, gather, sizes
@@ -22,17 +22,21 @@ class Source(NamedTuple):
   Attributes:
     what: for people.
     images: or None, where only mean and covariance are known.
-    known: Statistics of the features in that case.
+    known: field of Extracted -> Statistics that others computed and stored.
   """
 
   what: str
   images: ImageSet | None
-  known: Statistics | None = None
+  known: dict[str, Statistics] = {}
 
-  @property
-  def count(self) -> int | None:
-    """Number of images, None where it is not known."""
-    return len(self.images) if self.images else None
+  def count(self, part: str) -> int | None:
+    """Number of images behind a part of a Reference; None where it is not known."""
+    stored = FIELDS.get(part) in self.known
+    return len(self.images) if self.images is not None and not stored else None
+
+
+FIELDS = {'moments': 'features', 'spatial': 'spatial'}  # part of Reference -> field of Extracted
+STORED = {'features': ('mu', 'sigma'), 'spatial': ('mu_s', 'sigma_s')}  # names in an .npz
 
 
 class Reference(NamedTuple):
@@ -42,8 +46,8 @@ class Reference(NamedTuple):
     moments: Statistics of the features.
     features: float32 [M, D], where a metric needs them.
     spatial: Statistics of the spatial features, likewise.
-    count: M, or None where it is not known.
-    hash: of the images, or of mean and covariance.
+    count: M, or None where there are no images.
+    hash: of the images, of statistics that were stored, or of both.
     what: for people.
   """
 
@@ -65,8 +69,10 @@ def find(
   """The reference at a path: a folder or .npz of images, tfds:NAME:SPLIT, or an .npz with mu and
   sigma.
 
-  Of an .npz with images and statistics, such as ADM's, only the images count, so that resize and
-  network are those of the samples.
+  ADM's reference batches hold both: mu and sigma (and mu_s and sigma_s, of spatial features) of the
+  whole training set, and 10,000 images. As in ADM's evaluator, Frechet distances on Inception
+  features are to the stored statistics, and the images serve the other metrics. On other features
+  only the images count.
 
   Args:
     shape: of the samples, which reference images must have too.
@@ -74,9 +80,17 @@ def find(
   Raises:
     UserError: what is there does not fit.
   """
-  if path.endswith('.npz') and os.path.isfile(path := os.path.expanduser(path)):
-    known = _read_moments(path, features)
-    if known:
+  path, known = os.path.expanduser(path), {}
+  if path.endswith('.npz') and os.path.isfile(path):
+    with npz.Npz(path) as file:
+      has_images = 'arr_0' in file.heads
+      if features.published or not has_images:
+        known = {
+          field: _moments(file, names, features, field)
+          for field, names in STORED.items()
+          if set(names) <= set(file.heads) and field in features.dimensions
+        }
+    if 'features' in known and not has_images:
       return Source(f'{path} (mu, sigma)', None, known)
   images = image_sets.load(path, data_dir, skip_unreadable)
   if images.shape != shape:
@@ -84,29 +98,36 @@ def find(
       f'reference {path} has images of {sizes(images.shape)}, the samples are {sizes(shape)}; '
       'give a reference of the same size and number of channels'
     )
-  return Source(images.what, images)
+  what = images.what
+  if known:
+    names = ', '.join(name for field in known for name in STORED[field])
+    what += f' (its {names} for Frechet distances, its {len(images)} images for other metrics)'
+  return Source(what, images, known)
 
 
-def _read_moments(path, features):
-  """Statistics of an .npz with mu and sigma and no images, else None."""
-  try:
-    with open(path, 'rb') as content, np.load(content, allow_pickle=False) as file:
-      if 'arr_0' in file or not {'mu', 'sigma'} <= set(file):
-        return None
-      mean, covariance = (np.asarray(file[name], np.float64) for name in ('mu', 'sigma'))
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-    raise UserError(f'cannot read {path}: {error}; write or download it again') from error
-  D = features.dimensions['features']
-  if mean.shape != (D,) or covariance.shape != (D, D):
+def _moments(file, names, features, field):
+  """Statistics of an open .npz, for a field of the features."""
+  D, heads = features.dimensions[field], [file.heads[name] for name in names]
+  if [head.shape for head in heads] != [(D,), (D, D)]:
     raise UserError(
-      f'mu and sigma of {path} are {list(mean.shape)} and {list(covariance.shape)}; '
+      f'{" and ".join(names)} of {file.path} are {" and ".join(str(list(head.shape)) for head in heads)}; '
       f'the features {features.name} need [{D}] and [{D}, {D}]'
     )
-  finite = np.all(np.isfinite(mean)) and np.all(np.isfinite(covariance))
-  if not (finite and np.allclose(covariance, covariance.T, atol=1e-6 * np.abs(covariance).max())):
+  if any(head.dtype.kind not in 'fiu' for head in heads):
     raise UserError(
-      f'mu and sigma of {path} are not the finite mean and symmetric covariance that they should '
-      f'be; write or download it again'
+      f'{" and ".join(names)} of {file.path} are {heads[0].dtype} and {heads[1].dtype}; '
+      f'valid: real numbers'
+    )
+  mean, covariance = (np.asarray(file.array(name), np.float64) for name in names)
+  largest = max(np.abs(mean).max(), np.abs(covariance).max())  # NaN if one is
+  if not (
+    largest < 1e12
+    and np.allclose(covariance, covariance.T, atol=1e-6 * largest)
+    and np.all(np.diag(covariance) >= 0)
+  ):
+    raise UserError(
+      f'{" and ".join(names)} of {file.path} are not the finite mean and symmetric covariance that '
+      f'they should be; write or download it again'
     )
   return Statistics(mean, covariance)
 
@@ -117,9 +138,19 @@ def load(source: Source, features: Features, kinds: Iterable[str], cache: str) -
   Args:
     kinds: what metrics need beside the moments: 'features', 'spatial'.
   """
-  if source.known:
-    return Reference(source.known, None, None, None, fingerprint(*source.known), source.what)
-  images, wanted = source.images, set(kinds) & {'features', 'spatial'}
+  kinds, images, known = {'moments', *kinds}, source.images, source.known
+  stored = [fingerprint(*known[field]) for field in sorted(known)]
+  if images is None or all(FIELDS.get(kind) in known for kind in kinds):
+    count, hashes = (None, []) if images is None else (len(images), [images.hash])
+    return Reference(
+      known.get('features'),
+      None,
+      known.get('spatial'),
+      count,
+      '+'.join(hashes + stored),
+      source.what,
+    )
+  wanted = {kind for kind in kinds & {'features', 'spatial'} if FIELDS.get(kind) not in known}
   path = os.path.join(cache, f'reference-{images.hash}-{features.name}.npz')
   arrays = _read(path, features, wanted)
   if arrays is None or arrays['skipped'] and not getattr(images, 'skip', False):
@@ -138,14 +169,14 @@ def load(source: Source, features: Features, kinds: Iterable[str], cache: str) -
     name: Statistics(arrays[f'{name}_mean'], arrays[f'{name}_covariance'])
     for name in ('features', 'spatial')
     if f'{name}_mean' in arrays
-  }
+  } | known
   return Reference(
     moments['features'],
     arrays.get('features'),
     moments.get('spatial'),
     int(arrays['count']),
-    images.hash,
-    images.what,
+    '+'.join([images.hash] + stored),
+    source.what,
   )
 
 

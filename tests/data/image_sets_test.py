@@ -165,10 +165,10 @@ class RefusedTest(parameterized.TestCase):
     self.assertRefused('has no arr_0 but images; give an .npz with images uint8', path)
     with open(path, 'wb') as file:
       file.write(b'not an archive')
-    self.assertRefused('cannot read .*x.npz as .npz: ', path)
+    self.assertRefused('cannot read the .npz .*x.npz: ', path)
     with zipfile.ZipFile(path, 'w') as archive:
       archive.writestr('arr_0.npy', b'not an array')
-    self.assertRefused('cannot read the array in .*x.npz: ', path)
+    self.assertRefused('cannot read an array in .*x.npz: ', path)
     self.assertRefused("'tfds:mnist' names no split; valid: tfds:NAME:SPLIT", 'tfds:mnist')
 
   def test_damaged_pixels(self):
@@ -179,7 +179,86 @@ class RefusedTest(parameterized.TestCase):
       byte = file.read(1)
       file.seek(-2000, os.SEEK_END)
       file.write(bytes([byte[0] ^ 1]))
-    self.assertRefused(r'x.npz is damaged at image \d+ or later \(Bad CRC', path)
+    self.assertRefused(r'cannot read rows \d+ to \d+ of .*x.npz: Bad CRC', path)
+
+  def test_an_array_that_says_it_is_huge(self):
+    path = os.path.join(self.create_tempdir().full_path, 'x.npz')
+    for shape in ((10**15, 8, 8, 3), (10**30, 8, 8, 3), (-1, 8, 8, 3)):
+      with zipfile.ZipFile(path, 'w') as archive, archive.open('arr_0.npy', 'w') as member:
+        head = {'descr': '|u1', 'fortran_order': False, 'shape': shape}
+        np.lib.format.write_array_header_1_0(member, head)
+        member.write(bytes(100))
+      self.assertRefused(
+        r'cannot read an array in .*: arr_0.npy says that it is .* 100 bytes', path
+      )
+
+  @parameterized.parameters('cut', 'bytes', 'bits', 'spliced')
+  def test_damage_of_any_kind_ends_in_one_line(self, how):
+    path = os.path.join(self.create_tempdir().full_path, 'x.npz')
+    random = np.random.RandomState(0)
+    refused = 0
+    for save in (np.savez, np.savez_compressed):
+      save(path, COLOUR, np.arange(7))
+      with open(path, 'rb') as file:
+        whole = file.read()
+      for _ in range(150):
+        content, at = bytearray(whole), random.randint(len(whole))
+        if how == 'cut':
+          content = content[:at]
+        elif how == 'bytes':
+          content[at] = random.randint(256)
+        elif how == 'bits':
+          content[at] ^= 1 << random.randint(8)
+        else:
+          content[at : at + random.randint(1, 20)] = random.bytes(random.randint(1, 20))
+        with open(path, 'wb') as file:
+          file.write(content)
+        try:
+          list(image_sets.load(path).batches(4))
+        except UserError as error:
+          self.assertNotIn('\n', str(error))
+          refused += 1
+    self.assertGreater(refused, 50)
+
+
+class OrientationTest(parameterized.TestCase):
+  @parameterized.parameters(*range(1, 9))
+  def test_photographs_stand_upright(self, orientation):
+    folder = self.create_tempdir().full_path
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    shown = np.zeros((8, 24, 3), np.uint8)  # bright at the top left, wider than high
+    shown[:4, :12] = 200
+    back = {1: 0, 2: 1, 3: 3, 4: 4, 5: 5, 6: 6, 7: 7, 8: 8}[orientation]
+    stored = {
+      0: shown,
+      1: shown[:, ::-1],
+      3: shown[::-1, ::-1],
+      4: shown[::-1],
+      5: shown.transpose(1, 0, 2),
+      6: np.rot90(shown, 1),
+      7: shown[::-1, ::-1].transpose(1, 0, 2),
+      8: np.rot90(shown, 3),
+    }[back]
+    for name, options in (
+      ('a.jpg', {'quality': 95}),
+      ('b.png', {}),
+      ('c.webp', {'lossless': True}),
+    ):
+      path = os.path.join(folder, name)
+      Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, **options)
+    found = image_sets.load(folder)
+    self.assertEqual(found.shape, (8, 24, 3))
+    np.testing.assert_allclose(np.concatenate(list(found.batches(2))), [shown] * 3, atol=60)
+
+  def test_hash_of_a_folder_with_turned_images(self):
+    # statistics that are kept under the hash of images as they lie would be those of other pixels
+    folder, exif = self.create_tempdir().full_path, Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(COLOUR[0]).save(os.path.join(folder, 'a.png'), exif=exif)
+    self.assertNotEqual(
+      image_sets.load(folder).hash, image_sets._hash_files([os.path.join(folder, 'a.png')])
+    )
 
 
 if __name__ == '__main__':

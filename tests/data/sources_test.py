@@ -96,12 +96,19 @@ class ClassesTest(parameterized.TestCase):
       base.class_numbers(data, 'Tench,207, golden retriever ,toilet tissue'), [0, 207, 207, 999]
     )
     np.testing.assert_array_equal(base.class_numbers(data, ''), np.arange(1000))
+    np.testing.assert_array_equal(base.class_numbers(data, '264, 474'), [264, 474])
 
   @parameterized.parameters(
     ('shark', "'great white shark'"),
     ('-1', 'valid: 0..999'),
     ('1e2', 'valid: 0..999'),
     ('3,', "no class ''"),
+    ('9' * 5000, 'valid: 0..999'),
+    (
+      'Cardigan',
+      "'Cardigan' is the name of 2 classes; give the number: 264 .next to 'Pembroke'. or 474 .next "
+      "to '",
+    ),
   )
   def test_bad(self, label, message):
     data = sources.load(specs.Data(name='none', size=256, classes=1000, dataset='imagenet'))

@@ -38,7 +38,7 @@ class CacheTest(parameterized.TestCase):
       Image.fromarray(image[..., 0]).save(os.path.join(pngs, f'{i:03d}.png'))
     np.savez(
       os.path.join(folder, 'x.npz'), IMAGES, mu=np.zeros(3), sigma=np.eye(3)
-    )  # statistics beside images do not count
+    )  # on features that only this project has, statistics beside images do not count
     counting, expected = Counting(), frechet.statistics(fake().extract(IMAGES).features)
     for path in (pngs, os.path.join(folder, 'x.npz')):
       found = references.load(
@@ -142,7 +142,7 @@ class FindTest(parameterized.TestCase):
     np.savez(path, mu=known.mean, sigma=known.covariance)
     source = references.find(path, fake(), (9, 9, 3))  # says nothing of sizes
     found = references.load(source, fake(), {'moments'}, '')
-    self.assertEqual((found.count, found.features, source.count), (None, None, None))
+    self.assertEqual((found.count, found.features, source.count('moments')), (None, None, None))
     sample = features.Extracted(fake().extract(IMAGES[:30]).features)
     expected = frechet.frechet_distance(sample.features, fake().extract(IMAGES).features)
     np.testing.assert_allclose(
@@ -170,7 +170,17 @@ class FindTest(parameterized.TestCase):
       dict(mu=np.zeros(6), sigma=np.triu(np.ones((6, 6)))),
       'are not the finite mean and symmetric covariance',
     ),
-    (dict(mu=np.array([{}], object), sigma=np.eye(6)), 'cannot read .*allow_pickle'),
+    (dict(mu=np.array([{}] * 6, object), sigma=np.eye(6)), 'are object and float64; valid: real'),
+    (dict(mu=np.zeros(6, complex), sigma=np.eye(6)), 'are complex128 and float64; valid: real'),
+    (
+      dict(mu=np.zeros(6), sigma=np.full((6, 6), np.inf)),
+      'are not the finite mean and symmetric covariance',
+    ),
+    (
+      dict(mu=np.full(6, 1e200), sigma=np.eye(6)),
+      'are not the finite mean and symmetric covariance',
+    ),
+    (dict(mu=np.zeros(6), sigma=-np.eye(6)), 'are not the finite mean and symmetric covariance'),
     (dict(x=np.zeros(6)), 'has no arr_0 but x'),
     (
       dict(arr_0=IMAGES.repeat(2, 1)),
@@ -187,6 +197,78 @@ class FindTest(parameterized.TestCase):
     with self.assertRaisesRegex(UserError, message) as caught:
       references.find(path, fake(), (4, 4, 1))
     self.assertNotIn('\n', str(caught.exception))
+
+
+class StoredStatisticsTest(parameterized.TestCase):
+  """ADM's reference batches: statistics of a whole set beside some of its images."""
+
+  def setUp(self):
+    super().setUp()
+    self.path = os.path.join(self.create_tempdir().full_path, 'batch.npz')
+    random = np.random.RandomState(1)
+    self.known = frechet.statistics(random.randn(99, 6) + 3)  # not those of the images
+    self.spatial = frechet.statistics(random.randn(99, 7) - 1)
+    self.counting = Counting()
+    self.features = self.counting.features._replace(published=True)
+
+  def save(self, **more):
+    np.savez(self.path, arr_0=IMAGES, mu=self.known.mean, sigma=self.known.covariance, **more)
+
+  def found(self, kinds, features=None):
+    features = features or self.features
+    source = references.find(self.path, features, (4, 4, 1))
+    return source, references.load(source, features, kinds, self.create_tempdir().full_path)
+
+  def test_distances_are_to_them_and_the_images_serve_the_rest(self):
+    self.save(mu_s=self.spatial.mean, sigma_s=self.spatial.covariance)
+    source, found = self.found({'moments', 'features', 'spatial'})
+    sample = fake().extract(IMAGES[:30])
+    values = metrics.compare(sample, found, ['frechet', 'spatial_frechet', 'precision'], 3)
+    for name, field, known in (
+      ('frechet', 'features', self.known),
+      ('spatial_frechet', 'spatial', self.spatial),
+    ):
+      expected = frechet.frechet_distance(getattr(sample, field), known)
+      np.testing.assert_allclose(values[name], expected, rtol=1e-9)
+    self.assertEqual(values['precision'].value, 1)  # the samples are among the images
+    np.testing.assert_array_equal(found.features, fake().extract(IMAGES).features)
+    self.assertEqual((source.count('moments'), source.count('features')), (None, 50))
+    self.assertIn('mu, sigma, mu_s, sigma_s for Frechet distances, its 50 images for', found.what)
+
+  def test_spatial_statistics_that_are_not_stored_come_from_the_images(self):
+    self.save()
+    source, found = self.found({'moments', 'spatial'})
+    np.testing.assert_array_equal(found.moments.mean, self.known.mean)
+    expected = frechet.statistics(fake().extract(IMAGES).spatial)
+    np.testing.assert_allclose(found.spatial.mean, expected.mean, rtol=1e-9)
+    self.assertEqual(source.count('spatial'), 50)
+
+  def test_no_image_is_read_for_what_is_stored(self):
+    self.save()
+    with_statistics = self.found({'moments'})[1]
+    self.assertEqual((self.counting.seen, with_statistics.count), (0, 50))
+    only_images = self.found({'moments'}, self.features._replace(published=False))[1]
+    self.assertNotEqual(with_statistics.hash, only_images.hash)
+    self.assertEqual(self.counting.seen, 50)
+
+  def test_of_other_features_are_refused(self):
+    np.savez(self.path, arr_0=IMAGES, mu=np.zeros(5), sigma=np.eye(5))
+    with self.assertRaisesRegex(UserError, r'are \[5\] and \[5, 5\]; the features fake need \[6\]'):
+      self.found({'moments'})
+
+
+class FiniteTest(absltest.TestCase):
+  def test_a_metric_that_is_not_finite_is_an_error(self):
+    sample = fake().extract(IMAGES)
+    reference = references.Reference(
+      frechet.statistics(sample.features), None, None, None, '', 'here'
+    )
+    bad = metrics.Estimate(np.inf, np.nan, np.inf)
+    with (
+      mock.patch.object(frechet, 'frechet_distance', return_value=bad),
+      self.assertRaisesRegex(UserError, "metric 'frechet' is inf, .nan, inf.; .* here are too"),
+    ):
+      metrics.compare(sample, reference, ['frechet'], 3)
 
 
 class ChooseTest(parameterized.TestCase):

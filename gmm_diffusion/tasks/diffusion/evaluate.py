@@ -70,9 +70,8 @@ def bench(
     )
   else:
     known = data.train[: e.reference_count]
-    source = references.Source(
-      'training items', image_sets.ArraySet(known, f'{len(known)} training items')
-    )
+    what = f'{len(known)} training items'
+    source = references.Source(what, image_sets.ArraySet(known, what))
   names, left_out = metrics.choose(e.metrics, features, source, count, e.neighbours)
   for reason in left_out:
     print(f'left out: {reason}')
