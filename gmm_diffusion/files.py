@@ -1,8 +1,10 @@
 """Files that are whole or absent: written under a name of their own, then renamed. Locks between
-processes."""
+processes, and the one cache: `kept`."""
 
 import contextlib
+import hashlib
 import json
+import math
 import os
 import uuid
 import zipfile
@@ -98,6 +100,90 @@ def _lock(path, timeout):
     lock.release()
 
 
+def remove_lock(path: str) -> None:
+  """Removes path.lock, where everybody who gets the lock looks first whether the file is there by
+  now: who waited for the removed one finds it."""
+  with contextlib.suppress(OSError):
+    os.remove(path + '.lock')
+
+
+def fingerprint(*values: Any) -> str:
+  """Twelve hexadecimal digits of the SHA-256 of values: arrays by dtype, shape and content,
+  anything else by its repr."""
+  digest = hashlib.sha256()
+  for value in values:
+    if isinstance(value, np.ndarray | np.generic):
+      digest.update(f'{value.dtype}{value.shape}'.encode())
+      digest.update(np.ascontiguousarray(value))
+    else:
+      digest.update(f'{value!r}\0'.encode())
+  return digest.hexdigest()[:12]
+
+
+def kept(
+  path: str,
+  mark: Any,
+  make: Callable[[], dict[str, Any]],
+  enough: Callable[[dict[str, Any]], bool] = lambda found: True,
+) -> dict[str, Any]:
+  """What make() returns, from a file where an earlier call left it.
+
+  It is made where the file is absent, damaged, or of another mark. Of several processes one makes
+  it and the others wait. So `make` must not wait for other hosts: where all of them compute
+  together, `load` and `save` are called one by one.
+
+  Args:
+    path: .npz for arrays {name: array}, .json for plain values {name: value}; its folder is made.
+    mark: what the content depends on: text for .npz, any plain value for .json.
+    make: () -> the content.
+    enough: whether what is there holds all that is wanted; if not, it is made.
+  """
+
+  def look():
+    found = load(path, mark)
+    return found if found is not None and enough(found) else None
+
+  found = look()
+  if found is None:
+    with locked(path):
+      found = look()
+      if found is None:
+        found = save(path, mark, make())
+    remove_lock(path)
+  return found
+
+
+def load(path: str, mark: Any) -> dict[str, Any] | None:
+  """What `save` wrote to path; None where it is absent, damaged, or of another mark."""
+  if not os.path.exists(path):
+    return None
+  try:
+    if path.endswith('.json'):
+      with open(path, encoding='utf-8') as file:
+        found = json.load(file)
+      there = found.pop('key')
+      mark = json.loads(json.dumps(_plain(mark)))
+    else:
+      with open(path, 'rb') as content, np.load(content) as file:
+        there = str(file['mark'])
+        found = {name: file[name] for name in file.files if name != 'mark' and there == mark}
+  except Exception:  # a damaged file raises many kinds
+    print(f'{path} is damaged: it is made again', flush=True)
+    return None
+  return found if there == mark else None
+
+
+def save(path: str, mark: Any, content: dict[str, Any]) -> dict[str, Any]:
+  """Writes what `load` reads, and returns it; arguments as for `kept`."""
+  if path.endswith('.json'):
+    content = json.loads(json.dumps(_plain(content)))
+    write_json(path, {'key': mark, **content})
+  else:
+    content = {name: np.asarray(array) for name, array in content.items()}
+    write(path, lambda name: np.savez(name, mark=mark, **content))
+  return content
+
+
 def write_npz(
   path: str, arrays: dict[str, tuple[tuple[int, ...], Any, Iterable[np.ndarray]]]
 ) -> None:
@@ -135,22 +221,62 @@ def write_text(path: str, text: str) -> None:
 
 
 def write_json(path: str, value: Any) -> None:
-  write_text(path, json.dumps(value, indent=1, allow_nan=False, default=_plain) + '\n')
+  """Writes dicts, sequences and arrays of numbers and text.
+
+  Raises:
+    UserError: a number is not finite, which JSON does not have; or as `write`.
+  """
+  undefined = {}
+  value = _plain(value, undefined)
+  for where, number in undefined.items():
+    raise UserError(
+      f'cannot write {path}: {where} is {number}; check the settings and the weights that it comes '
+      f'from'
+    )
+  write_text(path, json.dumps(value, indent=1) + '\n')
 
 
-def _plain(value):
-  return value.item() if isinstance(value, np.generic) else list(value)
+def finite(value: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+  """(the value as plain JSON with null for numbers that are not finite, {place: such a number})."""
+  undefined = {}
+  return _plain(value, undefined), undefined
 
 
-def read_json(path: str, default: Any) -> Any:
-  """The content of a JSON file, or `default` where there is none."""
+def _plain(value, undefined=None, where=''):
+  if isinstance(value, np.generic):
+    value = value.item()
+  if value is None or isinstance(value, str | int):
+    return value
+  if isinstance(value, float):
+    if not math.isfinite(value) and undefined is not None:
+      undefined[where] = str(value)
+      return None
+    return value
+  if isinstance(value, dict):
+    return {
+      key: _plain(item, undefined, f'{where}.{key}'.lstrip('.')) for key, item in value.items()
+    }
+  return [_plain(item, undefined, f'{where}[{i}]') for i, item in enumerate(value)]
+
+
+def read_json(path: str, default: Any, fits: Callable[[Any], bool] = lambda value: True) -> Any:
+  """The content of a JSON file, or `default` where there is none.
+
+  Raises:
+    UserError: it cannot be read, is of another type than `default`, or does not fit.
+  """
   if not os.path.exists(path):
     return default
   try:
     with open(path, encoding='utf-8') as file:
-      return json.load(file)
-  except (ValueError, OSError) as error:
+      value = json.load(file)
+  except (ValueError, OSError, RecursionError) as error:
     raise UserError(f'cannot read {path}: {error}; remove the file to start it anew') from error
+  if not (default is None or isinstance(value, type(default))) or not fits(value):
+    raise UserError(
+      f'{path} does not hold what this program writes there; remove the file to start it anew'
+    )
+  return value
 
 
 def make_workdir(path: str) -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 from gmm_diffusion import files
 from gmm_diffusion.errors import UserError
@@ -14,7 +14,7 @@ from gmm_diffusion.reports import images, records
 from helpers import cases
 
 
-class FilesTest(absltest.TestCase):
+class FilesTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     self.folder = self.create_tempdir().full_path
@@ -100,13 +100,43 @@ class FilesTest(absltest.TestCase):
     self.assertEqual(files.read_json(path, 5), 5)
     files.write_json(path, {'x': np.float64(0.5), 'n': np.int64(3), 't': (1, 2)})
     self.assertEqual(files.read_json(path, None), {'x': 0.5, 'n': 3, 't': [1, 2]})
-    with self.assertRaises(ValueError):
-      files.write_json(path, {'x': float('nan')})  # not JSON
+    with self.assertRaisesRegex(UserError, r'cannot write .*a.json: rows\[1\].x is nan; check'):
+      files.write_json(path, {'rows': [{'x': 1.0}, {'x': np.float32('nan')}]})  # not JSON
+    self.assertEqual(files.read_json(path, None), {'x': 0.5, 'n': 3, 't': [1, 2]})
     files.write_text(path, '{"x": ')
     with self.assertRaisesRegex(
       UserError, 'cannot read .*a.json: .*; remove the file to start it anew'
     ):
       files.read_json(path, None)
+
+  @parameterized.parameters('[]', '3', 'null', '{"x": [1]}', '[' * 100000, '\ud800', '1' * 5000)
+  def test_json_of_another_kind(self, text):
+    path = os.path.join(self.folder, 'a.json')
+    with open(path, 'w', encoding='utf-8', errors='surrogatepass') as file:
+      file.write(text)
+    with self.assertRaisesRegex(UserError, 'a.json.*; remove the file to start it anew') as caught:
+      files.read_json(path, {}, lambda value: isinstance(value.get('x', ''), str))
+    self.assertNotIn('\n', str(caught.exception))
+
+  def test_a_folder_instead_of_json(self):
+    with self.assertRaisesRegex(UserError, 'cannot read .*; remove the file to start it anew'):
+      files.read_json(self.folder, {})
+
+  @parameterized.parameters('3', '{}', '[3]', '[{"kind": "metric"}]', '[{"kind":[],"sampler":""}]')
+  def test_records_that_are_none(self, text):
+    path = os.path.join(self.folder, 'results.json')
+    files.write_text(path, text)
+    with self.assertRaisesRegex(UserError, 'results.json does not hold what this program writes'):
+      records.add(self.folder, [{'kind': 'samples', 'sampler': 'a'}])
+    with open(path, encoding='utf-8') as file:
+      self.assertEqual(file.read(), text)
+
+  def test_records_of_what_is_not_finite(self):
+    record = {'kind': 'metric', 'sampler': 'a', 'value': np.nan, 'interval': [0.5, np.inf]}
+    records.add(self.folder, [record])
+    (found,) = files.read_json(os.path.join(self.folder, 'results.json'), None)
+    self.assertEqual((found['value'], found['interval']), (None, [0.5, None]))
+    self.assertEqual(found['undefined'], {'value': 'nan', 'interval[1]': 'inf'})
 
   def test_records_replace_their_own_kind(self):
     record = lambda sampler, metric, value: {
@@ -122,6 +152,96 @@ class FilesTest(absltest.TestCase):
       [(r['sampler'], r['metric'], r['value']) for r in found],
       [('a', 'x', 3), ('a', 'y', 2), ('b', 'x', 4)],
     )
+
+
+class KeptTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder, self.made = self.create_tempdir().full_path, 0
+
+  def get(self, mark, kind='npz', **more):
+    def make():
+      self.made += 1
+      value = [self.made, 2.5]
+      return {'x': np.float32(value) if kind == 'npz' else tuple(value)}
+
+    found = files.kept(os.path.join(self.folder, 'cache', f'a.{kind}'), mark, make, **more)
+    self.assertEqual(list(found), ['x'])
+    self.assertIsInstance(found['x'], np.ndarray if kind == 'npz' else list)
+    return found['x'][0]
+
+  @parameterized.parameters(('npz', 'one', 'two'), ('json', {'x': (1, 2)}, {'x': (1, 3)}))
+  def test_made_once_for_each_mark(self, kind, one, two):
+    self.assertEqual([self.get(mark, kind) for mark in (one, one, two, two, one)], [1, 1, 2, 2, 3])
+    self.assertEqual(os.listdir(os.path.join(self.folder, 'cache')), [f'a.{kind}'])
+
+  def test_not_enough(self):
+    self.get('mark')
+    self.assertEqual(self.get('mark', enough=lambda found: 'x' in found), 1)
+    self.assertEqual(self.get('mark', enough=lambda found: 'y' in found), 2)
+
+  @parameterized.product(kind=('npz', 'json'), damage=('cut', 'flip', 'empty', 'text', 'list'))
+  def test_a_damaged_file_is_made_again(self, kind, damage):
+    self.get('mark', kind)
+    path = os.path.join(self.folder, 'cache', f'a.{kind}')
+    with open(path, 'rb') as file:
+      content = file.read()
+    middle = content.index(np.float32([1, 2.5]).tobytes() if kind == 'npz' else b'"x"')
+    changed = {
+      'cut': content[:middle],
+      'flip': content[:middle] + bytes([content[middle] ^ 9]) + content[middle + 1 :],
+      'empty': b'',
+      'text': b'text',
+      'list': b'[1]',
+    }[damage]
+    with open(path, 'wb') as file:
+      file.write(changed)
+    self.assertEqual([self.get('mark', kind), self.get('mark', kind)], [2, 2])
+
+  def test_a_failure_leaves_nothing(self):
+    path = os.path.join(self.folder, 'a.npz')
+    with self.assertRaises(ZeroDivisionError):
+      files.kept(path, 'mark', lambda: 1 // 0)
+    self.assertIsNone(files.load(path, 'mark'))
+    self.assertFalse(os.path.exists(path))
+
+  def test_processes_make_it_once(self):
+    script = (
+      'import os, sys, time; from gmm_diffusion import files\n'
+      'def make():\n'
+      '  open(f"{sys.argv[1]}-{os.getpid()}", "w").close()\n'
+      '  time.sleep(0.5)\n'
+      '  return {"x": 3}\n'
+      'print("ready", flush=True); sys.stdin.readline()\n'
+      'assert files.kept(sys.argv[1] + ".npz", "mark", make)["x"] == 3'
+    )
+    processes = [
+      subprocess.Popen(
+        [sys.executable, '-c', script, os.path.join(self.folder, 'made')],
+        cwd=cases.ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+      )
+      for _ in range(3)
+    ]
+    for process in processes:
+      process.stdout.readline()
+    for process in processes:
+      process.stdin.write(b'\n')
+      process.stdin.flush()
+    for process in processes:
+      process.communicate()
+      self.assertEqual(process.returncode, 0)
+    self.assertLen(os.listdir(self.folder), 2)  # the file, and one that made it
+
+  def test_fingerprint(self):
+    x = np.arange(6, dtype=np.float32)
+    prints = [
+      files.fingerprint(*values)
+      for values in ((x,), (x.reshape(2, 3),), (x.astype(int),), (x, 'a'), (x, 'a', 'b'), ('a', x))
+    ]
+    self.assertLen(set(prints), len(prints))
+    self.assertEqual(files.fingerprint(x[::2]), files.fingerprint(x[::2].copy()))
 
 
 class ImagesTest(absltest.TestCase):

@@ -55,24 +55,26 @@ class Cells:
     return key, place(self._folder, key)
 
   def has(self, sampler: specs.Sampler, seed: int) -> bool:
-    return os.path.exists(self._place(sampler, seed)[1])
+    key, path = self._place(sampler, seed)
+    return files.load(path, key) is not None
 
   def get(self, sampler: specs.Sampler, seed: int) -> dict[str, Any]:
-    """The cell {'key', 'nfe', 'seconds', 'metrics': {name: (value, low, high)}, ...}, computed
-    where it is not there yet."""
+    """The cell {'nfe', 'seconds', 'metrics': {name: [value, low, high]}, ...}, computed where it is
+    not there yet."""
     key, path = self._place(sampler, seed)
-    found = files.read_json(path, None)
-    if found is None:
+
+    def make():
       drawn = common.draw(self.run, sampler, self.count, seed)
-      values = {
-        name: tuple(value)
-        for name, value in common.measure(self.run, drawn.features, self.everything).items()
-      }
-      found = common.with_facts(
-        {'key': key, 'nfe': drawn.nfe, 'seconds': round(drawn.seconds, 2), 'metrics': values}
+      values = common.measure(self.run, drawn.features, self.everything)
+      return common.with_facts(
+        {
+          'nfe': drawn.nfe,
+          'seconds': round(drawn.seconds, 2),
+          'metrics': {name: tuple(value) for name, value in values.items()},
+        }
       )
-      files.write_json(path, found)
-    return found
+
+    return files.kept(path, key, make)
 
   def estimate(self, sampler: specs.Sampler, seed: int, metric: str = 'frechet') -> Estimate:
     return Estimate(*self.get(sampler, seed)['metrics'][metric])

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from gmm_diffusion import files
 from gmm_diffusion.data import npz
 from gmm_diffusion.errors import UserError
 
@@ -55,15 +56,6 @@ def _short(digest) -> str:
   return digest.hexdigest()[:12]
 
 
-def fingerprint(*arrays: np.ndarray) -> str:
-  """Twelve hexadecimal digits of the SHA-256 of arrays."""
-  digest = hashlib.sha256()
-  for array in arrays:
-    digest.update(f'{array.dtype}{array.shape}'.encode())
-    digest.update(np.ascontiguousarray(array))
-  return _short(digest)
-
-
 def _hash_files(paths: list[str], *more: Any) -> str:
   digest = hashlib.sha256(repr(more).encode())
   for path in paths:
@@ -85,7 +77,7 @@ class ArraySet:
 
   @functools.cached_property
   def hash(self):
-    return fingerprint(self.images)
+    return files.fingerprint(self.images)
 
   def batches(self, size):
     for start in range(0, len(self), size):

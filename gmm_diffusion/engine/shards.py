@@ -6,10 +6,8 @@ when the process ends, however it ends, so processes on any hosts that see the s
 coordinator. A claimed range is looked at once more before it is made: no range is made twice.
 """
 
-import contextlib
 import os
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -35,15 +33,7 @@ def path_of(folder: str, ids: range) -> str:
 
 def load(folder: str, mark: str, ids: range) -> Arrays | None:
   """The arrays of a range; None where the file is absent, damaged, or made with other settings."""
-  try:
-    with open(path_of(folder, ids), 'rb') as content, np.load(content) as file:
-      return (
-        {name: file[name] for name in file.files if name != 'mark'}
-        if str(file['mark']) == mark
-        else None
-      )
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-    return None
+  return files.load(path_of(folder, ids), mark)
 
 
 def fill(
@@ -83,11 +73,9 @@ def fill(
           elif load(folder, mark, ids) is not None:
             bar.update(len(ids))
           else:
-            arrays = make(ids, bar.update)
-            files.write(path, lambda name, arrays=arrays: np.savez(name, mark=mark, **arrays))
-        if mine:  # who holds the removed lock looks at the file, which is there
-          with contextlib.suppress(OSError):
-            os.remove(path + '.lock')
+            files.save(path, mark, make(ids, bar.update))
+        if mine:
+          files.remove_lock(path)
       if len(others) == len(todo):
         time.sleep(_WAIT)
       todo = others

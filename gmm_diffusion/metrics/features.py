@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import serialization
+from flax import traverse_util
 from tqdm import tqdm
 
-from gmm_diffusion import parallel
+from gmm_diffusion import files, parallel
 from gmm_diffusion.data import base
-from gmm_diffusion.data.image_sets import ImageSet, fingerprint
+from gmm_diffusion.data.image_sets import ImageSet
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.metrics import inception
 from gmm_diffusion.metrics.frechet import Accumulator, Statistics
@@ -116,24 +116,16 @@ def classifier(data: base.Data, cache: str, weights: str) -> Features:
   net = Classifier(data.classes)
   params = net.init(jax.random.key(0), jnp.zeros((1,) + data.shape))
   key = hashlib.sha256(
-    f'{fingerprint(data.train, data.train_labels)}{sorted(SETTINGS.items())}'.encode()
+    f'{files.fingerprint(data.train, data.train_labels)}{sorted(SETTINGS.items())}'.encode()
   ).hexdigest()[:12]
-  path = os.path.join(cache, f'classifier-{key}.msgpack')
-  if os.path.exists(path):
-    with open(path, 'rb') as file:
-      content = file.read()
-    try:
-      params = serialization.from_bytes(params, content)
-    except Exception as error:  # msgpack and flax raise many kinds
-      raise UserError(
-        f'cannot read feature network {path}; remove the file to train it again'
-      ) from error
-  else:
-    params = jax.device_get(_train(net, data, params))
-    os.makedirs(cache, exist_ok=True)
-    with open(path + '.tmp', 'wb') as file:
-      file.write(serialization.to_bytes(params))
-    os.replace(path + '.tmp', path)
+  shapes = {name: leaf.shape for name, leaf in traverse_util.flatten_dict(params, sep='/').items()}
+  found = files.kept(
+    os.path.join(cache, f'classifier-{key}.npz'),
+    key,
+    lambda: traverse_util.flatten_dict(jax.device_get(_train(net, data, params)), sep='/'),
+    lambda found: {name: leaf.shape for name, leaf in found.items()} == shapes,
+  )
+  params = traverse_util.unflatten_dict(found, sep='/')
   call, shared = (
     parallel.map_batches(lambda p, x: net.apply(p, x), 256),
     parallel.replicate(params, local=True),
@@ -145,9 +137,7 @@ def classifier(data: base.Data, cache: str, weights: str) -> Features:
     features, logits = call(shared, base.to_model(x))
     return Extracted(features / size, logits)
 
-  name = (
-    f'classifier-{key}-{fingerprint(*jax.tree.leaves(jax.tree.map(np.asarray, params)))}-float32'
-  )
+  name = f'classifier-{key}-{files.fingerprint(*jax.tree.leaves(jax.tree.map(np.asarray, params)))}-float32'
   return Features(extract, name, {'features': 64, 'logits': data.classes}, data.shape)
 
 

@@ -2,15 +2,14 @@
 covariance that others published."""
 
 import os
-import zipfile
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
-from gmm_diffusion import files, parallel
+from gmm_diffusion import files
 from gmm_diffusion.data import image_sets, npz
-from gmm_diffusion.data.image_sets import ImageSet, fingerprint
+from gmm_diffusion.data.image_sets import ImageSet
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.metrics.features import Features, gather, sizes
 from gmm_diffusion.metrics.frechet import Statistics
@@ -139,7 +138,7 @@ def load(source: Source, features: Features, kinds: Iterable[str], cache: str) -
     kinds: what metrics need beside the moments: 'features', 'spatial'.
   """
   kinds, images, known = {'moments', *kinds}, source.images, source.known
-  stored = [fingerprint(*known[field]) for field in sorted(known)]
+  stored = [files.fingerprint(*known[field]) for field in sorted(known)]
   if images is None or all(FIELDS.get(kind) in known for kind in kinds):
     count, hashes = (None, []) if images is None else (len(images), [images.hash])
     return Reference(
@@ -151,20 +150,25 @@ def load(source: Source, features: Features, kinds: Iterable[str], cache: str) -
       source.what,
     )
   wanted = {kind for kind in kinds & {'features', 'spatial'} if FIELDS.get(kind) not in known}
-  path = os.path.join(cache, f'reference-{images.hash}-{features.name}.npz')
-  arrays = _read(path, features, wanted)
-  if arrays is None or arrays['skipped'] and not getattr(images, 'skip', False):
+  skips = getattr(images, 'skip', False)
+  names = {'count', 'skipped', 'features_mean', 'features_covariance'} | (wanted & {'features'})
+  names |= {'spatial_mean', 'spatial_covariance'} if 'spatial' in wanted else set()
+
+  def make():
     kept, moments, count = gather(
       features, images, 'reference', wanted & {'features'}, {'features', *(wanted & {'spatial'})}
     )
     arrays = {'count': count, 'skipped': len(images.skipped)}
     for name, (mean, covariance) in moments.items():
       arrays.update({f'{name}_mean': mean, f'{name}_covariance': covariance})
-    if kept.features is not None:
-      arrays['features'] = kept.features
-    if parallel.is_main():
-      os.makedirs(cache, exist_ok=True)
-      files.write(path, lambda name: np.savez(name, **arrays))
+    return arrays if kept.features is None else {**arrays, 'features': kept.features}
+
+  arrays = files.kept(
+    os.path.join(cache, f'reference-{images.hash}-{features.name}.npz'),
+    f'{images.hash} {features.name}',
+    make,
+    lambda found: names <= set(found) and (skips or not found['skipped']),
+  )
   moments = {
     name: Statistics(arrays[f'{name}_mean'], arrays[f'{name}_covariance'])
     for name in ('features', 'spatial')
@@ -178,23 +182,3 @@ def load(source: Source, features: Features, kinds: Iterable[str], cache: str) -
     '+'.join([images.hash] + stored),
     source.what,
   )
-
-
-def _read(path, features, wanted):
-  """The arrays of a cached reference; None where there are none, where one that is wanted is not
-  among them, or where it is damaged."""
-  if not os.path.exists(path):
-    return None
-  names = ['count', 'skipped', 'features_mean', 'features_covariance']
-  names += ['features'] * ('features' in wanted) + ['spatial_mean', 'spatial_covariance'] * (
-    'spatial' in wanted
-  )
-  try:
-    with open(path, 'rb') as content, np.load(content, allow_pickle=False) as file:
-      if not set(names) <= set(file):
-        return None
-      arrays = {name: file[name] for name in names}
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-    print(f'the cached reference {path} is damaged ({error}): computing it again', flush=True)
-    return None
-  return arrays

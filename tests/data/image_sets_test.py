@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from gmm_diffusion import files
 from gmm_diffusion.data import image_sets
 from gmm_diffusion.errors import UserError
 
@@ -45,7 +46,7 @@ class StoresTest(parameterized.TestCase):
       path = os.path.join(folder, 'x.npz')
       (np.savez if store == 'npz' else np.savez_compressed)(path, images, np.arange(7))
       found = image_sets.load(path)
-      self.assertEqual(found.hash, image_sets.fingerprint(images))
+      self.assertEqual(found.hash, files.fingerprint(images))
     self.assertEqual((len(found), found.shape), (7, (4, 6, channels)))
     for size in (1, 3, 7, 20):
       batches = list(found.batches(size))
@@ -60,7 +61,7 @@ class StoresTest(parameterized.TestCase):
   def test_hash_sees_every_pixel(self, i, row, column, change):
     other = COLOUR.copy()
     other[i, row, column, 1] ^= np.uint8(change)
-    self.assertNotEqual(image_sets.fingerprint(COLOUR), image_sets.fingerprint(other))
+    self.assertNotEqual(files.fingerprint(COLOUR), files.fingerprint(other))
 
   def test_hash_of_a_folder(self):
     hashes = []
