@@ -205,6 +205,9 @@ class Sampler:
   priors: tuple[float, ...] | None = option(None, 'mixture: K numbers; () is uniform')
   shared: bool | None = option(None, 'mixture: one draw of offsets for all steps')
   offsets_seed: int | None = option(None, 'mixture: seed of the offsets', SEED)
+  last_step: str | None = option(
+    None, 'mixture: what ends at clean data: mean, or as in the source'
+  )
   order: int | None = option(None, 'multistep samplers: 1 to 3 (deis: 4)')
   solver: str | None = option(None, 'dpmpp: published or exact')
   lower_final: str | None = option(None, 'dpmpp, unipc: source, always or never')

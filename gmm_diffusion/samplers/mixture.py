@@ -6,6 +6,9 @@ The maths is in maths/moment_matching.py.
 Above the largest feasible scale (at eta = 0 that is every scale > 0) the second moment is not
 matched: the kernel adds variance. The control, `ddim_noise`, adds the same total variance as
 plain isotropic noise, so that a comparison shows what the shape of the mixture contributes.
+
+A step that ends at clean data (b_s = 0, so tau = 0) keeps the moments with offsets of zero only:
+mixture and control return the mean there. The source adds an offset; last_step 'source' does it.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,6 +37,7 @@ class Row(NamedTuple):
   own: Any
 
 
+LAST_STEPS = ('mean', 'source')
 # Offsets of all steps are kept up to this many numbers (1 GiB of float32). Above it every step
 # draws its own again, which keeps memory at O(D K) but costs time in the loop.
 KEEP_AT_MOST = 2**28
@@ -55,6 +59,8 @@ class Options(NamedTuple):
     priors: K positive numbers that sum to 1; empty for uniform.
     shared: one draw of offsets for all steps, or one per step. Always one for all samples.
     offsets_seed: seed of the offsets.
+    last_step: what a step that ends at clean data (b_s = 0) returns: the 'mean', or as the 'source'
+      does the mean and an offset of `scale`.
   """
 
   components: int = 8
@@ -67,6 +73,7 @@ class Options(NamedTuple):
   priors: Sequence[float] = ()
   shared: bool = True
   offsets_seed: int = 0
+  last_step: str = 'mean'
 
 
 def check(options: Options) -> Options:
@@ -74,7 +81,12 @@ def check(options: Options) -> Options:
   options = Options(
     *(tuple(value) if isinstance(value, (list, np.ndarray)) else value for value in options)
   )
-  valid = {'offsets': mm.OFFSETS, 'form': tuple(mm.COVARIANCES), 'infeasible': mm.INFEASIBLE}
+  valid = {
+    'offsets': mm.OFFSETS,
+    'form': tuple(mm.COVARIANCES),
+    'infeasible': mm.INFEASIBLE,
+    'last_step': LAST_STEPS,
+  }
   for name, values in valid.items():
     if getattr(options, name) not in values:
       raise UserError(f'unknown {name} {getattr(options, name)!r}; valid: {", ".join(values)}')
@@ -102,7 +114,7 @@ def check(options: Options) -> Options:
 
 
 def _scales(options: Options, grid: StepGrid) -> np.ndarray:
-  """The scale asked for in each step, [N]."""
+  """The scale of each step, [N]: what was asked for, but 0 where there are no offsets."""
   steps = len(grid.t)
   if np.ndim(options.scale) and len(options.scale) != steps:
     raise UserError(f'scale must be one number or one per step ({steps}), got {len(options.scale)}')
@@ -110,7 +122,8 @@ def _scales(options: Options, grid: StepGrid) -> np.ndarray:
   low, high = options.scale_interval or (0, np.inf)
   # products, not b / a: a may be 0, where only an infinite high is inside
   above = np.inf if np.isinf(high) else high * grid.a_t
-  return np.where((low * grid.a_t <= grid.b_t) & (grid.b_t <= above), scales, 0)
+  inside = (low * grid.a_t <= grid.b_t) & (grid.b_t <= above)
+  return np.where(inside & ((grid.b_s > 0) | (options.last_step == 'source')), scales, 0)
 
 
 def _step_keys(options, steps):
@@ -125,10 +138,9 @@ def _mixture(key, options, dim, dtype):
 
 
 def _drawer(options, dim):
-  """key -> the mixture at unit scale, compiled once for all options that it does not depend on."""
-  unit = options._replace(
-    scale=1.0, scale_interval=(), infeasible='clip', shared=True, offsets_seed=0
-  )
+  """key -> the mixture at unit scale, compiled once whatever the other options are."""
+  needed = ('components', 'offsets', 'form', 'covariance', 'priors')
+  unit = Options(**{name: getattr(options, name) for name in needed})
   draw = jax.jit(_mixture, static_argnums=(1, 2, 3))
   return lambda key: draw(key, unit, dim, jnp.result_type(float))
 

@@ -40,6 +40,15 @@ class ContractTest(cases.X64TestCase):
     np.testing.assert_array_equal(result.path[-1], result.x)
     self.assertTrue(np.all(np.isfinite(result.path)))
 
+  @parameterized.parameters(*NAMES, 'ddim_noise_ortho', 'rfim_noise_rand')
+  def test_clean_data_gets_no_noise(self, name):
+    x0 = np.linspace(-1, 1, 8).reshape(SHAPE)
+    options = dict(eta=0.7, scale=3.0, components=3, churn=1.0, variance='large')
+    _, grid = setup(name)
+    kernel = samplers.make(name, options, schedules.linear())
+    found = cases.sample(kernel, cases.known_x0(x0), grid, SHAPE, np.arange(3)).x
+    np.testing.assert_allclose(found, np.broadcast_to(x0, (3, *SHAPE)), rtol=0, atol=1e-9)
+
   @parameterized.parameters(*NAMES)
   def test_a_sample_does_not_depend_on_the_others(self, name):
     kernel, grid = setup(name)

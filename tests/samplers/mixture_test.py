@@ -90,10 +90,10 @@ class ChainTest(cases.X64TestCase):
       base,
     )
     self.assertGreater(worst, 5 * threshold)
-    self.assertEqual([row['infeasible'] for row in report], ['clipped'] * 4)
+    self.assertEqual([row['infeasible'] for row in report], ['clipped'] * 3 + [''])
     # all of the kick is added: scale^2 sum_k pi_k |u_k|^2 / D = 0.25 * 3/4 / 6
     np.testing.assert_allclose(
-      [row['added_variance'] for row in report], 0.25 * 0.75 / 6, rtol=1e-9
+      [row['added_variance'] for row in report], [0.25 * 0.75 / 6] * 3 + [0], rtol=1e-9
     )
 
   def test_the_diagonal_approximation_is_detected(self):
@@ -104,6 +104,69 @@ class ChainTest(cases.X64TestCase):
       'ddim_gmm',
     )
     self.assertGreater(worst, threshold)
+
+
+class LastStepTest(cases.X64TestCase):
+  """A step that ends at clean data (b_s = 0), where only offsets of zero keep the moments."""
+
+  LINEAR = grids.make(schedules.linear(), 2, 'uniform')
+  FLOW = grids.make(schedules.rectified_flow(), 2, 'uniform')
+
+  def ends(self, name, count=50, **options):
+    grid = self.FLOW if name.startswith('rfim') else self.LINEAR
+    options = dict(dict(scale=3.0, components=4), **options)
+    return np.asarray(
+      cases.sample(samplers.make(name, options), cases.known_x0(X0), grid, (D,), np.arange(count)).x
+    )
+
+  @parameterized.product(
+    name=['ddim_gmm', 'rfim_gmm', 'ddim_noise', 'rfim_noise', 'rfim_gmm_rand'],
+    eta=[0.0, 0.7],
+  )
+  def test_it_returns_the_mean(self, name, eta):
+    np.testing.assert_allclose(
+      self.ends(name, eta=eta), np.broadcast_to(X0, (50, D)), rtol=0, atol=1e-12
+    )
+
+  @parameterized.parameters('ddim', 'rfim')
+  def test_the_source_adds_an_offset_to_clean_data(self, base):
+    # centred orthonormal offsets have length scale sqrt((K - 1) / K)
+    offsets = self.ends(base + '_gmm', last_step='source') - X0
+    np.testing.assert_allclose(np.linalg.norm(offsets, axis=1), 3 * 0.75**0.5, rtol=1e-12)
+    self.assertLen(np.unique(np.round(offsets, 9), axis=0), 4)
+    # and the control the same energy; 6 standard errors of a variance
+    added = self.ends(base + '_noise', count=20000, last_step='source') - X0
+    count = added.size
+    self.assertAlmostEqual(np.mean(added**2) / (9 * 0.75 / D), 1, delta=6 * np.sqrt(2 / count))
+
+  @parameterized.product(base=['ddim_gmm', 'rfim_gmm'], eta=[0.0, 0.5])
+  def test_the_report_says_so(self, base, eta):
+    grid = self.FLOW if base == 'rfim_gmm' else self.LINEAR
+
+    def rows(**options):
+      options = dict(dict(scale=3.0, components=4, eta=eta), **options)
+      return samplers.make(base, options).plan(grid, (D,))[1]
+
+    zero = dict(scale=0, infeasible='', covariance_residual=0, added_variance=0, mean_residual=0)
+    self.assertEqual({key: rows()[-1][key] for key in zero}, zero)
+    self.assertEqual(rows()[0]['scale'], 3)
+    literal = rows(last_step='source')[-1]
+    self.assertEqual((literal['scale'], literal['infeasible']), (3, 'clipped'))
+    np.testing.assert_allclose(literal['added_variance'], 9 * 0.75 / D, rtol=1e-9)
+    # nothing is infeasible about the mean
+    feasible = 1e-3 * eta
+    self.assertEqual(
+      [row['infeasible'] for row in rows(scale=feasible, infeasible='error')], ['', '']
+    )
+
+  def test_a_grid_that_stops_before_clean_data_keeps_its_offsets(self):
+    grid = grids.make(schedules.linear(), 3, 'uniform', 'first')
+    _, report = samplers.make('ddim_gmm', dict(scale=3.0, components=4)).plan(grid, (D,))
+    self.assertEqual([row['scale'] for row in report], [3, 3, 3])
+
+  def test_unknown(self):
+    with self.assertRaisesRegex(UserError, "unknown last_step 'noise'; valid: mean, source"):
+      samplers.make('ddim_gmm', dict(last_step='noise'))
 
 
 class ReductionTest(cases.X64TestCase):
@@ -230,7 +293,7 @@ class InfeasibleTest(cases.X64TestCase):
         row['scale'], np.sqrt(8) * row['tau'], rtol=1e-6
       )  # scale^2 = K tau^2
       self.assertLess(row['covariance_residual'], 1e-7)
-      self.assertEqual(row['infeasible'], 'shrunk')
+      self.assertEqual(row['infeasible'], 'shrunk' if row['b_s'] > 0 else '')
 
   def test_error_names_step_and_bound(self):
     with self.assertRaisesRegex(
@@ -252,7 +315,7 @@ class InfeasibleTest(cases.X64TestCase):
 
 
 class ScaleIntervalTest(cases.X64TestCase):
-  GRID = grids.make(schedules.linear(), 5, 'trailing')
+  GRID = grids.make(schedules.linear(), 5, 'trailing', 'first')
   LEVEL = GRID.b_t / GRID.a_t  # falls from step to step
 
   def rows(self, name='ddim_gmm', **options):
@@ -293,7 +356,7 @@ class ScaleIntervalTest(cases.X64TestCase):
     self.assertGreater(float(jnp.abs(draw(name) - draw('ddim')).max()), 0.1)
 
   def test_pure_noise_is_inside_of_no_finite_interval(self):
-    grid = grids.make(schedules.rectified_flow(), 3, 'uniform')  # a_t = 0 at its first time
+    grid = grids.make(schedules.rectified_flow(), 3, 'uniform', 'first')  # a_t = 0 at the start
     used = lambda interval: [
       row['scale']
       for row in samplers.make(
@@ -301,7 +364,7 @@ class ScaleIntervalTest(cases.X64TestCase):
       ).plan(grid, (4,))[1]
     ]
     self.assertEqual(used((0.0, 1e9)), [0, 1, 1])
-    self.assertEqual(used((1.0, float('inf'))), [1, 1, 0])
+    self.assertEqual(used((1.5, float('inf'))), [1, 1, 0])
 
   def test_the_weights_of_the_loss_follow(self):
     options = dict(scale=0.05, components=4)
