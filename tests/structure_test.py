@@ -141,25 +141,6 @@ class StructureTest(parameterized.TestCase):
       (sampler.steps, sampler.eta, sampler.scale, sampler.components), (50, 0.2, 0.01, 8)
     )
 
-  def test_readme_equations_name_things_that_exist(self):
-    with open(os.path.join(cases.ROOT, 'README.md'), encoding='utf-8') as file:
-      readme = file.read()
-    rows = re.findall(r'\| `([\w/]+\.py):(\w+)` \| `(tests/[\w/]+\.py)` \|', readme)
-    self.assertGreater(len(rows), 12)
-    for path, function, test in rows:
-      with open(os.path.join(PACKAGE, path), encoding='utf-8') as file:
-        self.assertRegex(
-          file.read(), rf'(def|class) {function}\b|^\s*{function} = ', f'{path}:{function}'
-        )
-      self.assertTrue(os.path.exists(os.path.join(cases.ROOT, test)), test)
-
-  def test_readme_denoiser_example_runs(self):
-    with open(os.path.join(cases.ROOT, 'README.md'), encoding='utf-8') as file:
-      example = re.search(r'```python\n(.*?)```', file.read(), re.DOTALL).group(1)
-    scope = {'my_model': lambda x, t: 0.1 * x}
-    exec(example, scope)  # pylint: disable=exec-used
-    self.assertEqual(scope['images'].shape, (16, 32, 32, 3))
-
 
 class SpecsTest(parameterized.TestCase):
   @parameterized.parameters(

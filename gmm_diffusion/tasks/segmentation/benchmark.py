@@ -46,9 +46,9 @@ def click_through(
   objects: Objects, predict, count: int, most: int, title: str
 ) -> tuple[np.ndarray, list, list]:
   """Clicks on every object until there are `most`: IoU curves [count, N, most], masks and clicks at
-  the end, [count][N].
+  the end, [count, N].
 
-  predict(clicks [count][N], advance): bool masks [count][N]; advance(n) counts. `count` runs go
+  predict(clicks [count, N], advance): bool masks [count, N]; advance(n) counts. `count` runs go
   side by side (arms).
   """
   N = len(objects.scenes)
