@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import pickle
+import signal
 import sys
 import tracemalloc
 import zipfile
@@ -23,7 +24,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from experiments.lib import released_layout
-from gmm_diffusion.checkpoints import tensor_files
+from gmm_diffusion.checkpoints import torch_files
 from gmm_diffusion.checkpoints.tensor_files import open_tensors
 from gmm_diffusion.errors import UserError
 from helpers import cases
@@ -338,7 +339,7 @@ class TensorFilesTest(parameterized.TestCase):
     found = glob('torch._utils', '_rebuild_tensor_v2')
     before = {
       name: dict(vars(value))
-      for name, value in vars(tensor_files).items()
+      for name, value in vars(torch_files).items()
       if isinstance(value, type)
     }
     state = (
@@ -356,8 +357,8 @@ class TensorFilesTest(parameterized.TestCase):
     )
     with open_tensors(self.file(zip_file(body))) as source:
       self.check(source, {'x': np.arange(4, dtype=np.float32)})
-    self.assertEqual(vars(tensor_files._rebuild_tensor), {})
-    self.assertEqual({name: dict(vars(getattr(tensor_files, name))) for name in before}, before)
+    self.assertEqual(vars(torch_files._rebuild_tensor), {})
+    self.assertEqual({name: dict(vars(getattr(torch_files, name))) for name in before}, before)
 
   @parameterized.parameters(
     (b'\x82\1', 'KeyError'),  # a number of the process's registry
@@ -463,6 +464,163 @@ class TensorFilesTest(parameterized.TestCase):
       self.assertLess(tracemalloc.get_traced_memory()[1], 2**23)
     finally:
       tracemalloc.stop()
+
+  deep = b')' + b'\x85' * 60_000
+  double = b')' + b'2\x86' * 60  # a tuple of 2^60 parts, in 121 bytes
+  collide = lambda form: b''.join(form(i * (2**61 - 1)) for i in range(1, 20_000))
+  torch_size = glob('torch', 'Size')
+  # Each took minutes or gigabytes, or ended the interpreter, as Python does what a pickle says.
+  HOSTILE = {
+    'announced array': b'\x96' + (2**33).to_bytes(8, 'little'),
+    'announced bytes': b'\x8e' + (2**33).to_bytes(8, 'little'),
+    'announced text': b'\x8d' + (2**33).to_bytes(8, 'little'),
+    'announced frame': b'\x95' + (2**33).to_bytes(8, 'little'),
+    'deep key': b'}' + deep + b'Ns0',
+    'deep keys': b'}(' + deep + b'Nu0',
+    'deep dict': b'(' + deep + b'Nd0',
+    'deep set': b'\x8f(' + deep + b'\x900',
+    'deep frozenset': b'(' + deep + b'\x910',
+    'deep ordered dict': glob('collections', 'OrderedDict') + b'](' + deep + b'N\x86e\x85R0',
+    'double key': b'}' + double + b'Ns0',
+    'double reference': double + b'Q',
+    'double storage': b'(' + plain('storage') + 4 * double + b'tQ',
+    'double shape': tensor().replace(plain((4,)), double),
+    'keys of one hash': b'}(' + collide(lambda n: plain(n) + b'N') + b'u0',
+    'places of one hash': collide(lambda n: b'p%d\n' % n),
+    'copies': b'(' + b'N' * 10_000 + b'tq\0' + torch_size + b'q\1' + b'h\1h\0\x85R' * 10_000,
+    'copied arguments': b'(' + b'N' * 10_000 + b'tq\0' + torch_size + b'q\1' + b'h\1h\0R' * 10_000,
+    'long shape': tensor(shape=(1,) * 10_000, strides=(1,) * 10_000),
+    'huge numbers': tensor(shape=(2**800_000,) * 4, strides=(2**800_000,) * 4),
+    'long name': glob('a' * 10**6, 'b' * 10**6),
+    'long names': plain('a' * 10**6) + b'q\0' + b'h\0h\0\x930' * 10_000,
+    'long fraction': b'F' + b'1' * 10**6 + b'\n0',
+    'many steps': b'N' * 60_000,
+  }
+
+  @parameterized.parameters(
+    *((name, zip_file) for name in HOSTILE),
+    *((name, legacy_file) for name in HOSTILE if name.startswith('announced')),
+  )
+  def test_hostile_pickles(self, name, make):
+    # A tenth of what is allowed suffices for all but the one that takes many steps.
+    self.enter_context(absltest.mock.patch.object(torch_files, '_STEPS', 200_000))
+    content = make(dictionary(x=tensor(), y=self.HOSTILE[name] + b'N0N'))
+    path = self.file(content)
+    with self.quick(limit=60 * len(content) + 2**26):
+      try:
+        with open_tensors(path) as source:
+          self.assertEqual(list(source.shapes), ['x'])
+      except UserError as error:
+        self.assertRegex(str(error), r'^[ -~]{20,500}$')
+
+  @contextlib.contextmanager
+  def quick(self, limit):
+    """Stops after ten seconds of the processor, and fails above `limit` bytes of memory."""
+
+    def stop(*_):
+      raise SystemExit('the time is up')  # no Exception, which is caught
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 10)
+    tracemalloc.start()
+    try:
+      yield
+      self.assertLess(tracemalloc.get_traced_memory()[1], limit)
+    finally:
+      tracemalloc.stop()
+      signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+      signal.signal(signal.SIGVTALRM, before)
+
+  @parameterized.parameters(
+    (b'{"x":[' + b'[],' * 4_000_000 + b'[]]}', 'bytes of names and shapes, at most 8,388,608'),
+    (b'[' * 100_000 + b']' * 100_000, 'RecursionError'),
+    (b'{"x":' * 100_000 + b'1' + b'}' * 100_000, 'RecursionError'),
+    (b'{"x":1.' + b'1' * 1_000_000 + b'}', 'TypeError'),
+    (b'{"x":{"dtype":"F32","data_offsets":[0,4],"shape":[1' + b',1' * 10**5 + b']}}', 'no room'),
+    (
+      b'{"x":{"dtype":"F32","data_offsets":[0,4],"shape":[' + b'[],' * 10**5 + b'1]}}',
+      'no room .* that is none',
+    ),
+    (b'{"x":{"dtype":"F32","data_offsets":[0,4],"shape":{}}}', 'no room .* that is none'),
+    (
+      b'{"x":{"dtype":"F32","data_offsets":[0,4],"shape":[' + b'9' * 4000 + b',1]}}',
+      "no room for 'x'",
+    ),
+    (b'{"x\\n":1,"x\\n":2}', 'names a tensor twice'),
+    (
+      b'{"x":{"dtype":"F32","data_offsets":[0,8],"shape":[2]},'
+      b'"y":{"dtype":"F32","data_offsets":[4,8],"shape":[1]}}',
+      'tensors that overlap, or gaps',
+    ),
+    (b'{"x":{"dtype":"F32","data_offsets":[8,16],"shape":[2]}}', 'tensors that overlap, or gaps'),
+    (
+      b'{"\\n\\u001b":{"dtype":"F4","data_offsets":[0,4],"shape":[1]}}',
+      r"'\\n\\x1b' of dtype 'F4'",
+    ),
+  )
+  def test_hostile_headers(self, header, message):
+    path = self.file(len(header).to_bytes(8, 'little') + header + bytes(16), 'a.safetensors')
+    with self.quick(limit=30 * len(header) + 2**22):
+      self.refused(path, message)
+
+  def test_hostile_indices(self):
+    lists = b'{"weight_map":{"x":[' + b'[],' * 4_000_000 + b'[]]}}'
+    for content, message in (
+      (lists, 'bytes of names and shapes, at most 8,388,608'),
+      (b'{"weight_map":{"x":' + b'[' * 10**5 + b']' * 10**5 + b'}}', 'RecursionError'),
+      (b'{"weight_map":{"x":"..","x":"."}}', 'names a tensor twice'),
+      (b'{"weight_map":{"x":"a\\nb"}}', r"names the shard 'a\\nb'"),
+    ):
+      with self.quick(limit=2**22):
+        self.refused(self.file(content, 'a.index.json'), message)
+    with self.assertRaisesRegex(UserError, r'cannot read .*\.\.: Is a directory'):
+      open_tensors(self.file(b'{"weight_map":{"x":".."}}', 'a.index.json'))
+
+  def test_hostile_zips(self):
+    body = dictionary(x=tensor())
+    archive = zip_file(body)
+    data = archive.index(np.arange(4, dtype='<f4').tobytes())
+    with open_tensors(self.file(archive[:data] + b'\7' + archive[data + 1 :])) as source:
+      with self.assertRaisesRegex(UserError, "the bytes of 'x' differ from their checksum"):
+        source.read('x')
+    storage = archive.index(plain('storage'))
+    changed = archive[: storage + 4] + b'S' + archive[storage + 5 :]
+    self.refused(self.file(changed), 'checksum of data.pkl differs')
+
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, 'w') as twice, self.assertWarns(UserWarning):
+      twice.writestr('a/data.pkl', b'\x80\2' + body + b'.')
+      for byte in (b'0', b'1'):
+        twice.writestr('a/data/0', byte * 16)
+    self.refused(self.file(out.getvalue()), 'two entries of one name')
+
+    # a directory of 10 MB, as its end says; and a pickle of 65 MB
+    end = archive.index(b'PK\5\6')
+    start = archive.index(b'PK\1\2')
+    large = archive[:start] + bytes(10**7) + archive[start:end]
+    large += archive[end : end + 12] + (10**7 + end - start).to_bytes(4, 'little')
+    large += archive[end + 16 :]
+    with self.quick(limit=2**21):
+      self.refused(self.file(large), 'bytes of names and shapes, at most 8,388,608')
+    long = self.file(zip_file(body + b'.' + bytes(65 * 2**20)))
+    with self.quick(limit=2**21):
+      self.refused(long, 'bytes of data.pkl, at most 67,108,864 are read')
+
+  def test_storages_of_old_files(self):
+    head, keys = legacy_file(dictionary(x=tensor())).split(pickle.dumps(['0'], 2))
+    for other in (
+      b'\x80\2](' + self.deep + b'e.',
+      b'\x80\2}.',
+      pickle.dumps([0], 2),
+      pickle.dumps(['0', '0'], 2),
+      pickle.dumps(['1'], 2),
+      b'.',
+    ):
+      self.refused(self.file(head + other + keys), 'is truncated or not a checkpoint')
+
+  def test_a_pipe(self):
+    os.mkfifo(self.path('a.pt'))
+    self.refused(self.path('a.pt'), 'is a device or a pipe')
 
   def test_metadata_of_safetensors(self):
     header = b'{"__metadata__": {"format": "pt"}}'
