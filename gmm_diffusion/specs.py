@@ -208,7 +208,7 @@ class Sampler:
   last_step: str | None = option(
     None, 'mixture: what ends at clean data: mean, or as in the source'
   )
-  order: int | None = option(None, 'multistep samplers: 1 to 3 (deis: 4)')
+  order: int | None = option(None, 'multistep samplers: 1 to 3 (deis, ipndm: 4)')
   solver: str | None = option(None, 'dpmpp: published or exact')
   lower_final: str | None = option(None, 'dpmpp, unipc: source, always or never')
   bh: str | None = option(None, 'unipc: bh1 or bh2')

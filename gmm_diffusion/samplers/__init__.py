@@ -5,7 +5,17 @@ from typing import Any
 
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths.schedules import Schedule
-from gmm_diffusion.samplers import bdia, deis, dpmpp, gaussian, heun, mixture, time_shift, unipc
+from gmm_diffusion.samplers import (
+  bdia,
+  deis,
+  dpmpp,
+  gaussian,
+  heun,
+  ipndm,
+  mixture,
+  time_shift,
+  unipc,
+)
 from gmm_diffusion.samplers.base import Kernel
 
 SAMPLERS = {
@@ -21,6 +31,7 @@ SAMPLERS = {
   'dpmpp_sde': dpmpp.dpmpp_sde,
   'deis': deis.deis,
   'unipc': unipc.unipc,
+  'ipndm': ipndm.ipndm,
   'heun': heun.heun,
   'bdia': bdia.bdia,
   'time_shift': time_shift.time_shift,
