@@ -1,8 +1,12 @@
-"""What mkdocs adds to the pages of this folder: the results, and the API from the docstrings."""
+"""What mkdocs adds to the pages of this folder: the results, all settings, and the API from the
+docstrings."""
 
 import pathlib
+import typing
 
 from mkdocs.structure.files import File
+
+from gmm_diffusion import options, specs
 
 ROOT = pathlib.Path(__file__).parent.parent
 BESIDE = ('CONTRIBUTING.md', 'CHANGELOG.md')
@@ -25,7 +29,27 @@ def on_files(files, config):
     title = 'gmm_diffusion' if part == 'index' else f'gmm_diffusion.{part}'
     text = f'# {title}\n\n' + '\n\n'.join(f'::: {module}' for module in modules) + '\n'
     files.append(File.generated(config, f'api/{part}.md', content=text))
+  files.append(File.generated(config, 'settings.md', content=settings()))
   return files
+
+
+def settings():
+  """The table of all settings."""
+  rows = [
+    '# All settings',
+    '',
+    '| key | type | default | what it is | valid |',
+    '|---|---|---|---|---|',
+  ]
+  for key, kind, field in options.leaves(specs.Spec):
+    name = str(kind) if typing.get_origin(kind) else kind.__name__
+    valid = field.metadata['valid']
+    words = valid if isinstance(valid, str) else ', '.join(map(str, valid))
+    default = "''" if field.default == '' else field.default
+    rows.append(
+      f'| `{key}` | {name} | `{default}` | {field.metadata["help"]} | {words and f"`{words}`"} |'
+    )
+  return '\n'.join(rows) + '\n'
 
 
 def on_page_markdown(markdown, **_):
