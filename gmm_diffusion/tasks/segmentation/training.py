@@ -145,15 +145,13 @@ def train(spec: specs.Spec, workdir: str) -> None:
 def load(spec: specs.Spec, workdir: str, clicks: str = 'tokens') -> tuple[Segmenter, Any]:
   """(network, parameters) of a workdir."""
   module = network(spec.segmentation, clicks)
-  store = Store(_nets(spec, workdir)[clicks])
-  found = {key: value for key, value in store.about().items() if key != 'format'}
-  if found != _about(spec.segmentation, clicks):
-    raise UserError(
-      f'the checkpoint in {store.path} is of {found}, the config says '
-      f'{_about(spec.segmentation, clicks)}; use its config, or another --workdir'
-    )
-  params = store.weights({'net': jax.eval_shape(lambda: _init(module, spec.segmentation, 0))})[
-    'net'
-  ]
-  store.close()
+  template = {'net': jax.eval_shape(lambda: _init(module, spec.segmentation, 0))}
+  with Store(_nets(spec, workdir)[clicks]) as store:
+    found = {key: value for key, value in store.about().items() if key != 'format'}
+    if found != _about(spec.segmentation, clicks):
+      raise UserError(
+        f'the checkpoint in {store.path} is of {found}, the config says '
+        f'{_about(spec.segmentation, clicks)}; use its config, or another --workdir'
+      )
+    params = store.weights(template)['net']
   return module, params
