@@ -5,8 +5,7 @@ import importlib.util
 
 import numpy as np
 
-from gmm_diffusion.tasks.segmentation import scenes as data
-from gmm_diffusion.tasks.segmentation import session
+from gmm_diffusion.tasks.segmentation import scenes, session
 
 SURE, NEAR = (
   3,
@@ -54,9 +53,9 @@ def predictor(objects):
     out = []
     for scene, own in zip(objects.scenes, clicks[0]):
       whole = scene.image.shape[:2]
-      small = data.resize(scene.image, session.working_shape(whole, objects.size))
+      small = scenes.resize(scene.image, session.working_shape(whole, objects.size))
       found = segment(small, session.scaled(own, whole, objects.size))
-      out.append(data.resize(found.astype(np.uint8), whole) > 0)
+      out.append(scenes.resize(found.astype(np.uint8), whole) > 0)
       advance(1)
     return [out]
 

@@ -12,6 +12,8 @@ from gmm_diffusion.metrics.estimates import Estimate
 from gmm_diffusion.tasks.segmentation.scenes import BACKGROUND, OBJECT
 
 AT = (1, 2, 3, 5, 10, 20)
+LEVELS = (85, 90)  # % of IoU
+DIFFERENCE = ' minus none'
 
 
 def iou(predicted: np.ndarray, mask: np.ndarray) -> float:
@@ -30,9 +32,9 @@ def clicks_needed(curves: np.ndarray, level: float) -> np.ndarray:
 def _of_objects(curves: np.ndarray) -> dict[str, np.ndarray]:
   """What is averaged, [N] each."""
   out = {f'IoU@{k}': curves[:, k - 1] for k in AT if k <= curves.shape[1]}
-  for level in (85, 90):
+  for level in LEVELS:
     out[f'NoC@{level}'] = clicks_needed(curves, level / 100)
-  for level in (85, 90):
+  for level in LEVELS:
     out[f'failures@{level}'] = (curves.max(1) < level / 100).astype(float)
   return out
 
@@ -56,6 +58,15 @@ def differences(curves: np.ndarray, others: np.ndarray, images: np.ndarray) -> d
     name: _mean(mine - theirs, images)
     for (name, mine), theirs in zip(_of_objects(curves).items(), _of_objects(others).values())
   }
+
+
+def table(rows: dict[str, np.ndarray], images: np.ndarray) -> dict[str, dict[str, Estimate]]:
+  """{row: metric: mean} of curves [N, K] by name, and differences from the row 'none'."""
+  out = {name: summary(curves, images) for name, curves in rows.items()}
+  for name, curves in rows.items():
+    if name != 'none':
+      out[name + DIFFERENCE] = differences(curves, rows['none'], images)
+  return out
 
 
 def pooled(curves: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -50,6 +50,37 @@ class Features(NamedTuple):
   values: Array
 
 
+class Attended(NamedTuple):
+  """What attention works on, with a leading axis of items and an axis of heads before the last:
+  tokens [h, w, C] and their means [h/2, w/2, C], values of units [h/2, w/2, V], the tokens under
+  the clicks [S, C] and the values that these are known to have [S, V]."""
+
+  tokens: Array
+  pooled: Array
+  values: Array
+  clicked: Array
+  known: Array
+
+
+class Clicked(NamedTuple):
+  """pixels float32 [S, 2]; used [S]: whether the slot holds a click."""
+
+  pixels: Array
+  used: Array
+
+
+class Numbers(NamedTuple):
+  """The learned numbers of each head [heads]: precisions of keys and values, trust in both, the
+  log-prior of a click's unit, how far a unit of position reaches, trust in a click's key."""
+
+  alpha: Array
+  beta: Array
+  trust: em.Trust
+  prior: Array
+  reach: Array
+  trust_clicks: Array
+
+
 def _grid(shape: tuple[int, int], stride: int) -> Array:
   """Centres of cells in pixels [h, w, 2]."""
   return jnp.stack(
@@ -146,100 +177,81 @@ class Segmenter(nn.Module):
   def _read(self, features, clicks, on):
     """Values that the tokens read, [B, h, w, heads, V]."""
     B, h, w, H, C = features.tokens.shape
-    alpha, beta, trust = self.precisions()
     cell = jnp.clip(clicks.pixels // 4, 0, jnp.array([[[h - 1, w - 1]]]))
-    clicked = jax.vmap(lambda tokens, at: tokens[at[:, 0], at[:, 1]])(
-      features.tokens, cell
-    )  # [B, S, H, C]
-    used = clicks.labels >= 0
     known = self.labels[jnp.maximum(clicks.labels, 0)]  # [B, S, H, V]
-    pooled = features.tokens.reshape(B, h // 2, 2, w // 2, 2, H, C).mean((2, 4))
-
-    def head(
-      tokens,
-      pooled,
-      values,
-      clicked,
-      known,
-      pixels,
-      used,
-      on,
-      alpha,
-      beta,
-      trust,
-      prior,
-      reach,
-      trust_clicks,
-    ):
-      place = lambda x, at: jnp.concatenate([x, at * (reach / REACH)], 1)
-      flat = lambda x: x.reshape(-1, x.shape[-1])
-      queries = place(flat(tokens), flat(_grid((h, w), 4)))
-      clicked = place(clicked, pixels + 0.5)
-      keys = place(flat(pooled), flat(_grid((h // 2, w // 2), 8)))
-      J, S, held = len(keys), len(clicked), used.astype(keys.dtype)
-      # clicks are tokens and units: their keys adapt, their values are known
-      units = em.memory(
-        jnp.concatenate([keys, clicked]),
-        jnp.concatenate([flat(values), known]),
-        alpha,
-        beta,
-        jnp.concatenate([jnp.zeros(J), jnp.where(used, prior, -jnp.inf)]),
-      )
-      everyone = em.Tokens(
-        jnp.concatenate([clicked, queries]),
-        jnp.concatenate([known, jnp.zeros((len(queries), C))]),
-        jnp.concatenate([held, jnp.zeros(len(queries))]),
-        present=jnp.concatenate([held, jnp.ones(len(queries))]),
-      )
-      theta = jnp.concatenate([jnp.full((J, 1), trust.keys), jnp.full((S, 1), trust_clicks)])
-      units = em.infer(
-        units, everyone, trust=em.Trust(theta), key_steps=self.key_steps, on=on
-      ).memory
-      # a click would answer to its own unit and tell the others nothing: it teaches the units of
-      # the image
-      image = jax.tree.map(lambda x: x[:J], units)
-      image = em.infer(
-        image, em.Tokens(clicked, known, held), trust=trust, value_steps=self.value_steps, on=on
-      ).memory
-      units = units._replace(values=jnp.concatenate([image.values, known]))
-      return em.value_map(units, em.pairs(units, em.Tokens(queries)))
-
-    per_head = jax.vmap(head, (2, 2, 2, 1, 1, None, None, None, 0, 0, 0, 0, 0, 0), 1)
-    per_item = jax.vmap(per_head, (0,) * 8 + (None,) * 6)
-    on = tuple(jnp.broadcast_to(jnp.asarray(flag), (B,)) for flag in on)
-    read = per_item(
+    attended = Attended(
       features.tokens,
-      pooled,
+      _pooled(features.tokens),
       features.values,
-      clicked,
+      jax.vmap(lambda tokens, at: tokens[at[:, 0], at[:, 1]])(features.tokens, cell),
       known,
-      clicks.pixels.astype(jnp.float32),
-      used,
-      on,
+    )
+    clicked = Clicked(clicks.pixels.astype(jnp.float32), clicks.labels >= 0)
+    alpha, beta, trust = self.precisions()
+    numbers = Numbers(alpha, beta, trust, self.prior, self.reach, jnp.exp(self.trust_clicks))
+    on = tuple(jnp.broadcast_to(jnp.asarray(flag), (B,)) for flag in on)
+    per_head = jax.vmap(self._read_head, (Attended(2, 2, 2, 1, 1), None, None, 0), 1)
+    read = jax.vmap(per_head, (0, 0, 0, None))(attended, clicked, on, numbers)
+    return jax.vmap(_hold)(read.reshape(B, h, w, H, C), cell, known, clicked.used)
+
+  def _read_head(self, attended, clicked, on, numbers):
+    """Values that the tokens of one head of one item read, [h w, V]."""
+    h, w, C = attended.tokens.shape
+    alpha, beta, trust, prior, reach, trust_clicks = numbers
+    place = lambda x, at: jnp.concatenate([x, at * (reach / REACH)], 1)
+    flat = lambda x: x.reshape(-1, x.shape[-1])
+    queries = place(flat(attended.tokens), flat(_grid((h, w), 4)))
+    clicks = place(attended.clicked, clicked.pixels + 0.5)
+    keys = place(flat(attended.pooled), flat(_grid((h // 2, w // 2), 8)))
+    J, S, held = len(keys), len(clicks), clicked.used.astype(keys.dtype)
+    # clicks are tokens and units: their keys adapt, their values are known
+    units = em.memory(
+      jnp.concatenate([keys, clicks]),
+      jnp.concatenate([flat(attended.values), attended.known]),
       alpha,
       beta,
-      trust,
-      self.prior,
-      self.reach,
-      jnp.exp(self.trust_clicks),
+      jnp.concatenate([jnp.zeros(J), jnp.where(clicked.used, prior, -jnp.inf)]),
     )
-    read = read.reshape(B, h, w, H, C)
-
-    # the tokens under the clicks hold their values
-    def hold(read, at, known, used):
-      again = jnp.triu(jnp.all(at[:, None] == at[None], -1) & used[None], 1).any(
-        1
-      )  # of several clicks on a token the last one holds
-      return read.at[jnp.where(used & ~again, at[:, 0], h), at[:, 1]].set(known, mode='drop')
-
-    return jax.vmap(hold)(read, cell, known, used)
+    everyone = em.Tokens(
+      jnp.concatenate([clicks, queries]),
+      jnp.concatenate([attended.known, jnp.zeros((len(queries), C))]),
+      jnp.concatenate([held, jnp.zeros(len(queries))]),
+      present=jnp.concatenate([held, jnp.ones(len(queries))]),
+    )
+    theta = jnp.concatenate([jnp.full((J, 1), trust.keys), jnp.full((S, 1), trust_clicks)])
+    units = em.infer(units, everyone, trust=em.Trust(theta), key_steps=self.key_steps, on=on).memory
+    # a click would answer to its own unit and tell the others nothing: it teaches the units of the
+    # image
+    image = em.infer(
+      jax.tree.map(lambda x: x[:J], units),
+      em.Tokens(clicks, attended.known, held),
+      trust=trust,
+      value_steps=self.value_steps,
+      on=on,
+    ).memory
+    units = units._replace(values=jnp.concatenate([image.values, attended.known]))
+    return em.value_map(units, em.pairs(units, em.Tokens(queries)))
 
   def _dot_product(self, features):
-    B, h, w, H, C = features.tokens.shape
-    pooled = features.tokens.reshape(B, h // 2, 2, w // 2, 2, H, C).mean((2, 4))
+    C = features.tokens.shape[-1]
 
     def head(tokens, pooled, values):
       units = em.memory(pooled.reshape(-1, C), values.reshape(-1, C))
       return em.value_map(units, em.pairs(units, em.Tokens(tokens.reshape(-1, C))))
 
-    return jax.vmap(jax.vmap(head, 2, 1))(features.tokens, pooled, features.values)
+    per_head = jax.vmap(head, 2, 1)
+    return jax.vmap(per_head)(features.tokens, _pooled(features.tokens), features.values)
+
+
+def _pooled(tokens):
+  """Means of 2 x 2 tokens [B, h, w, heads, C]."""
+  B, h, w, H, C = tokens.shape
+  return tokens.reshape(B, h // 2, 2, w // 2, 2, H, C).mean((2, 4))
+
+
+def _hold(read, at, known, used):
+  """Values [h, w, heads, V] with those that are known at the tokens `at` [S, 2] under clicks."""
+  # of several clicks on a token the last one holds
+  again = jnp.triu(jnp.all(at[:, None] == at[None], -1) & used[None], 1).any(1)
+  row = jnp.where(used & ~again, at[:, 0], len(read))  # a row that is not there is dropped
+  return read.at[row, at[:, 1]].set(known, mode='drop')

@@ -1,116 +1,83 @@
 """The modes of task 'segmentation': train, evaluate, all."""
 
-import dataclasses
 import os
 import time
 
 from gmm_diffusion import parallel, specs
-from gmm_diffusion.engine import build
+from gmm_diffusion.engine.runs import Run
+from gmm_diffusion.metrics.estimates import Estimate
 from gmm_diffusion.reports import records
-from gmm_diffusion.tasks.segmentation import benchmark, grabcut, metrics, report, training
-from gmm_diffusion.tasks.segmentation.benchmark import Objects, milliseconds, predictor
-from gmm_diffusion.tasks.segmentation.model import ARMS
-
-BASELINE = 'clicks as channels, dot-product attention'
-
-
-def evaluate(spec: specs.Spec, workdir: str, command: str) -> None:
-  """--mode=evaluate: the arms and baselines on the same objects; results.json, curve.png and
-  report.html."""
-  start = time.perf_counter()
-  section, objects = spec.segmentation, Objects(spec)
-  module, params = training.load(spec, workdir)
-  weights = build.tree_hash(params)
-  runs = [
-    (
-      list(ARMS),
-      weights,
-      lambda: predictor(objects, module, params, list(ARMS.values()), section.batch),
-      'arms',
-    )
-  ]
-  if section.baseline:
-    other = training.load(spec, workdir, 'channels')
-    runs.append(
-      (
-        [BASELINE],
-        build.tree_hash(other[1]),
-        lambda: predictor(objects, *other, [(False, False)], section.batch),
-        'baseline',
-      )
-    )
-  if grabcut.available():
-    runs.append((['GrabCut'], '', lambda: grabcut.predictor(objects), 'GrabCut'))
-  rows, shown = {}, {}
-  for run in runs:
-    curves, ends = benchmark._run(spec, workdir, objects, *run)
-    rows.update(curves)
-    shown.update(ends)
-  speed = milliseconds(objects, module, params, shown['both'][1])
-  if not parallel.is_main():
-    return
-  shared = records.common(spec, command)
-  table = {name: metrics.summary(row, objects.images) for name, row in rows.items()}
-  table.update(
-    {
-      f'{name} minus none': metrics.differences(rows[name], rows['none'], objects.images)
-      for name in rows
-      if name != 'none'
-    }
-  )
-  new = [
-    {
-      'kind': 'segmentation',
-      'sampler': name,
-      'metric': metric,
-      'value': value.value,
-      'interval': [value.low, value.high],
-      'n': len(objects.scenes),
-      'images': len(set(objects.images)),
-      'seed': spec.seed,
-      'split': spec.data.split,
-      'weights': weights,
-      **shared,
-    }
-    for name, row in table.items()
-    for metric, value in row.items()
-  ]
-  new.append(
-    {
-      'kind': 'segmentation',
-      'sampler': 'both',
-      'metric': 'milliseconds per click',
-      'value': speed,
-      'interval': None,
-      'n': len(objects.scenes),
-      'seed': spec.seed,
-      'split': spec.data.split,
-      'weights': weights,
-      **shared,
-    }
-  )
-  records.add(workdir, new)
-  for name, row in table.items():
-    print(f'{name:44s} ' + '  '.join(f'{metric} {value}' for metric, value in row.items()))
-  shown_speed = 'not measured' if speed is None else f'{speed:.0f}'
-  print(f'milliseconds per click: {shown_speed}')
-  facts = {
-    'objects': f'{len(objects.scenes)} of {len(set(objects.images))} images, {spec.data.split} '
-    f'split, seed {spec.seed}',
-    'milliseconds per click': f'{shown_speed} (both adaptations, after the first click)',
-    'weights': weights,
-    'seconds': round(time.perf_counter() - start, 1),
-    'versions': ', '.join(f'{k} {v}' for k, v in shared['versions'].items()),
-  }
-  report.write(workdir, command, facts, table, rows, shown, objects, dataclasses.asdict(spec))
-  print(f'report: {os.path.join(workdir, "report.html")}')
+from gmm_diffusion.tasks.segmentation import benchmark, metrics, report, scenes, training
+from gmm_diffusion.tasks.segmentation.benchmark import Objects
 
 
 def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
   """Runs a mode: train, evaluate, or all of it."""
-  if mode == 'all':
-    Objects(spec)  # bad data show before the training
+  splits = {'train': ('train',), 'evaluate': (spec.data.split,), 'all': ('train', spec.data.split)}
+  this = Run(spec, scenes.load(spec.data, splits[mode]), workdir, command)
   if mode in ('train', 'all'):
-    training.train(spec, workdir)
+    training.train(spec, this.data.train, workdir)
   if mode in ('evaluate', 'all'):
-    evaluate(spec, workdir, command)
+    evaluate(this)
+
+
+def evaluate(run_: Run) -> None:
+  """--mode=evaluate: arms and baselines on the same objects; results.json, curve.png and
+  report.html."""
+  spec, workdir, start = run_.spec, run_.workdir, time.perf_counter()
+  objects = Objects(spec, getattr(run_.data, spec.data.split))
+  methods, found = benchmark.methods(spec, workdir, objects), {}
+  for method in methods:
+    found.update(benchmark.courses(spec, workdir, objects, method))
+  speed = benchmark.milliseconds(objects, *training.load(spec, workdir), found['both'].clicks)
+  if not parallel.is_main():
+    return
+  table = metrics.table({name: course.curves for name, course in found.items()}, objects.images)
+  weights = {name: method.weights for method in methods for name in method.rows}
+  shared = records.common(spec, run_.command)
+  records.add(workdir, _records(run_, objects, table, weights, speed, shared))
+  for name, row in table.items():
+    print(f'{name:44s} ' + '  '.join(f'{metric} {value}' for metric, value in row.items()))
+  speed = 'not measured' if speed is None else f'{speed:.0f}'
+  print(f'milliseconds per click: {speed}')
+  facts = {
+    'milliseconds per click': f'{speed} (both adaptations, after the first click)',
+    **{f'weights of {method.title}': method.weights for method in methods if method.weights},
+    'seconds': round(time.perf_counter() - start, 1),
+    'versions': ', '.join(f'{k} {v}' for k, v in shared['versions'].items()),
+  }
+  report.write(run_, objects, found, table, facts)
+  print(f'report: {os.path.join(workdir, "report.html")}')
+
+
+def _records(
+  run_: Run,
+  objects: Objects,
+  table: dict[str, dict[str, Estimate]],
+  weights: dict[str, str | None],
+  speed: float | None,
+  shared: dict,
+) -> list[dict]:
+  """The records of an evaluation; each has the hash of its own network, GrabCut none."""
+  about = {
+    'kind': 'segmentation',
+    'n': len(objects),
+    'images': len(set(objects.images)),
+    'seed': run_.spec.seed,
+    'split': run_.spec.data.split,
+    **shared,
+  }
+  out = [
+    {
+      'sampler': name,
+      'metric': metric,
+      'value': value.value,
+      'interval': [value.low, value.high],
+      'weights': weights[name.removesuffix(metrics.DIFFERENCE)],
+      **about,
+    }
+    for name, row in table.items()
+    for metric, value in row.items()
+  ]
+  clicking = {'metric': 'milliseconds per click', 'value': speed, 'interval': None}
+  return [*out, {'sampler': 'both', **clicking, 'weights': weights['both'], **about}]

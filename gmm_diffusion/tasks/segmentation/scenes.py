@@ -1,13 +1,12 @@
 """Images with objects to segment: composed digit scenes, BSDS500, or a folder of images and
 masks."""
 
-import glob
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from gmm_diffusion import specs
 from gmm_diffusion.data import sources
@@ -15,7 +14,9 @@ from gmm_diffusion.errors import UserError
 
 BACKGROUND, OBJECT, IGNORE = 0, 1, 2
 LEAST, MOST = 0.03, 0.6  # an object's share of its image
-MASK_VALUES = {0: BACKGROUND, 255: OBJECT, 128: IGNORE}
+MASK_VALUES = (0, 128, 255)  # background, ignored, object
+EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
+MODES = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr')  # of 8 bits
 
 
 class Scene(NamedTuple):
@@ -39,9 +40,9 @@ class Scene(NamedTuple):
 class Scenes(NamedTuple):
   """What to train on, to choose settings by, and to report."""
 
-  train: Sequence[Scene]
-  val: Sequence[Scene]
-  test: Sequence[Scene]
+  train: Sequence[Scene] = ()
+  val: Sequence[Scene] = ()
+  test: Sequence[Scene] = ()
 
 
 def rgb(image: np.ndarray) -> np.ndarray:
@@ -83,38 +84,93 @@ def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
   )
 
 
-def open_image(path: str, mode: str) -> np.ndarray:
-  """A file as uint8 RGB, or 'L' (masks)."""
+def _open(path: str) -> Image.Image:
+  """A file with one picture, upright.
+
+  Raises:
+    UserError: if it cannot be read to its end, or has several pictures.
+  """
   try:
     with Image.open(path) as image:
-      return np.asarray(image.convert(mode))
-  except OSError as error:
-    raise UserError(f'cannot read image {path!r}: {error}') from error
+      if (
+        getattr(image, 'n_frames', 1) > 1 and image.format != 'MPO'
+      ):  # a photograph and its preview
+        raise UserError(f'{path!r} has {image.n_frames} pictures; give a file with one')
+      image.load()
+      return ImageOps.exif_transpose(image)
+  except UserError:
+    raise
+  except Exception as error:  # of a damaged file Pillow's decoders raise nearly anything
+    reason = (str(error).splitlines() or [''])[0][:200]
+    raise UserError(
+      f'cannot read image {path!r}: {reason or type(error).__name__}; repair or remove it'
+    ) from error
 
 
-def _files(folder: str, *extensions: str) -> list[str]:
-  return sorted(
-    path
-    for path in glob.glob(os.path.join(os.path.expanduser(folder), '*'))
-    if path.lower().endswith(
-      extensions or ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
+def open_image(path: str) -> np.ndarray:
+  """A file as uint8 RGB [H, W, 3]; transparency is dropped."""
+  image = _open(path)
+  if image.mode not in MODES:
+    raise UserError(
+      f'image {path!r} is of mode {image.mode!r}, which 8 bits do not hold; valid: grey, palette '
+      f'or colour images of 8 bits'
     )
-  )
+  return np.asarray(image.convert('RGB'))
+
+
+def open_labels(path: str) -> np.ndarray:
+  """A label map as it is, uint8 or uint16 [H, W]: the numbers of a palette, not its colours."""
+  image = _open(path)
+  if image.mode in ('P', 'I;16'):
+    return np.asarray(image)
+  if image.mode not in MODES:
+    raise UserError(f'label map {path!r} is of mode {image.mode!r}; valid: 8 or 16 bits, grey')
+  return np.asarray(image.convert('L'))
+
+
+def open_mask(path: str) -> np.ndarray:
+  """A mask of one object, uint8 [H, W] of the values in MASK_VALUES, with some object in it."""
+  image, valid = _open(path), '0 background, 255 object, 128 ignored'
+  if image.mode not in MODES:
+    raise UserError(f'mask {path!r} is of mode {image.mode!r}; valid: 8 bits with {valid}')
+  if image.has_transparency_data and image.convert('RGBA').getchannel('A').getextrema()[0] < 255:
+    raise UserError(f'mask {path!r} is transparent in parts; save it without, with {valid}')
+  mask = np.asarray(image.convert('L'))
+  other = sorted(set(np.unique(mask).tolist()) - set(MASK_VALUES))
+  if other:
+    kind = ' (the greys of its colours)' if image.mode not in ('1', 'L', 'LA') else ''
+    raise UserError(f'mask {path!r} has the values {other[:5]}{kind}; valid: {valid}')
+  if not (mask == 255).any():
+    raise UserError(f'mask {path!r} is empty; valid: {valid}')
+  return mask
+
+
+def _files(folder: str, extensions: tuple[str, ...] = EXTENSIONS) -> dict[str, str]:
+  """{name without extension: path} of a folder's files, sorted by path; empty where there is none.
+
+  Raises:
+    UserError: where two files differ in their extension alone.
+  """
+  root, out = os.path.expanduser(folder), {}
+  for file in sorted(os.listdir(root)) if os.path.isdir(root) else ():
+    name, extension = os.path.splitext(file)
+    if extension.lower() in extensions and not file.startswith('.'):
+      if name in out:
+        raise UserError(f'{root!r} holds {os.path.basename(out[name])} and {file}; keep one')
+      out[name] = os.path.join(root, file)
+  return out
 
 
 def bsds(path: str, split: str) -> list[Scene]:
   """BSDS500 [Arbelaez et al. 2011]: segmentations/ID_K.png holds the label map of annotator K for
   images/ID.jpg."""
   root = os.path.join(os.path.expanduser(path), split)
+  files = {}
+  for name, file in _files(os.path.join(root, 'segmentations'), ('.png',)).items():
+    files.setdefault(name.rsplit('_', 1)[0], []).append(file)
   out = []
-  for file in _files(os.path.join(root, 'images'), '.jpg'):
-    name = os.path.splitext(os.path.basename(file))[0]
-    maps = [
-      open_image(other, 'L')
-      for other in _files(os.path.join(root, 'segmentations'), '.png')
-      if os.path.basename(other).rsplit('_', 1)[0] == name
-    ]
-    image = open_image(file, 'RGB')
+  for name, file in _files(os.path.join(root, 'images'), ('.jpg',)).items():
+    image, maps = open_image(file), [open_labels(other) for other in files.get(name, ())]
     if any(labels.shape != image.shape[:2] for labels in maps):
       raise UserError(f'a segmentation of {file} has another size than the image')
     objects = []
@@ -136,24 +192,15 @@ def bsds(path: str, split: str) -> list[Scene]:
 def folder(images: str, masks: str) -> list[Scene]:
   """Every image of a folder that has a mask of the same name in the other: 0 background, 255
   object, 128 ignored."""
-  found = {os.path.splitext(os.path.basename(path))[0]: path for path in _files(masks)}
-  out = []
-  for path in _files(images):
-    name = os.path.splitext(os.path.basename(path))[0]
+  found, out = _files(masks), []
+  for name, path in _files(images).items():
     if name not in found:
       raise UserError(f'image {path} has no mask {name}.png in data.masks {masks!r}')
-    image, mask = open_image(path, 'RGB'), open_image(found[name], 'L')
+    image, mask = open_image(path), open_mask(found[name])
     if image.shape[:2] != mask.shape:
       raise UserError(
         f'image {path} is {image.shape[1]} x {image.shape[0]}, its mask {mask.shape[1]} x '
         f'{mask.shape[0]}; they must agree'
-      )
-    other = sorted(set(np.unique(mask).tolist()) - set(MASK_VALUES))
-    if other or not (mask == 255).any():
-      raise UserError(
-        f'mask {found[name]} '
-        + (f'has the values {other[:5]}' if other else 'is empty')
-        + '; valid: 0 background, 255 object, 128 ignored'
       )
     out.append(Scene(name, image, mask[None], ((0, 255),), 128))
   if not out:
@@ -195,26 +242,30 @@ def digit_scenes(
   return out
 
 
-def load(spec: specs.Data) -> Scenes:
+def load(spec: specs.Data, splits: Sequence[str] = Scenes._fields) -> Scenes:
   """BSDS500 where data.path is given, else digit scenes; data.images and data.masks replace the
-  test set."""
+  test set. Splits that are not asked for stay empty."""
   if bool(spec.images) != bool(spec.masks):
     raise UserError('data.images and data.masks go together: give both, or neither')
-  if spec.path:
-    parts = {split: bsds(spec.path, split) for split in ('train', 'val', 'test')}
-  else:
-    from sklearn import datasets  # slow to import, and only needed here
+  if spec.images and spec.split != 'test':
+    raise UserError(f'data.images replaces the test set; data.split must be test, got {spec.split}')
+  return Scenes(**{split: _split(spec, split) for split in splits})
 
-    digits, photos = sources.digits(spec), datasets.load_sample_images().images
-    left, right = [photo[:, :400] for photo in photos], [photo[:, 400:] for photo in photos]
-    parts = {
-      'train': digit_scenes(digits.train, left, 400, 0),
-      'val': digit_scenes(digits.test[:150], right, 60, 1),
-      'test': digit_scenes(digits.test[150:], right, 100, 2),
-    }
-  if spec.images:
-    parts['test'] = folder(spec.images, spec.masks)
-  return Scenes(**parts)
+
+def _split(spec, split):
+  if spec.images and split == 'test':
+    return folder(spec.images, spec.masks)
+  if spec.path:
+    return bsds(spec.path, split)
+  from sklearn import datasets  # slow to import, and only needed here
+
+  digits, photos = sources.digits(spec), datasets.load_sample_images().images
+  left, right = [photo[:, :400] for photo in photos], [photo[:, 400:] for photo in photos]
+  return {
+    'train': lambda: digit_scenes(digits.train, left, 400, 0),
+    'val': lambda: digit_scenes(digits.test[:150], right, 60, 1),
+    'test': lambda: digit_scenes(digits.test[150:], right, 100, 2),
+  }[split]()
 
 
 def crop(

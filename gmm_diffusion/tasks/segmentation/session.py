@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from gmm_diffusion.errors import UserError
-from gmm_diffusion.tasks.segmentation import scenes as data
+from gmm_diffusion.tasks.segmentation import scenes
 from gmm_diffusion.tasks.segmentation.annotator import Click
 from gmm_diffusion.tasks.segmentation.model import ARMS, STRIDE, Clicks, Segmenter
 
@@ -37,7 +37,7 @@ def working_shape(shape: tuple[int, int], size: int) -> tuple[int, int]:
 def to_network(image: np.ndarray, size: int) -> np.ndarray:
   """uint8 [H, W, 3] of any size -> float32 in [-1, 1], sides a multiple of STRIDE, the rim
   repeated."""
-  image = data.resize(image, working_shape(image.shape[:2], size)).astype(np.float32) / 127.5 - 1
+  image = scenes.resize(image, working_shape(image.shape[:2], size)).astype(np.float32) / 127.5 - 1
   return np.pad(image, [(0, -side % STRIDE) for side in image.shape[:2]] + [(0, 0)], mode='edge')
 
 
@@ -91,11 +91,11 @@ class Session:
     slots: int = 40,
     arm: str = 'both',
   ):
-    """image: see data.rgb; larger ones are worked on at `size` pixels. arm: a name in
+    """image: see scenes.rgb; larger ones are worked on at `size` pixels. arm: a name in
     model.ARMS."""
     if arm not in ARMS:
       raise UserError(f'unknown arm {arm!r}; valid: {", ".join(ARMS)}')
-    image = data.rgb(image)
+    image = scenes.rgb(image)
     self._module, self._params, self._size, self._slots = module, params, size, slots
     self._shape, self._on = image.shape[:2], tuple(map(jnp.asarray, ARMS[arm]))
     self._encode, self._update = compiled(module)

@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,14 +13,14 @@ from gmm_diffusion import parallel, specs
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.engine import trainer
 from gmm_diffusion.errors import UserError
-from gmm_diffusion.tasks.segmentation import annotator, session
-from gmm_diffusion.tasks.segmentation import scenes as data
+from gmm_diffusion.tasks.segmentation import annotator, scenes, session
 from gmm_diffusion.tasks.segmentation.model import Clicks, Segmenter
 
 FIRST = 8  # most clicks drawn before the network's own error adds one, while training
 
 
 def network(spec: specs.Segmentation, clicks: str = 'tokens') -> Segmenter:
+  """The network of a spec; clicks 'channels' is the baseline."""
   return Segmenter(
     spec.channels,
     spec.blocks,
@@ -46,15 +47,15 @@ def _about(spec: specs.Segmentation, clicks: str) -> dict[str, Any]:
 
 
 def make_batch(
-  spec: specs.Spec, scenes: list[data.Scene], step: int, mine: slice
+  spec: specs.Spec, examples: Sequence[scenes.Scene], step: int, mine: slice
 ) -> tuple[np.ndarray, ...]:
   """Images uint8, masks, pixels and labels of clicks, positions in the whole batch: a function of
   (seed, step) alone."""
   rows = []
   for position in range(*mine.indices(spec.train.batch)):
     random = np.random.RandomState([spec.seed, step, position])
-    scene = scenes[random.randint(len(scenes))]
-    image, mask = data.crop(
+    scene = examples[random.randint(len(examples))]
+    image, mask = scenes.crop(
       scene, random.randint(len(scene.objects)), spec.segmentation.crop, random
     )
     clicks = annotator.first_clicks(mask, min(FIRST, random.geometric(0.35)), random)
@@ -73,7 +74,7 @@ def _corrected(key, clicks: Clicks, wrong, mask) -> Clicks:
   at = jax.random.categorical(keys[0], 2 * jnp.log(inside.reshape(-1) + 1e-9))
   pixel = jnp.stack([at // wrong.shape[1], at % wrong.shape[1]])
   label = jnp.where(
-    jnp.any(wrong) & jax.random.bernoulli(keys[1], 0.75), mask.reshape(-1)[at] == data.OBJECT, -1
+    jnp.any(wrong) & jax.random.bernoulli(keys[1], 0.75), mask.reshape(-1)[at] == scenes.OBJECT, -1
   )
   slot = jnp.sum(clicks.labels >= 0)
   return Clicks(
@@ -96,12 +97,12 @@ def loss_of(module: Segmenter, seed: int):
     update = lambda features, clicks: module.apply(params, features, clicks, on, method='update')
     features = encode(clicks)
     guess = jax.lax.stop_gradient(update(features, clicks)) > 0
-    wrong = (guess != (mask == data.OBJECT)) & (mask != data.IGNORE)
+    wrong = (guess != (mask == scenes.OBJECT)) & (mask != scenes.IGNORE)
     clicks = jax.vmap(_corrected)(keys[:, 2], clicks, wrong, mask)
     logits = update(encode(clicks) if module.clicks == 'channels' else features, clicks)
     target, counts = (
-      (mask == data.OBJECT).astype(jnp.float32),
-      (mask != data.IGNORE).astype(jnp.float32),
+      (mask == scenes.OBJECT).astype(jnp.float32),
+      (mask != scenes.IGNORE).astype(jnp.float32),
     )
     entropy = jnp.maximum(logits, 0) - logits * target + jnp.log1p(jnp.exp(-jnp.abs(logits)))
     p = jax.nn.sigmoid(logits) * counts
@@ -112,20 +113,24 @@ def loss_of(module: Segmenter, seed: int):
   return loss_fn
 
 
-def _nets(spec: specs.Spec, workdir: str) -> dict[str, str]:
-  """{'tokens' | 'channels': where its checkpoints are}."""
-  return {
-    'tokens': workdir,
-    **({'channels': os.path.join(workdir, 'baseline')} if spec.segmentation.baseline else {}),
-  }
+def folders(spec: specs.Segmentation, workdir: str) -> dict[str, str]:
+  """Where the checkpoints are of the network, and of the baseline if it is wanted."""
+  out = {'tokens': workdir}
+  if spec.baseline:
+    out['channels'] = os.path.join(workdir, 'baseline')
+  return out
 
 
-def train(spec: specs.Spec, workdir: str) -> None:
-  """--mode=train: the network, and the baseline that takes clicks as channels."""
+def train(spec: specs.Spec, examples: Sequence[scenes.Scene], workdir: str) -> None:
+  """Trains the network on the examples, and the baseline that takes clicks as channels.
+
+  Raises:
+    UserError: on a batch that the devices cannot share, a checkpoint of another network, or a loss
+      that is not finite.
+  """
   parallel.check_batch(spec.train.batch, 'train.batch')
-  scenes = data.load(spec.data).train
   optimiser = trainer.make_optimiser(spec.train)
-  for clicks, folder in _nets(spec, workdir).items():
+  for clicks, folder in folders(spec.segmentation, workdir).items():
     module = network(spec.segmentation, clicks)
 
     def fresh():
@@ -136,22 +141,29 @@ def train(spec: specs.Spec, workdir: str) -> None:
       spec.train,
       fresh,
       lambda: trainer.updater(spec.train, optimiser, loss_of(module, spec.seed)),
-      functools.partial(make_batch, spec, scenes),
+      functools.partial(make_batch, spec, examples),
       _about(spec.segmentation, clicks),
       folder,
     )
 
 
 def load(spec: specs.Spec, workdir: str, clicks: str = 'tokens') -> tuple[Segmenter, Any]:
-  """(network, parameters) of a workdir."""
-  module = network(spec.segmentation, clicks)
+  """(network, parameters) of a workdir.
+
+  Raises:
+    UserError: if there is no checkpoint, or it is of another network.
+  """
+  module, store = (
+    network(spec.segmentation, clicks),
+    Store(folders(spec.segmentation, workdir)[clicks]),
+  )
+  found = {key: value for key, value in store.about().items() if key != 'format'}
+  if found != _about(spec.segmentation, clicks):
+    raise UserError(
+      f'the checkpoint in {store.path} is of {found}, the config says '
+      f'{_about(spec.segmentation, clicks)}; use its config, or another --workdir'
+    )
   template = {'net': jax.eval_shape(lambda: _init(module, spec.segmentation, 0))}
-  with Store(_nets(spec, workdir)[clicks]) as store:
-    found = {key: value for key, value in store.about().items() if key != 'format'}
-    if found != _about(spec.segmentation, clicks):
-      raise UserError(
-        f'the checkpoint in {store.path} is of {found}, the config says '
-        f'{_about(spec.segmentation, clicks)}; use its config, or another --workdir'
-      )
-    params = store.weights(template)['net']
+  params = store.weights(template)['net']
+  store.close()
   return module, params

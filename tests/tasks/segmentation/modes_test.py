@@ -2,15 +2,27 @@
 
 import json
 import os
+import warnings
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest
+from PIL import Image
 
 from configs import segmentation as config_lib
 from gmm_diffusion import specs, tasks
+from gmm_diffusion.engine import build
+from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
-from gmm_diffusion.tasks.segmentation import benchmark, training
-from gmm_diffusion.tasks.segmentation import scenes as data
+from gmm_diffusion.tasks.segmentation import (
+  benchmark,
+  grabcut,
+  model,
+  modes,
+  scenes,
+  training,
+)
+from gmm_diffusion.tasks.segmentation.annotator import Click
 from helpers import cases
 
 
@@ -40,26 +52,105 @@ class SegmentationTest(absltest.TestCase):
     self.assertTrue(os.path.exists(os.path.join(workdir, 'curve.png')))
     self.assertTrue(os.path.exists(os.path.join(workdir, 'training.png')))
 
-  def test_damaged_and_old_curves_are_found_again(self):
-    path = os.path.join(self.create_tempdir().full_path, 'none.npz')
-    self.assertIsNone(benchmark._read(path, 'mark', 1))
-    np.savez_compressed(
-      path, mark='mark', curves=np.ones((1, 3)), mask0=np.ones((4, 5), bool), clicks0=[[1, 2, 1]]
+  def test_each_record_has_the_hash_of_its_own_network(self):
+    workdir = self.create_tempdir().full_path
+    spec = specs.from_config(config_lib.get_config('runlocal'))
+    known = scenes.load(spec.data, ('test',))
+    weights = {'tokens': {'w': np.zeros(3)}, 'channels': {'w': np.ones(3)}}
+    course = lambda n: benchmark.Course(
+      np.full((n, 3), 0.5), [np.ones((96, 96), bool)] * n, [[Click(1, 2, True)]] * n
     )
-    self.assertEqual(benchmark._read(path, 'mark', 1)[2], [[(1, 2, True)]])
-    self.assertIsNone(benchmark._read(path, 'other', 1))
+    with (
+      mock.patch.multiple(
+        benchmark,
+        courses=lambda spec, workdir, objects, method: {
+          name: course(len(objects)) for name in method.rows
+        },
+        milliseconds=lambda *_: 7.0,
+      ),
+      mock.patch.object(
+        training, 'load', lambda spec, workdir, clicks='tokens': (None, weights[clicks])
+      ),
+    ):
+      modes.evaluate(Run(spec, known, workdir, 'test'))
+    with open(os.path.join(workdir, 'results.json'), encoding='utf-8') as file:
+      found = {record['sampler']: record['weights'] for record in json.load(file)}
+    arms, baseline = (build.tree_hash(weights[kind]) for kind in ('tokens', 'channels'))
+    for name in (*model.ARMS, 'both minus none'):
+      self.assertEqual(found[name], arms)
+    for name in (benchmark.BASELINE, benchmark.BASELINE + ' minus none'):
+      self.assertEqual(found[name], baseline)
+    if grabcut.available():
+      self.assertIsNone(found['GrabCut'])
+
+  def test_a_file_is_decoded_once(self):
+    root, opened = self.create_tempdir().full_path, []
+    for split in ('train', 'val', 'test'):
+      for part, name in (('images', '12.jpg'), ('segmentations', '12_1.png')):
+        os.makedirs(os.path.join(root, split, part))
+        Image.fromarray(np.indices((96, 96), np.uint8)[0] % 2).save(
+          os.path.join(root, split, part, name)
+        )
+    config = config_lib.get_config('runlocal')
+    config.data.path = root
+    real = Image.open
+    with (
+      mock.patch.object(
+        Image, 'open', lambda path, *more: opened.append(os.path.relpath(path, root)) or real(path)
+      ),
+      mock.patch.object(training, 'train'),
+      mock.patch.object(modes, 'evaluate'),
+    ):
+      tasks.run('all', self.create_tempdir().full_path, config, 'test')
+    self.assertCountEqual(
+      opened,
+      [
+        os.path.join(split, *file)
+        for split in ('train', 'test')
+        for file in (('images', '12.jpg'), ('segmentations', '12_1.png'))
+      ],
+    )
+
+  def test_damaged_and_old_curves_are_found_again(self):
+    workdir, made = self.create_tempdir().full_path, []
+    spec = specs.from_config(config_lib.get_config('runlocal'))
+    examples = scenes.load(spec.data, ('test',)).test
+
+    def predict(clicks, advance):
+      return [[np.zeros((96, 96), bool) for _ in row] for row in clicks]
+
+    def courses(weights='one', examples=examples):
+      method = benchmark.Method('both', ('both',), weights, lambda: made.append(0) or predict)
+      objects = benchmark.Objects(spec, examples)
+      return benchmark.courses(spec, workdir, objects, method)['both']
+
+    first, path = courses(), os.path.join(workdir, 'curves', 'both.npz')
+    again = courses()
+    self.assertLen(made, 1)
+    np.testing.assert_array_equal(first.curves, again.curves)
+    np.testing.assert_array_equal(first.masks, again.masks)
+    self.assertEqual(first.clicks, again.clicks)
     with open(path, 'rb') as file:
       whole = file.read()
-    for length in (0, 10, len(whole) // 2, len(whole) - 5):
-      with open(path, 'wb') as file:
-        file.write(whole[:length])
-      self.assertIsNone(benchmark._read(path, 'mark', 1))
+    with warnings.catch_warnings():
+      warnings.simplefilter('error')  # such as of a file that is left open
+      for length in (0, 10, len(whole) // 2, len(whole) - 5):
+        with open(path, 'wb') as file:
+          file.write(whole[:length])
+        self.assertEqual(courses().clicks, first.clicks)
+    self.assertLen(made, 5)
+    courses('two')  # another network
+    self.assertLen(made, 6)
+    courses('two', [scene._replace(image=255 - scene.image) for scene in examples])
+    self.assertLen(made, 7)  # other images of the same names
 
   def test_more_objects_than_images(self):
+    known = scenes.load(specs.Data(), ('test',)).test
+
     def chosen(count):
       config = config_lib.get_config()
       config.segmentation.objects = count
-      return benchmark.Objects(specs.from_config(config))
+      return benchmark.Objects(specs.from_config(config), known)
 
     one, more = chosen(100), chosen(150)
     np.testing.assert_array_equal(one.images, np.arange(100))
@@ -70,23 +161,23 @@ class SegmentationTest(absltest.TestCase):
     for k in range(100, 150):  # another object of an image that has more than one
       self.assertTrue((more.masks[k] != more.masks[more.images[k]]).any())
     self.assertLen(
-      chosen(10000).scenes, sum(len(scene.objects) for scene in data.load(specs.Data()).test)
+      chosen(10000).scenes, sum(len(scene.objects) for scene in known)
     )  # all there are, each once
 
   def test_batches_depend_on_seed_and_step_alone(self):
     spec = specs.from_config(config_lib.get_config('runlocal'))
-    scenes = data.load(spec.data).train
-    whole = training.make_batch(spec, scenes, 3, slice(0, 4))
-    half = training.make_batch(spec, scenes, 3, slice(2, 4))
+    examples = scenes.load(spec.data).train
+    whole = training.make_batch(spec, examples, 3, slice(0, 4))
+    half = training.make_batch(spec, examples, 3, slice(2, 4))
     for a, b in zip(whole, half):
       np.testing.assert_array_equal(a[2:], b)
-    self.assertTrue((whole[0] != training.make_batch(spec, scenes, 4, slice(0, 4))[0]).any())
+    self.assertTrue((whole[0] != training.make_batch(spec, examples, 4, slice(0, 4))[0]).any())
     image, mask, pixels, labels, _ = whole
     self.assertEqual(image.shape, (4, 48, 64, 3))
     for i in range(4):
       for pixel, label in zip(pixels[i], labels[i]):
         if label >= 0:
-          self.assertEqual(mask[i][tuple(pixel)] == data.OBJECT, label == 1)
+          self.assertEqual(mask[i][tuple(pixel)] == scenes.OBJECT, label == 1)
 
   def test_bad_settings(self):
     for changes, message in (

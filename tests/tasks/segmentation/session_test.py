@@ -1,0 +1,136 @@
+"""Sessions and the network: clicks, undo, images of any size, what arms and slots change."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from gmm_diffusion.errors import UserError
+from gmm_diffusion.tasks.segmentation import model, scenes, session
+from gmm_diffusion.tasks.segmentation.annotator import Click
+
+SHAPE = (48, 64)
+MODULE = model.Segmenter(8, 1, 1, 8, key_steps=1, value_steps=1)
+
+
+@functools.cache
+def parameters():
+  clicks = model.Clicks(np.zeros((1, 6, 2), np.int32), np.zeros((1, 6), np.int32))
+  shapes = jax.eval_shape(
+    MODULE.init, jax.random.key(0), np.zeros((1, *SHAPE, 3), np.float32), clicks
+  )
+  random = np.random.RandomState(0)  # zero layers would hide what is wrong
+  return jax.tree.map(lambda x: (0.4 * random.randn(*x.shape)).astype(np.float32), shapes)
+
+
+def image(shape=(*SHAPE, 3), seed=0):
+  return np.random.RandomState(seed).randint(0, 256, shape).astype(np.uint8)
+
+
+def start(picture=None, arm='both'):
+  return session.Session(
+    MODULE, parameters(), image() if picture is None else picture, size=64, slots=6, arm=arm
+  )
+
+
+class SessionTest(parameterized.TestCase):
+  def test_a_session(self):
+    one = start()
+    self.assertFalse(one.mask.any())
+    first = one.click(20, 30, True)
+    self.assertTrue(first[20, 30])
+    second = one.click(5, 6, False)
+    self.assertFalse(second[5, 6])
+    np.testing.assert_array_equal(one.undo(), first)
+    np.testing.assert_array_equal(one.click(5, 6, False), second)  # deterministic
+    third = one.click(5, 6, True)  # the same pixel again: the last word holds
+    self.assertTrue(third[5, 6])
+    self.assertEqual(one.clicks, [Click(20, 30, True), Click(5, 6, True)])
+    one.click(4, 6, False)  # contradicts its neighbour: each pixel is as clicked
+    self.assertEqual((one.mask[4, 6], one.mask[5, 6]), (False, True))
+    self.assertFalse(one.reset().any())
+    self.assertFalse(one.undo().any())
+    np.testing.assert_array_equal(one.click(20, 30, True), first)
+
+  def test_scribbles(self):
+    one = start()
+    mask = one.scribble([(10, column) for column in range(4, 40)][::9], True)
+    self.assertTrue(mask[10, [4, 13, 22, 31]].all())
+    with self.assertRaisesRegex(UserError, '20 clicks are more than the 6 slots; undo some'):
+      one.scribble([(30, column) for column in range(60)], False)
+    self.assertLen(one.clicks, 4)  # nothing half done
+    self.assertFalse(one.undo().any())
+
+  def test_clicks_that_are_no_pixels(self):
+    with self.assertRaisesRegex(UserError, 'is not finite; give a row and a column'):
+      start().click(float('nan'), 3, True)
+    with self.assertRaisesRegex(UserError, 'row -1, column 3 is outside'):
+      start().click(-0.5, 3, True)
+
+  @parameterized.parameters(((48, 0),), ((-1, 3),), ((0, 64),))
+  def test_clicks_outside(self, pixel):
+    with self.assertRaisesRegex(
+      UserError,
+      f'row {pixel[0]}, column {pixel[1]} is outside the image; valid: rows 0..47, columns 0..63',
+    ):
+      start().click(*pixel, True)
+
+  def test_images_of_any_size(self):
+    one = start(image((1, 1, 3)))
+    np.testing.assert_array_equal(one.click(0, 0, True), [[True]])
+    large = start(image((3000, 4000, 3)))
+    self.assertEqual(large.note, '4000 x 3000 pixels are worked on as 64 x 48')
+    self.assertEqual(large.click(2999, 3999, True).shape, (3000, 4000))
+    self.assertEqual(start().note, '')
+
+  def test_arms_differ_and_bad_ones_are_named(self):
+    masks = {}
+    for arm in model.ARMS:
+      one = start(arm=arm)
+      one.click(20, 30, True)
+      masks[arm] = np.asarray(one.click(40, 8, False))
+    for arm in ('keys', 'values', 'both'):
+      self.assertTrue((masks[arm] != masks['none']).any(), arm)
+    with self.assertRaisesRegex(UserError, "unknown arm 'all'; valid: none, keys, values, both"):
+      start(arm='all')
+
+  def test_unused_slots_have_no_influence(self):
+    encode, update = session.compiled(MODULE)
+    features = encode(parameters(), session.to_network(image(), 64)[None])
+    clicks = session.pack([Click(20, 30, True)], SHAPE, 64, 6)
+    other = clicks._replace(pixels=np.where(clicks.labels[:, None] < 0, 17, clicks.pixels))
+    on = tuple(map(jnp.asarray, model.ARMS['both']))
+    run = lambda clicks: update(parameters(), features, jax.tree.map(lambda x: x[None], clicks), on)
+    np.testing.assert_array_equal(run(clicks), run(other))
+
+  def test_tokens_under_clicks_hold_their_values(self):
+    encode, _ = session.compiled(MODULE)
+    clicks = session.pack(
+      [Click(22, 30, False), Click(20, 30, True), Click(40, 8, False)], SHAPE, 64, 6
+    )  # two on one token: the last
+    features = encode(parameters(), session.to_network(image(), 64)[None])
+    read = MODULE.apply(
+      parameters(),
+      features,
+      jax.tree.map(lambda x: x[None], clicks),
+      (False, False),
+      method=lambda module, *a: module._read(*a),
+    )
+    labels = parameters()['params']['labels']
+    np.testing.assert_array_equal(read[0, 20 // 4, 30 // 4], labels[scenes.OBJECT])
+    np.testing.assert_array_equal(read[0, 40 // 4, 8 // 4], labels[scenes.BACKGROUND])
+    self.assertGreater(
+      float(np.abs(read[0, 0, 0] - labels[scenes.BACKGROUND]).max()), 1e-3
+    )  # the unused slots hold nothing
+
+  def test_drawn_clicks(self):
+    found = model.draw(model.Clicks(np.array([[[3, 4], [9, 9]]]), np.array([[1, -1]])), (12, 16))
+    self.assertEqual(tuple(np.unravel_index(np.argmax(found[0, ..., 1]), (12, 16))), (3, 4))
+    self.assertEqual(float(found[..., 0].max()), 0)
+    self.assertEqual(float(found[0, 9, 9, 1]), 0)
+
+
+if __name__ == '__main__':
+  absltest.main()
