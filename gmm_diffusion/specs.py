@@ -85,6 +85,9 @@ class Net:
   context_dim: int | None = option(
     None, 'unet: width of the context for cross-attention; 0 has none', '[0, 16384]'
   )
+  transformer_depth: tuple[int, ...] | None = option(
+    None, 'unet: blocks of each transformer (with a context): one number, or one a level', '[1, 64]'
+  )
   scale_shift: bool | None = option(None, 'unet: time embedding as scale and shift, or added')
   resblock_updown: bool | None = option(None, 'unet: residual blocks change the resolution')
   pad_end: bool | None = option(None, 'unet: strided convolutions pad at the end only (DDPM)')
@@ -119,6 +122,9 @@ class Autoencoder:
 
   name: str = option('', "vq or kl; '' is none", ('', 'vq', 'kl'))
   latent_channels: int = option(3, 'channels of the latents', WIDTH)
+  z_channels: int = option(
+    0, 'channels between coders and latents; 0: latent_channels', '[0, 16384]'
+  )
   codes: int = option(8192, 'vq: size of the codebook', '[1, 10000000]')
   channels: int = option(128, 'width of the first level', WIDTH)
   multipliers: tuple[float, ...] = option(

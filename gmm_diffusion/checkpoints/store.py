@@ -1,13 +1,18 @@
 """Checkpoints with orbax: weights to sample from, kept apart from the state of training.
 
 A step is written under a temporary name and renamed when complete, so a killed run leaves either
-the whole step or nothing. Sampling reads the networks that it uses and nothing else, in the
-dtype asked for.
+the whole step or nothing. Beside the arrays lie checksums of their files, which are verified before
+a file is read; steps without them are read as they are. Sampling reads the networks that it uses and
+nothing else, in the dtype asked for.
 """
 
 import functools
+import glob
 import json
 import os
+import shutil
+import zlib
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -15,39 +20,61 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
+from gmm_diffusion import files, parallel
 from gmm_diffusion.errors import UserError
 
 FORMAT = 'gmm_diffusion/2'
 PARTS = ('net', 'autoencoder', 'classifier')
+_CHECKSUMS = 'checksums.json'
+_UNFINISHED = '.orbax-checkpoint-tmp'
+_PIECE = 1 << 24  # bytes read at a time
 
 
 class Store:
-  """The checkpoints of a workdir. `about` is a small JSON description of the network."""
+  """The checkpoints of a workdir, closed at the end of a `with` block. `about` is a small JSON
+  description of the network."""
 
   def __init__(self, workdir: str, create: bool = False, copy: bool = True):
     """copy: save works on copies, so that the arrays may change at once; without, they must stay
     until close()."""
     self.path = os.path.abspath(os.path.join(workdir, 'checkpoints'))
-    self._manager = None
+    self._manager, self._saving = None, None
     if create or os.path.isdir(self.path):
-      options = ocp.CheckpointManagerOptions(
-        max_to_keep=2, create=create, enable_async_checkpointing=True
-      )
-      numpy = type_handlers.NumpyHandler(deepcopy_host_arrays=copy)
-      # nothing here is a jax.Array, but orbax warns where they have no handler
-      registry = type_handlers.create_type_handler_registry(
-        (np.ndarray, numpy), (jax.Array, type_handlers.ArrayHandler())
-      )
-      # weights hardly compress, and doing so would hold all of them a second time
-      handler = lambda: ocp.PyTreeCheckpointHandler(
-        type_handler_registry=registry, use_compression=False
-      )
-      self._manager = ocp.CheckpointManager(
-        self.path,
-        options=options,
-        item_names=(*PARTS, 'train', 'about'),
-        item_handlers={name: handler() for name in PARTS},
-      )
+      try:
+        self._manager = self._open(create, copy)
+      except Exception as error:  # orbax raises many kinds
+        raise UserError(
+          f'cannot open {self.path}: {_reason(error)}; give another --workdir'
+        ) from error
+
+  def _open(self, create, copy):
+    numpy = type_handlers.NumpyHandler(deepcopy_host_arrays=copy)
+    # nothing here is a jax.Array, but orbax warns where they have no handler
+    registry = type_handlers.create_type_handler_registry(
+      (np.ndarray, numpy), (jax.Array, type_handlers.ArrayHandler())
+    )
+    # weights hardly compress, and doing so would hold all of them a second time
+    handler = lambda: ocp.PyTreeCheckpointHandler(
+      type_handler_registry=registry, use_compression=False
+    )
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=2,
+      create=create,
+      enable_async_checkpointing=True,
+      async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
+    )
+    return ocp.CheckpointManager(
+      self.path,
+      options=options,
+      item_names=(*PARTS, 'train', 'about'),
+      item_handlers={name: handler() for name in PARTS},
+    )
+
+  def __enter__(self) -> 'Store':
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    self.close()
 
   def latest(self) -> int | None:
     """The last complete step, or None."""
@@ -55,22 +82,72 @@ class Store:
 
   def save(self, step: int, weights: dict[str, Any], train: Any, about: dict[str, Any]) -> None:
     """Writes a step in the background: weights by the names in PARTS; train is None where nothing
-    is trained."""
+    is trained.
+
+    Raises:
+      UserError: this step, or the one before, cannot be written.
+    """
     items = {
       name: ocp.args.PyTreeSave(jax.tree.map(np.asarray, part)) for name, part in weights.items()
     }
     items['about'] = ocp.args.JsonSave(dict(about, format=FORMAT))
     if train is not None:
       items['train'] = ocp.args.StandardSave(train)
-    self._manager.save(step, args=ocp.args.Composite(**items))
+    self._wait()
+    self._saving = step
+    try:
+      self._manager.save(step, args=ocp.args.Composite(**items))
+    except Exception as error:  # orbax and tensorstore raise many kinds
+      raise self._cannot_write(error) from error
 
   def close(self) -> None:
-    """Waits until everything is on disk."""
+    """Waits until everything is on disk; raises UserError if it cannot be written."""
     if self._manager:
       try:
-        self._manager.wait_until_finished()
+        self._wait()
       finally:
         self._manager.close()
+
+  def _wait(self):
+    try:
+      self._manager.wait_until_finished()
+    except Exception as error:  # orbax and tensorstore raise many kinds
+      raise self._cannot_write(error) from error
+
+  def _cannot_write(self, error):
+    return UserError(
+      f'cannot write the checkpoint to {self.path}: {_reason(error)}; free space there, or give '
+      f'another --workdir'
+    )
+
+  def remove_unfinished(self) -> None:
+    """Removes steps that nobody finishes any more; call it where no other process can be saving."""
+    for left in glob.glob(os.path.join(glob.escape(self.path), '*' + _UNFINISHED + '*')):
+      shutil.rmtree(left, ignore_errors=True)
+
+  def _write_checksums(self):
+    """Called in the background when all files of a step are complete, before it is renamed."""
+    if parallel.is_main():
+      unfinished = os.path.join(glob.escape(self.path), f'{self._saving}{_UNFINISHED}*')
+      for step in glob.glob(unfinished):
+        names = [
+          os.path.relpath(os.path.join(folder, name), step).replace(os.sep, '/')
+          for folder, _, names in os.walk(step)
+          for name in names
+        ]
+        files.write_json(os.path.join(step, _CHECKSUMS), _checksums(step, names))
+
+  def _verify(self, step, item):
+    """Raises UserError where a file of an item is not as it was written."""
+    step = os.path.join(self.path, str(step))
+    known = files.read_json(os.path.join(step, _CHECKSUMS), {})
+    known = {name: value for name, value in known.items() if name.startswith(item + '/')}
+    for name, found in _checksums(step, known).items():
+      if found != known[name]:
+        raise UserError(
+          f'cannot read {item!r} of checkpoint {step}: {name} is not as it was written; it is '
+          f'damaged: use another --workdir, or remove that folder'
+        )
 
   def about(self) -> dict[str, Any]:
     """The description of the latest step.
@@ -85,10 +162,9 @@ class Store:
         f'--mode=convert released weights'
       )
     about = self._restore(step, 'about', ocp.args.JsonRestore())
-    if about.get('format') != FORMAT:
-      raise UserError(
-        f'checkpoint {self.path} has format {about.get("format")!r}; valid: {FORMAT!r}'
-      )
+    found = about.get('format') if isinstance(about, dict) else about
+    if found != FORMAT:
+      raise UserError(f'checkpoint {self.path} has format {found!r:.80}; valid: {FORMAT!r}')
     return about
 
   def difference(self, about: dict[str, Any]) -> tuple[str, Any, Any] | None:
@@ -139,15 +215,38 @@ class Store:
     )
 
   def _restore(self, step, item, args):
+    if item != 'about':
+      self._verify(step, item)
     try:
       return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
     except Exception as error:  # orbax raises many kinds
-      lines = str(error).strip().splitlines()
-      reason = lines[0][:200] if lines else type(error).__name__
       raise UserError(
-        f'cannot read {item!r} of checkpoint {os.path.join(self.path, str(step))}: {reason}; it is '
-        f'damaged or belongs to other software: use another --workdir, or remove that folder'
+        f'cannot read {item!r} of checkpoint {os.path.join(self.path, str(step))}: '
+        f'{_reason(error)}; it is damaged or belongs to other software: use another --workdir, or '
+        f'remove that folder'
       ) from error
+
+
+def _reason(error):
+  """The first line of an error of others."""
+  return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _checksums(folder, names):
+  """{name: CRC-32 of the file in hexadecimal digits, or '' where it cannot be read}."""
+
+  def crc(name):
+    value = 0
+    try:
+      with open(os.path.join(folder, name), 'rb') as file:
+        while piece := file.read(_PIECE):
+          value = zlib.crc32(piece, value)
+    except OSError:
+      return ''
+    return f'{value:08x}'
+
+  with futures.ThreadPoolExecutor() as pool:
+    return dict(zip(names, pool.map(crc, names)))
 
 
 def _device():

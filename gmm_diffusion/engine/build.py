@@ -261,11 +261,10 @@ def weights(spec: specs.Spec, data: base.Data, workdir: str) -> Any:
   if spec.net.weights.format == RANDOM:
     print('the weights are random: images will be noise', flush=True)
     return random_weights(template(spec, data), spec.seed)
-  store = Store(workdir)
-  check_about(store, spec, data)
-  start = time.perf_counter()
-  out = store.weights(template(spec, data))
-  store.close()
+  with Store(workdir) as store:
+    check_about(store, spec, data)
+    start = time.perf_counter()
+    out = store.weights(template(spec, data))
   count = sum(leaf.size for leaf in jax.tree.leaves(out))
   print(
     f'read {count:,} parameters as {spec.net.dtype} in {time.perf_counter() - start:.1f} s',

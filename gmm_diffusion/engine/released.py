@@ -1,7 +1,7 @@
 """Released weights: --mode=fetch downloads them, --mode=convert makes a checkpoint of them that
 sampling loads."""
 
-import glob
+import contextlib
 import os
 import shutil
 import urllib.parse
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gmm_diffusion import specs
+from gmm_diffusion import files, parallel, specs
 from gmm_diffusion.checkpoints import importers, tensor_files
 from gmm_diffusion.checkpoints.fetch import check, needed
 from gmm_diffusion.checkpoints.fetch import fetch as download
@@ -115,12 +115,22 @@ def convert(spec: specs.Spec, data: base.Data, workdir: str) -> None:
       f'nothing to convert: net.weights.format is {spec.net.weights.format!r}; valid: '
       f'{", ".join(importers.FORMATS)}'
     )
-  store = Store(workdir)
-  if store.latest() is not None:
-    build.check_about(store, spec, data)
-    print(f'already converted: {store.path}')
-    store.close()
-    return
+  path = os.path.join(workdir, 'checkpoints')
+  # whoever comes second waits for the first, and finds what it made; the hosts of one run work on
+  # one checkpoint together, so one of them waits for all
+  with files.locked(path) if parallel.is_main() else contextlib.nullcontext():
+    with Store(workdir) as store:
+      there = store.latest() is not None
+      if there:
+        build.check_about(store, spec, data)
+    if not there:
+      _save(_read(spec, data, workdir), build.about(spec, data), workdir)
+  files.remove_lock(path)
+  print(f'{"already converted:" if there else "converted to"} {store.path}')
+
+
+def _read(spec, data, workdir):
+  """The weights of each part, from the released files."""
   found = {name: _find(weights, workdir) for name, weights in _wanted(spec, data).items()}
   converted = {}
   for name, (module, abstract, weights) in build.parts(spec, data).items():
@@ -133,8 +143,7 @@ def convert(spec: specs.Spec, data: base.Data, workdir: str) -> None:
       converted[name] = recipes.read(recipe, source, found[name], f'reading {name}')
       if name == 'autoencoder':
         converted[name]['latent_scale'] = _latent_scale(source, spec)
-  _save(converted, build.about(spec, data), workdir)
-  print(f'converted to {Store(workdir).path}')
+  return converted
 
 
 def _latent_scale(source, spec):
@@ -155,20 +164,20 @@ def _save(converted: dict[str, Any], about: dict[str, Any], workdir: str) -> Non
       f'give another --workdir'
     )
   store = Store(workdir, create=True, copy=False)
+  store.remove_unfinished()  # of conversions that were killed
   try:
-    store.save(0, converted, None, about)
-    store.close()
-  except Exception as error:  # orbax and tensorstore raise many kinds
-    for left in glob.glob(os.path.join(glob.escape(store.path), '*.orbax-checkpoint-tmp')):
-      shutil.rmtree(left, ignore_errors=True)
-    raise UserError(
-      f'cannot write the checkpoint to {store.path}: {str(error).strip().splitlines()[0][:200]}; '
-      'free space there, or give another --workdir'
-    ) from error
+    with store:
+      store.save(0, converted, None, about)
+  except UserError:
+    store.remove_unfinished()
+    raise
 
 
 def ensure(spec: specs.Spec, data: base.Data, workdir: str) -> None:
   """Converts released weights that are there and not yet converted; says what to do where they are
   not there."""
-  if spec.denoiser.name == 'network' and is_released(spec) and Store(workdir).latest() is None:
-    convert(spec, data, workdir)
+  if spec.denoiser.name == 'network' and is_released(spec):
+    with Store(workdir) as store:
+      missing = store.latest() is None
+    if missing:
+      convert(spec, data, workdir)

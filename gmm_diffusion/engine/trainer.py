@@ -4,6 +4,7 @@ What happens in step n depends on (seed, n) and the position in the batch only: 
 killed and resumed equals an uninterrupted one, and the number of devices changes rounding alone.
 """
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from gmm_diffusion import files, parallel, specs
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.reports import plots
+
+CURVE = 'training.json'  # of a workdir: [{'step', 'loss'}, ...]
 
 
 class State(NamedTuple):
@@ -75,58 +78,61 @@ def fit(
     about: what the weights belong to.
     workdir: where checkpoints/, training.json and training.png go.
   """
-  store = Store(workdir, create=True)
-  curve_path = os.path.join(workdir, 'training.json')
-  curve = []
-  if store.latest() is None:
-    state = jax.jit(fresh)()
-  else:
-    if store.difference(about):
-      raise UserError(
-        f'{store.path} holds the checkpoint of another network; use another --workdir, or remove '
-        f'that folder'
-      )
-    state = State(**store.training(jax.eval_shape(fresh)._asdict()))
-    curve = [row for row in files.read_json(curve_path, []) if row['step'] <= store.latest()]
-  start = int(state.step)
-  if start >= spec.steps:
-    print(f'already trained to step {start}')
-    store.close()
-    return
-
-  update = make()
-  state = parallel.replicate(state)
-  mine = parallel.host_slice(spec.batch)
-  with tqdm(
-    total=spec.steps, initial=start, desc='training', unit='step', dynamic_ncols=True
-  ) as bar:
-    losses = []
-    for step in range(start, spec.steps):
-      state, loss = update(state, parallel.split(batch(step, mine)))
-      losses.append(loss)
-      bar.update()
-      done = step + 1
-      last = done == spec.steps
-      save = last or done % spec.checkpoint_every == 0
-      if save or done % spec.log_every == 0:
-        mean = float(np.mean(parallel.unreplicate(losses)))
-        if not np.isfinite(mean):
-          bar.close()
-          store.close()
-          kept = store.latest()
-          raise UserError(
-            f'loss is {mean} between steps {done - len(losses)} and {done}; lower '
-            f'train.learning_rate ({spec.learning_rate:g}) or train.clip_norm; '
-            + (f'checkpoint {kept} is kept' if kept else 'no checkpoint was written')
-          )
-        curve.append({'step': done, 'loss': mean})
-        bar.set_postfix(loss=f'{mean:.4f}')
-        losses = []
-      if save:
-        local = parallel.unreplicate(state)
-        store.save(done, {'net': local.ema}, local._asdict(), about)
-        if parallel.is_main():
-          files.write_json(curve_path, curve)
-  store.close()
+  with contextlib.closing(Store(workdir, create=True)) as store:
+    state, curve = _started(store, fresh, about, workdir)
+    start = int(state.step)
+    if start >= spec.steps:
+      print(f'already trained to step {start}')
+      return
+    update, state = make(), parallel.replicate(state)
+    mine, losses = parallel.host_slice(spec.batch), []
+    with tqdm(
+      total=spec.steps, initial=start, desc='training', unit='step', dynamic_ncols=True
+    ) as bar:
+      for done in range(start + 1, spec.steps + 1):
+        state, loss = update(state, parallel.split(batch(done - 1, mine)))
+        losses.append(loss)
+        bar.update()
+        save = done == spec.steps or done % spec.checkpoint_every == 0
+        if save or done % spec.log_every == 0:
+          curve.append({'step': done, 'loss': _mean(losses, done, spec, store)})
+          bar.set_postfix(loss=f'{curve[-1]["loss"]:.4f}')
+          losses = []
+        if save:
+          local = parallel.unreplicate(state)
+          store.save(done, {'net': local.ema}, local._asdict(), about)
+          if parallel.is_main():
+            files.write_json(os.path.join(workdir, CURVE), curve)
   if parallel.is_main():
     plots.training_curve(os.path.join(workdir, 'training.png'), curve)
+
+
+def _started(store, fresh, about, workdir) -> tuple[State, list[dict[str, float]]]:
+  """The state to go on from, and the loss so far."""
+  if store.latest() is None:
+    return jax.jit(fresh)(), []
+  if store.difference(about):
+    raise UserError(
+      f'{store.path} holds the checkpoint of another network; use another --workdir, or remove '
+      f'that folder'
+    )
+  state = State(**store.training(jax.eval_shape(fresh)._asdict()))
+  curve = files.read_json(os.path.join(workdir, CURVE), [], _is_curve)
+  return state, [row for row in curve if row['step'] <= store.latest()]
+
+
+def _is_curve(rows):
+  return all(isinstance(row, dict) and {'step', 'loss'} <= set(row) for row in rows)
+
+
+def _mean(losses, done, spec, store) -> float:
+  """The mean of the last losses; raises UserError where it is not finite."""
+  mean = float(np.mean(parallel.unreplicate(losses)))
+  if np.isfinite(mean):
+    return mean
+  kept = store.latest()
+  raise UserError(
+    f'loss is {mean} between steps {done - len(losses)} and {done}; lower train.learning_rate '
+    f'({spec.learning_rate:g}) or train.clip_norm; '
+    + (f'checkpoint {kept} is kept' if kept else 'no checkpoint was written')
+  )

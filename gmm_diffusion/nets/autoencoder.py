@@ -86,6 +86,8 @@ class Autoencoder(nn.Module):
     channels, multipliers, blocks, attention: as in the U-Net; no head width, there is one head.
     image_channels: of the images.
     dtype: of the computation; parameters are float32, and so are the outputs.
+    z_channels: between encoder and quant_conv, and between post_quant_conv and decoder; 0 is
+      latent_channels.
   """
 
   latent_channels: int
@@ -96,14 +98,15 @@ class Autoencoder(nn.Module):
   attention: tuple[int, ...] = ()
   image_channels: int = 3
   dtype: Any = jnp.float32
+  z_channels: int = 0
 
   def setup(self):
     size = (self.channels, self.multipliers, self.blocks, self.attention, self.dtype)
-    moments = self.latent_channels * (1 if self.codes else 2)
-    self.encoder = Encoder(moments, *size)
+    inner, moments = self.z_channels or self.latent_channels, 1 if self.codes else 2
+    self.encoder = Encoder(moments * inner, *size)
     self.decoder = Decoder(self.image_channels, *size)
-    self.quant_conv = nn.Dense(moments)
-    self.post_quant_conv = nn.Dense(self.latent_channels)
+    self.quant_conv = nn.Dense(moments * self.latent_channels)
+    self.post_quant_conv = nn.Dense(inner)
     if self.codes:
       self.codebook = nn.Embed(self.codes, self.latent_channels, name='quantize.embedding')
 

@@ -154,23 +154,34 @@ class CrossAttention(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-  """Self-attention, cross-attention to a context [B, M, C'] and a gated MLP over all positions [LDM
-  section 3.3]."""
+  """Transformer blocks over all positions, between two projections [LDM section 3.3].
+
+  (x [B, H, W, C], context [B, M, C']) -> [B, H, W, C]. Each of the `depth` blocks has
+  self-attention, cross-attention to the context and a gated MLP.
+  """
 
   heads: int
   dtype: Any = jnp.float32
+  depth: int = 1
+
+  def _dense(self, name, width, **kw):
+    return nn.Dense(width, dtype=self.dtype, name=name, **kw)
+
+  def _block(self, h, context, name):
+    C = h.shape[-1]
+    norm = lambda part, y: nn.LayerNorm(1e-5, name=name + part)(widen(y)).astype(self.dtype)
+    attention = lambda part: CrossAttention(self.heads, self.dtype, name=name + part)
+    h = h + attention('attn1')(norm('norm1', h))
+    h = h + attention('attn2')(norm('norm2', h), context)
+    hidden = self._dense(name + 'ff.net.0.proj', 8 * C)(norm('norm3', h))
+    value, gate = jnp.split(hidden, 2, -1)
+    return h + self._dense(name + 'ff.net.2', C)(value * nn.gelu(gate, approximate=False))
 
   @nn.compact
   def __call__(self, x: Array, context: Array) -> Array:
     B, H, W, C = x.shape
-    dense = lambda name, width, **kw: nn.Dense(width, dtype=self.dtype, name=name, **kw)
-    part = lambda name: 'transformer_blocks.0.' + name
-    norm = lambda name: lambda y: nn.LayerNorm(1e-5, name=part(name))(widen(y)).astype(self.dtype)
-    attention = lambda name: CrossAttention(self.heads, self.dtype, name=part(name))
     h = GroupNorm(self.dtype, 1e-6, name='norm')(x).reshape(B, H * W, C)
-    h = dense('proj_in', C)(h)
-    h = h + attention('attn1')(norm('norm1')(h))
-    h = h + attention('attn2')(norm('norm2')(h), context)
-    value, gate = jnp.split(dense(part('ff.net.0.proj'), 8 * C)(norm('norm3')(h)), 2, -1)
-    h = h + dense(part('ff.net.2'), C)(value * nn.gelu(gate, approximate=False))
-    return x + dense('proj_out', C, kernel_init=zero_init)(h).reshape(x.shape)
+    h = self._dense('proj_in', C)(h)
+    for i in range(self.depth):
+      h = self._block(h, context, f'transformer_blocks.{i}.')
+    return x + self._dense('proj_out', C, kernel_init=zero_init)(h).reshape(x.shape)

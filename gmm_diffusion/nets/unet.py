@@ -39,6 +39,8 @@ class Encoder(nn.Module):
     classes: number of labels, including one for "no class" if there is one. 0 takes no labels.
     context_dim: width of the context for cross-attention; 0 has plain self-attention instead. With
       classes, the context is one token per label; without, the condition is the context itself.
+    transformer_depth: transformer blocks in each spatial transformer (with a context): one number,
+      or one for each level; the middle has the last.
     scale_shift: time embedding as scale and shift, or added.
     resblock_updown: residual blocks or plain (convolution) layers change the resolution.
     pad_end: strided convolutions pad at the end only (DDPM), or on both sides.
@@ -70,6 +72,7 @@ class Encoder(nn.Module):
   dropout: float = 0.0
   dtype: Any = jnp.float32
   attention_kind: str = 'dot'
+  transformer_depth: tuple[int, ...] = (1,)
 
   def _res(self, channels, name, resample=''):
     return ResBlock(
@@ -85,10 +88,19 @@ class Encoder(nn.Module):
       )
     return heads
 
-  def _attention(self, h, context, name):
+  def _depth(self, level):
+    """Transformer blocks of a level; the middle is level -1."""
+    if len(self.transformer_depth) not in (1, len(self.multipliers)):
+      raise UserError(
+        f'transformer_depth {self.transformer_depth} must be one number, or one for each of the '
+        f'{len(self.multipliers)} levels'
+      )
+    return self.transformer_depth[level if len(self.transformer_depth) > 1 else 0]
+
+  def _attention(self, h, context, level, name):
     heads = self._heads(h.shape[-1])
     if self.context_dim:
-      return SpatialTransformer(heads, self.dtype, name=name)(h, context)
+      return SpatialTransformer(heads, self.dtype, self._depth(level), name=name)(h, context)
     if self.attention_kind == 'em':
       return EMAttentionBlock(heads, self.eps, self.dtype, name=name)(h)
     return AttentionBlock(heads, self.legacy_attention, self.eps, self.dtype, name=name)(h)
@@ -130,7 +142,7 @@ class Encoder(nn.Module):
       for _ in range(self.blocks):
         h = self._res(self._width(multiplier), f'input_blocks.{index}.0')(h, emb, train)
         if h.shape[1] in self.attention:
-          h = self._attention(h, context, f'input_blocks.{index}.1')
+          h = self._attention(h, context, level, f'input_blocks.{index}.1')
         skips.append(h)
         index += 1
       if level < len(self.multipliers) - 1:
@@ -138,7 +150,7 @@ class Encoder(nn.Module):
         skips.append(h)
         index += 1
     h = self._res(h.shape[-1], 'middle_block.0')(h, emb, train)
-    h = self._attention(h, context, 'middle_block.1')
+    h = self._attention(h, context, -1, 'middle_block.1')
     return self._res(h.shape[-1], 'middle_block.2')(h, emb, train), skips
 
 
@@ -166,7 +178,7 @@ class UNet(Encoder):
         h = self._res(self._width(multiplier), f'output_blocks.{index}.{part}')(h, emb, train)
         if h.shape[1] in self.attention:
           part += 1
-          h = self._attention(h, context, f'output_blocks.{index}.{part}')
+          h = self._attention(h, context, level, f'output_blocks.{index}.{part}')
         if level and block == self.blocks:
           h = self._up(h, emb, train, f'output_blocks.{index}.{part + 1}')
         index += 1

@@ -1,13 +1,16 @@
 """Checkpoints: weights apart from the state of training, in the dtype asked for, whole or
 absent."""
 
+import glob
 import os
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
+from gmm_diffusion.checkpoints import store as store_lib
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.errors import UserError
 
@@ -74,6 +77,56 @@ class StoreTest(absltest.TestCase):
         Store(self.workdir).weights(shapes({'net': part}))
     with self.assertRaisesRegex(UserError, "cannot read 'classifier' of checkpoint"):
       Store(self.workdir).weights(shapes({'classifier': {'a': np.zeros(1, np.float32)}}))
+
+  def test_every_changed_byte_of_the_arrays_is_noticed(self):
+    step = os.path.join(self.workdir, 'checkpoints', '3')
+    for item, read in (
+      ('net', lambda store: store.weights(shapes(WEIGHTS))),
+      ('train', lambda store: store.training(shapes(STATE))),
+    ):
+      paths = glob.glob(os.path.join(step, item, '**'), recursive=True)
+      for path in filter(os.path.isfile, paths):
+        with open(path, 'rb') as file:
+          content = file.read()
+        for damaged in (
+          content[: len(content) // 2]
+          + bytes([content[len(content) // 2] ^ 4])
+          + content[len(content) // 2 + 1 :],
+          content[:-1],
+          None,
+        ):
+          os.remove(path)
+          if damaged is not None:
+            with open(path, 'wb') as file:
+              file.write(damaged)
+          with Store(self.workdir) as store:
+            with self.assertRaisesRegex(
+              UserError,
+              f"cannot read '{item}' of checkpoint .*/3: {item}/.* is not as it was written",
+            ):
+              read(store)
+          with open(path, 'wb') as file:
+            file.write(content)
+      with Store(self.workdir) as store:
+        read(store)
+
+  def test_steps_without_checksums_are_read(self):
+    os.remove(os.path.join(self.workdir, 'checkpoints', '3', 'checksums.json'))
+    with Store(self.workdir) as store:
+      self.assertEqual(store.weights(shapes(WEIGHTS))['autoencoder']['scale'], 1.5)
+
+  def test_a_step_that_cannot_be_written(self):
+    with self.assertRaisesRegex(
+      UserError, 'cannot write the checkpoint to .*: No space; free space there, or give another'
+    ):
+      with Store(self.workdir, create=True) as store:
+        with mock.patch.object(store_lib, '_checksums', side_effect=OSError('No space')):
+          store.save(4, WEIGHTS, STATE, {})
+          store.close()
+    self.assertEqual(Store(self.workdir).latest(), 3)
+    file = self.create_tempfile('file', 'text').full_path
+    with self.assertRaisesRegex(UserError, 'cannot open .*/file/checkpoints: .*; give another'):
+      Store(file, create=True)
 
   def test_none(self):
     empty = self.create_tempdir().full_path

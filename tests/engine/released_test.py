@@ -5,6 +5,7 @@ import functools
 import http.server
 import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -243,6 +244,49 @@ class ConvertTest(parameterized.TestCase):
     self.assertIsNone(Store(workdir).latest())  # nothing that looks complete
     tasks.run('convert', workdir, config_of('imagenet256', 'adm'), 'test')
     self.assertEqual(Store(workdir).latest(), 0)
+
+  def test_two_conversions_at_once(self):
+    workdir = self.create_tempdir().full_path
+    write(*spec_of(config_of('imagenet256', 'adm')), workdir)
+    script = (
+      'import sys; sys.path.insert(0, "tests"); from helpers import released_files as p; '
+      'from gmm_diffusion import tasks; print("ready", flush=True); sys.stdin.readline(); '
+      f'tasks.run("convert", {workdir!r}, p.config_of("imagenet256", "adm"), "test")'
+    )
+    processes = [
+      subprocess.Popen(
+        [sys.executable, '-c', script],
+        cwd=cases.ROOT,
+        env=dict(os.environ, JAX_PLATFORMS='cpu'),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+      for _ in range(2)
+    ]
+    for process in processes:
+      process.stdout.readline()
+    for process in processes:
+      process.stdin.write('\n')
+      process.stdin.flush()
+    said = ''
+    for process in processes:
+      out, error = process.communicate()
+      self.assertEqual(process.returncode, 0, error[-3000:])
+      said += out
+    self.assertLen(re.findall('^already converted', said, re.MULTILINE), 1, said)
+    self.assertLen(re.findall('^converted to', said, re.MULTILINE), 1, said)
+    self.assertEqual(sorted(os.listdir(workdir)), ['checkpoints', 'released'])
+    self.assertEqual(os.listdir(os.path.join(workdir, 'checkpoints')), ['0'])
+
+  def test_leftovers_of_killed_conversions_go(self):
+    workdir = self.create_tempdir().full_path
+    write(*spec_of(config_of('imagenet256', 'adm')), workdir)
+    os.makedirs(os.path.join(workdir, 'checkpoints', '0.orbax-checkpoint-tmp', 'net'))
+    os.makedirs(os.path.join(workdir, 'checkpoints', '7.orbax-checkpoint-tmp', 'net'))
+    tasks.run('convert', workdir, config_of('imagenet256', 'adm'), 'test')
+    self.assertEqual(os.listdir(os.path.join(workdir, 'checkpoints')), ['0'])
 
   def test_fetch_convert_sample(self):
     served, workdir = self.create_tempdir().full_path, self.create_tempdir().full_path

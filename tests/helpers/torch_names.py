@@ -15,7 +15,7 @@ from flax import traverse_util
 from gmm_diffusion.checkpoints import importers
 from gmm_diffusion.checkpoints.importers import recipe as recipes
 
-TESTDATA = os.path.join(os.path.dirname(__file__), 'testdata')
+TESTDATA = os.path.join(os.path.dirname(os.path.dirname(__file__)), 'testdata')
 
 
 def golden(name):

@@ -206,6 +206,82 @@ class GoldenTest(cases.X64TestCase):
       apply,
     )
 
+  @parameterized.parameters(
+    (
+      'g3_ldm_unet_context',
+      {
+        r'(input_blocks\.[45]|output_blocks\.[345])\.1': 2,
+        r'(input_blocks\.[78]|output_blocks\.[012]|middle_block)\.1': 3,
+      },
+    ),
+    (
+      'g4_diffusers_unet2dcond_sd21',
+      {r'(down|up)_blocks\.1\.attentions\.\d': 2, r'mid_block\.attentions\.0': 3},
+    ),
+  )
+  def test_deeper_transformers(self, name, depths):
+    """Further blocks whose outputs are zero change nothing; the file has them where they belong."""
+    arrays, config, manifest = torch_names.golden(name)
+    compvis = name.startswith('g3')
+    form, prefix = ('compvis', 'model.diffusion_model.') if compvis else ('diffusers', '')
+    size = (3, 32, (1, 2, 3), 2, (4, 8), 0) if compvis else (4, 32, (1, 2, 2), 1, (16, 8), 16)
+    options = dict(scale_shift=False, resblock_updown=False, context_dim=24)
+    net = lambda dtype=jnp.float32: UNet(*size, transformer_depth=(1, 2, 3), dtype=dtype, **options)
+    inputs = nhwc(arrays['in:x']), jnp.asarray(arrays['in:t'], float)
+    inputs += (jnp.asarray(arrays['in:context'], float),)
+    values = torch_names.tensors(arrays, manifest, prefix)
+    with self.assertRaisesRegex(UserError, r'\d+ missing: .*transformer_blocks\.1\.'):
+      torch_names.load(form, 'net', net(), inputs, values)
+    for key, value in list(values.items()):
+      for place, depth in depths.items():
+        if re.search(place + r'\.transformer_blocks\.0\.', key):
+          zero = re.search(r'\.(to_out\.0|ff\.net\.2)\.', key)
+          for block in range(1, depth):
+            other = key.replace('transformer_blocks.0', f'transformer_blocks.{block}')
+            values[other] = 0 * value if zero else value[::-1]
+    weights = torch_names.load(form, 'net', net(), inputs, values)
+    if not compvis:  # one of them suffices for the computation
+      out = quick_jit(net('float64').apply)(cast(weights, 'float64'), *inputs)
+      self.check(config, 'float64', 'out', out, arrays['out:out'])
+
+  @parameterized.parameters('g3_ldm_kl', 'g4_diffusers_vq')
+  def test_latents_of_another_width(self, name):
+    """Latents in more channels than the coders use: turned there and back, nothing changes."""
+    arrays, config, manifest = torch_names.golden(name)
+    vq = name.endswith('vq')
+    inner, wide = (3, 5) if vq else (4, 6)
+    turn = np.linalg.qr(np.random.default_rng(0).standard_normal((wide, inner)))[0]
+    net = lambda dtype=jnp.float32: Autoencoder(
+      wide, 64 * vq, 32, (1, 2, 2), 1, () if vq else (16,), dtype=dtype, z_channels=inner
+    )
+    form, prefix = ('diffusers', '') if vq else ('compvis', 'first_stage_model.')
+    values = torch_names.tensors(arrays, manifest, prefix)
+    both = turn if vq else np.kron(np.eye(2), turn)  # mean and log-variance
+    values[prefix + 'quant_conv.weight'] = np.einsum(
+      'ij,jkhw->ikhw', both, values[prefix + 'quant_conv.weight']
+    )
+    values[prefix + 'quant_conv.bias'] = both @ values[prefix + 'quant_conv.bias']
+    values[prefix + 'post_quant_conv.weight'] = np.einsum(
+      'kihw,ji->kjhw', values[prefix + 'post_quant_conv.weight'], turn
+    )
+    if vq:
+      values['quantize.embedding.weight'] = values['quantize.embedding.weight'] @ turn.T
+    x = nhwc(arrays['in:x'])
+    weights = torch_names.load(form, 'autoencoder', net(), (x,), values)
+
+    def apply(net, weights, x):
+      z = net.apply(weights, x, method='encode')
+      return {
+        'latents' if vq else 'mode': z @ turn,
+        'decoded' if vq else 'decoded_mode': net.apply(weights, z, method='decode'),
+      }
+
+    found = quick_jit(functools.partial(apply, net('float64')))(cast(weights, 'float64'), x)
+    for key, value in found.items():  # the turned weights are rounded to float32 on their way
+      np.testing.assert_allclose(
+        value.transpose(0, 3, 1, 2), arrays['out:' + key], rtol=0, atol=1e-5, err_msg=key
+      )
+
   def test_dit(self):
     arrays, config, manifest = torch_names.golden('g5_dit')
     net = lambda dtype=jnp.float32: DiT(8, 48, 3, 4, classes=11, dtype=dtype)

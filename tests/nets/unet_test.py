@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.nets import UNet
 
 
@@ -39,6 +40,13 @@ class UNetTest(parameterized.TestCase):
     self.assertGreater(float(jnp.abs(draw(0) - draw(1)).max()), 1e-3)
     apply = jax.jit(net.apply)
     np.testing.assert_array_equal(apply(params, x, t), apply(params, x, t))
+
+  def test_depths_of_levels(self):
+    net = UNet(1, channels=8, context_dim=4, attention=(8, 4), transformer_depth=(1, 2))
+    with self.assertRaisesRegex(UserError, r'transformer_depth \(1, 2\) must be one number, or'):
+      jax.eval_shape(
+        net.init, jax.random.key(0), jnp.ones((1, 8, 8, 1)), jnp.ones(1), jnp.ones((1, 1, 4))
+      )
 
 
 if __name__ == '__main__':
