@@ -336,7 +336,8 @@ def _zip(file):
     found = find(name)
     if found.end - found.start > limit:
       raise Bad(
-        f'has {found.end - found.start:,} bytes of {name}, at most {limit:,} are read; save the state_dict of the network alone'
+        f'has {found.end - found.start:,} bytes of {name}, at most {limit:,} are read; save the '
+        f'state_dict of the network alone'
       )
     file.seek(found.start)
     out = file.read(found.end - found.start)

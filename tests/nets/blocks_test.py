@@ -1,4 +1,4 @@
-"""Blocks against their formulas in NumPy; the networks made of them are checked in golden_test.py."""
+"""Blocks against their formulas in NumPy; golden_test.py checks the networks made of them."""
 
 import math
 

@@ -42,7 +42,9 @@ class UNetTest(parameterized.TestCase):
     np.testing.assert_array_equal(apply(params, x, t), apply(params, x, t))
 
   def test_depths_of_levels(self):
-    net = UNet(1, channels=8, context_dim=4, attention=(8, 4), transformer_depth=(1, 2))
+    net = UNet(
+      1, channels=8, head_channels=8, context_dim=4, attention=(8, 4), transformer_depth=(1, 2)
+    )
     with self.assertRaisesRegex(UserError, r'transformer_depth \(1, 2\) must be one number, or'):
       jax.eval_shape(
         net.init, jax.random.key(0), jnp.ones((1, 8, 8, 1)), jnp.ones(1), jnp.ones((1, 1, 4))

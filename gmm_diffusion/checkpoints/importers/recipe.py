@@ -19,7 +19,7 @@ Path = tuple[str, ...]
 
 
 class Source(Protocol):
-  """Named tensors in a file (checkpoints/tensor_files.py)."""
+  """Named tensors in an open file (checkpoints/tensor_files.py)."""
 
   shapes: dict[str, tuple[int, ...]]
 
@@ -132,7 +132,7 @@ def check(
     if name in shapes and _matrix(shapes[name]) != _matrix(shape)
   ]
   problems = [
-    f'{len(found)} {kind}: {", ".join(found[:5])}{", ..." if len(found) > 5 else ""}'
+    f'{len(found)} {kind}: {", ".join(map(_shown, found[:5]))}{", ..." if len(found) > 5 else ""}'
     for kind, found in (
       ('missing', missing),
       ('not expected', surplus),
@@ -145,6 +145,11 @@ def check(
       f'{path} does not fit the network of the config; tensors {"; ".join(problems)}; '
       'check the config (variant, net.*) and the format against where the file comes from'
     )
+
+
+def _shown(name):
+  """A name of a file as it can stand in a message of one line."""
+  return name if name.isprintable() and len(name) <= 120 else f'{name!r:.120}'
 
 
 def _words(shape):
