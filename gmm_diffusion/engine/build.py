@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmm_diffusion import specs
+from gmm_diffusion.checkpoints import importers
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.data import base
 from gmm_diffusion.denoisers import exact, guidance
@@ -154,25 +155,14 @@ def init(module: Any, shape: tuple[int, ...], seed: int) -> Any:
 def parts(spec: specs.Spec, data: base.Data) -> dict[str, tuple[Any, Any, specs.Weights]]:
   """{'net' | 'autoencoder' | 'classifier': (module, abstract variables, where its weights come
   from)}."""
-  x, t = jnp.zeros((1,) + data.shape), jnp.zeros((1,))
-  module = net(spec, data)
-  out = {
-    'net': (
-      module,
-      jax.eval_shape(lambda: init(module, sample_shape(spec, data), 0)),
-      spec.net.weights,
-    )
-  }
-  for name, other, inputs in (
-    ('autoencoder', autoencoder(spec), (x,)),
-    ('classifier', classifier(spec, data), (x, t)),
+  out = {}
+  for name, module, shape in (
+    ('net', net(spec, data), sample_shape(spec, data)),
+    ('autoencoder', autoencoder(spec), data.shape),
+    ('classifier', classifier(spec, data), data.shape),
   ):
-    if other is not None:
-      out[name] = (
-        other,
-        jax.eval_shape(other.init, jax.random.key(0), *inputs),
-        getattr(spec, name).weights,
-      )
+    if module is not None:
+      out[name] = module, importers.abstract(module, shape), getattr(spec, name).weights
   return out
 
 

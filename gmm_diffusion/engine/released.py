@@ -11,21 +11,13 @@ import jax
 import numpy as np
 
 from gmm_diffusion import files, parallel, specs
-from gmm_diffusion.checkpoints import importers, tensor_files
+from gmm_diffusion.checkpoints import importers
 from gmm_diffusion.checkpoints.fetch import check, needed
 from gmm_diffusion.checkpoints.fetch import fetch as download
-from gmm_diffusion.checkpoints.importers import recipe as recipes
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.data import base
 from gmm_diffusion.engine import build
 from gmm_diffusion.errors import UserError
-
-WEIGHT_FILES = (
-  'diffusion_pytorch_model.safetensors',
-  'diffusion_pytorch_model.safetensors.index.json',
-  'diffusion_pytorch_model.bin',
-  'diffusion_pytorch_model.bin.index.json',
-)
 
 
 def is_released(spec: specs.Spec) -> bool:
@@ -85,7 +77,7 @@ def fetch(spec: specs.Spec, data: base.Data, workdir: str) -> None:
 
 
 def _find(weights, workdir):
-  """The file to read."""
+  """The file or folder to read."""
   path = place(weights, workdir)
   if not os.path.exists(path):
     raise UserError(
@@ -94,17 +86,10 @@ def _find(weights, workdir):
       if weights.url
       else f'no weights at {path}; put the file there, or set net.weights.path'
     )
-  if not os.path.isdir(path):
-    if not weights.path:
-      check(weights.url, path, weights.size, weights.sha256)
-    return path
-  for name in WEIGHT_FILES:
-    if os.path.exists(os.path.join(path, name)):
-      return os.path.join(path, name)
-  raise UserError(
-    f'folder {path} has none of {", ".join(WEIGHT_FILES)}; give the folder of one diffusers model, '
-    f'such as .../unet'
-  )
+  if not os.path.isdir(path) and not weights.path:
+    check(weights.url, path, weights.size, weights.sha256)
+  importers.file_of(path)  # of a folder: says at once if it has none
+  return path
 
 
 def convert(spec: specs.Spec, data: base.Data, workdir: str) -> None:
@@ -133,24 +118,15 @@ def _read(spec, data, workdir):
   """The weights of each part, from the released files."""
   found = {name: _find(weights, workdir) for name, weights in _wanted(spec, data).items()}
   converted = {}
-  for name, (module, abstract, weights) in build.parts(spec, data).items():
-    with tensor_files.open_tensors(found[name]) as source:
-      side = build.sample_shape(spec, data)[0]
-      recipe, owned = importers.recipe_of(
-        weights.format, name, module, abstract, source.shapes, side
-      )
-      recipes.check(recipe, source.shapes, owned, found[name])
-      converted[name] = recipes.read(recipe, source, found[name], f'reading {name}')
-      if name == 'autoencoder':
-        converted[name]['latent_scale'] = _latent_scale(source, spec)
+  for name, (module, _, weights) in build.parts(spec, data).items():
+    shape = build.sample_shape(spec, data) if name == 'net' else data.shape
+    converted[name] = importers.load_weights(found[name], weights.format, module, shape)
+    if name == 'autoencoder':
+      # a file of latent diffusion holds the factor where it was measured in training
+      measured = importers.latent_scale(importers.file_of(found[name]))
+      scale = spec.autoencoder.scale if measured is None else measured
+      converted[name]['latent_scale'] = np.float32(scale)
   return converted
-
-
-def _latent_scale(source, spec):
-  """The factor that a latent diffusion file holds where it was measured in training, or else the
-  config's."""
-  value = source.read('scale_factor') if 'scale_factor' in source.shapes else spec.autoencoder.scale
-  return np.float32(np.reshape(value, ()))
 
 
 def _save(converted: dict[str, Any], about: dict[str, Any], workdir: str) -> None:

@@ -47,8 +47,7 @@ class LoadWeightsTest(parameterized.TestCase):
   def write(self, name, file='a.safetensors', more=()):
     """A file of random weights of a network; returns its path and the variables by hand."""
     module, shape = NETWORKS[name]
-    inputs = importers._inputs(module, shape)
-    template = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    template = importers.abstract(module, shape)
     part = 'autoencoder' if isinstance(module, Autoencoder) else 'net'
     plan, _ = importers.recipe_of(FORMAT[name], part, module, template, [], shape[0])
     values = {

@@ -175,7 +175,7 @@ class ConvertTest(parameterized.TestCase):
 
     values = {rename(name): value for name, value in tensors_of(spec, data)['net'].items()}
     released_layout.write_safetensors(
-      os.path.join(folder, released.WEIGHT_FILES[0]), released_layout.made(values)
+      os.path.join(folder, importers.WEIGHT_FILES[0]), released_layout.made(values)
     )
     config.net.weights.path = folder
     tasks.run('convert', workdir, config, 'test')

@@ -69,23 +69,25 @@ def load_weights(path: str, format: str, module: Any, shape: tuple[int, ...]) ->
   if format == 'diffusers' and os.path.isdir(path):
     diffusers_config.check(os.path.join(path, 'config.json'), module, shape[0])
   part = {Autoencoder: 'autoencoder', Classifier: 'classifier'}.get(type(module), 'net')
-  inputs = _inputs(module, shape)
-  template = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs))
+  template = abstract(module, shape)
   with tensor_files.open_tensors(file) as source:
     plan, owned = recipe_of(format, part, module, template, source.shapes, shape[0])
     recipe.check(plan, source.shapes, owned, file)
     return recipe.read(plan, source, file, f'reading {part}')
 
 
-def _inputs(module, shape):
-  """What a network is initialised with."""
+def abstract(module: Any, shape: tuple[int, ...]) -> Any:
+  """Shapes and dtypes of the variables of a network for one input of shape [H, W, C]."""
   x, t = jnp.zeros((1, *shape)), jnp.zeros(1)
   if isinstance(module, Autoencoder):
-    return (x,)
-  if isinstance(module, Classifier):
-    return x, t
-  takes_context = getattr(module, 'context_dim', 0) and not module.classes
-  return x, t, jnp.zeros((1, 1, module.context_dim)) if takes_context else jnp.zeros(1, jnp.int32)
+    inputs = (x,)
+  elif isinstance(module, Classifier):
+    inputs = x, t
+  elif getattr(module, 'context_dim', 0) and not module.classes:
+    inputs = x, t, jnp.zeros((1, 1, module.context_dim))
+  else:
+    inputs = x, t, jnp.zeros(1, jnp.int32)
+  return jax.eval_shape(module.init, jax.random.key(0), *inputs)
 
 
 def file_of(path: str) -> str:
