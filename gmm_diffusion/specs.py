@@ -236,6 +236,8 @@ class Sample:
   batch: int = option(64, 'at a time on each device; halved where memory is short', BATCH)
   shard: int = option(1024, 'samples of a file: what is lost at most by a stop', COUNT)
   label: str = option('', "numbers or names of classes, by commas, taken in turn; '' is all")
+  png: bool = option(False, 'also each image as a PNG file')
+  gif: bool = option(False, 'also a .gif: x_0 as predicted in each step, of the first 16')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from configs import digits
 from gmm_diffusion import tasks
 from gmm_diffusion.data import sources
 from gmm_diffusion.errors import UserError
-from helpers import cli
+from helpers import cases, cli
 
 
 def settings(**changes):
@@ -96,7 +96,7 @@ class SettingsTest(parameterized.TestCase):
       {'denoiser.name': 'empirical', 'denoiser.guidance': 2.0},
       'guidance 2 needs a conditional network',
     ),
-    ({'denoiser.name': 'empirical', 'sample.label': '10'}, "no class '10'; valid: 0..9"),
+    ({'sample.label': '10'}, "no class '10'; valid: 0..9"),
     (
       {'net.head_channels': 64},
       'attention on 8 channels needs a head width that divides them; got head_channels 64',
@@ -193,7 +193,7 @@ class TrainingTest(absltest.TestCase):
     workdir = os.path.join(self.create_tempdir().full_path, 'run')
     config = settings(**{'denoiser.name': 'empirical', 'sample.count': 20})
     tasks.run('sample', workdir, config, 'test')
-    path = os.path.join(workdir, 'samples', 'ddim_gmm.npz')
+    path = cases.sample_set(workdir, 'ddim_gmm')
     with np.load(path) as file:
       before = file['arr_0']
     with open(path, 'wb') as file:

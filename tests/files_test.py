@@ -150,7 +150,7 @@ class FilesTest(parameterized.TestCase):
     found = files.read_json(os.path.join(self.folder, 'results.json'), None)
     self.assertEqual(
       [(r['sampler'], r['metric'], r['value']) for r in found],
-      [('a', 'x', 3), ('a', 'y', 2), ('b', 'x', 4)],
+      [('a', 'y', 2), ('a', 'x', 3), ('b', 'x', 4)],
     )
 
 

@@ -1,10 +1,13 @@
 """The cost of a mixture over DDIM: plan and compilation once, and time in every step; ratios within
-one run."""
+one run.
+
+  python -m experiments.benchmarks.mixture_cost --config=digits --workdir=runs/digits
+"""
 
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,15 +17,27 @@ from experiments.lib import common
 from gmm_diffusion import samplers, specs
 from gmm_diffusion.denoisers import exact
 from gmm_diffusion.engine import build, drawing
-from gmm_diffusion.maths import grids
+from gmm_diffusion.maths import grids, schedules
 
 BATCH = 32
 ALONE = (32, 32, 3)  # shape for which kernels are timed without a network
 
 
-def _ready(spec, sampler, bind, weights, labels, shape):
+class Place(NamedTuple):
+  """What kernels are timed on: words for it, a denoiser (weights -> Denoiser) with its weights, the
+  labels of a batch, the shape of one sample."""
+
+  what: str
+  schedule: schedules.Schedule
+  bind: Any
+  weights: Any
+  labels: np.ndarray
+  shape: tuple[int, ...]
+
+
+def _ready(place, sampler):
   """Plans and compiles: (function that samples a batch, {'plan', 'compile'} seconds)."""
-  process = build.schedule(spec.schedule)
+  process, bind, labels, shape = place.schedule, place.bind, place.labels, place.shape
   grid = grids.make(process, sampler.steps, sampler.grid, sampler.end)
   kernel = samplers.make(sampler.name, sampler.options(), process)
   start = time.perf_counter()
@@ -30,17 +45,19 @@ def _ready(spec, sampler, bind, weights, labels, shape):
   planned = time.perf_counter()
   ids = np.arange(len(labels), dtype=np.uint32)
   fn = jax.jit(
-    lambda weights, grid, plan, seed: drawing.sample_batch(
-      kernel, bind(weights), grid, plan, seed, ids, labels, shape
-    )[0]
+    lambda weights, steps: (
+      drawing.sample_batch(kernel, bind(weights), steps, ids, labels, shape)[1].x
+    )
   )
   # on the device beforehand, as in a sampling loop
   arguments = jax.device_put(
     (
-      weights,
-      jax.tree.map(np.float32, grid),
-      jax.tree.map(lambda leaf: jax.numpy.asarray(leaf), plan),
-      np.uint32(0),
+      place.weights,
+      drawing.Steps(
+        jax.tree.map(np.float32, grid),
+        jax.tree.map(lambda leaf: jax.numpy.asarray(leaf), plan),
+        np.uint32(0),
+      ),
     )
   )
   compiled = fn.lower(*arguments).compile()
@@ -51,15 +68,7 @@ def _ready(spec, sampler, bind, weights, labels, shape):
 
 
 def timed(
-  spec,
-  bind,
-  weights,
-  labels,
-  shape,
-  sampler: specs.Sampler,
-  components: Sequence[int],
-  repeats: int,
-  what: str,
+  place: Place, sampler: specs.Sampler, components: Sequence[int], repeats: int
 ) -> list[dict[str, Any]]:
   """Times DDIM and mixtures of K components at eta 0 and 1 (K = 8 also with offsets of each step),
   in alternation; the fastest of `repeats`."""
@@ -73,13 +82,12 @@ def timed(
         )
         cases.append((f'K {K}, eta {eta:g}', one, {'K': K, 'shared': shared}))
   ready = [
-    _ready(spec, one, bind, weights, labels, shape)
-    for _, one, _ in tqdm(cases, desc=f'compiling, {what}', unit='kernel')
+    _ready(place, one) for _, one, _ in tqdm(cases, desc=f'compiling, {place.what}', unit='kernel')
   ]
   seconds = [[] for _ in cases]
   for fn, _ in ready:
     jax.block_until_ready(fn())
-  for _ in tqdm(range(repeats), desc=f'timing, {what}', unit='round'):
+  for _ in tqdm(range(repeats), desc=f'timing, {place.what}', unit='round'):
     for times, (fn, _) in zip(seconds, ready):
       start = time.perf_counter()
       jax.block_until_ready(fn())
@@ -89,12 +97,12 @@ def timed(
     best = min(times)
     rows.append(
       {
-        'what': what,
+        'what': place.what,
         'sampler': one.name,
         'eta': one.eta,
         **more,
-        'D': int(np.prod(shape)),
-        'batch': len(labels),
+        'D': int(np.prod(place.shape)),
+        'batch': len(place.labels),
         'steps': one.steps,
         'plan_seconds': once['plan'],
         'compile_seconds': once['compile'],
@@ -112,34 +120,16 @@ def timed(
 
 
 def table(
-  run: common.Run, sampler: specs.Sampler, components: Sequence[int], repeats: int
+  subject: common.Subject, sampler: specs.Sampler, components: Sequence[int], repeats: int
 ) -> tuple[str, list[dict[str, Any]]]:
   """Markdown and rows: with the model's network, and without any network at 32 x 32 x 3."""
-  shape = build.sample_shape(run.spec, run.data)
+  shape = build.sample_shape(subject.spec, subject.data)
   fits = [K for K in components if K <= np.prod(shape)]
-  labels = drawing.labels_of(np.arange(BATCH), run.data, run.spec.sample.label)
-  rows = timed(
-    run.spec,
-    build.denoiser(run.spec, run.data),
-    run.weights,
-    labels,
-    shape,
-    sampler,
-    fits,
-    repeats,
-    'with the network',
-  )
-  rows += timed(
-    run.spec,
-    lambda weights: exact.gaussian(0.0, 0.25),
-    (),
-    labels,
-    ALONE,
-    sampler,
-    components,
-    repeats,
-    'kernel alone',
-  )
+  labels = drawing.labels_of(subject.spec, subject.data, np.arange(BATCH))
+  process, bind = build.schedule(subject.spec.schedule), build.denoiser(subject.spec, subject.data)
+  network = Place('with the network', process, bind, subject.model.weights, labels, shape)
+  alone = Place('kernel alone', process, lambda _: exact.gaussian(0.0, 0.25), (), labels, ALONE)
+  rows = timed(network, sampler, fits, repeats) + timed(alone, sampler, components, repeats)
   lines = [
     '| | D | eta | kernel | plan, s | compilation, s | a step, ms | over DDIM |',
     '|---|---:|---:|---|---:|---:|---:|---:|',
@@ -159,3 +149,20 @@ def table(
     'alternation; the first plan includes its compilation'
   )
   return head + '\n\n' + '\n'.join(lines), rows
+
+
+def main():
+  parser = common.parser(__doc__, 'runs/digits')
+  common.model_arguments(parser)
+  parser.add_argument('--components', type=int, nargs='+', default=[2, 8, 64])
+  parser.add_argument('--repeats', type=int, default=20)
+  args = parser.parse_args()
+  spec = common.spec_of(args.config, args.set)
+  subject = common.load_subject(spec, args.workdir, BATCH)
+  text, rows = table(subject, spec.sampler, args.components, args.repeats)
+  print(text)
+  common.save(args.workdir, 'mixture_cost', {'repeats': args.repeats, 'rows': rows})
+
+
+if __name__ == '__main__':
+  main()

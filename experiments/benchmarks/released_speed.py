@@ -1,14 +1,17 @@
 """Images per second of a released architecture with random weights: samplers against each other and
 the bare network.
 
-  # ADM-256 in bfloat16, for a GPU or TPU:
+ADM-256 in bfloat16, for a GPU or TPU; then a small network, for any machine:
+
   python -m experiments.benchmarks.released_speed --batch=32
-  # small, anywhere:
   python -m experiments.benchmarks.released_speed --variant=runlocal --batch=4
 """
 
+import dataclasses
 import importlib
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +19,58 @@ import numpy as np
 
 from experiments.lib import common
 from gmm_diffusion import specs
-from gmm_diffusion.data import sources
+from gmm_diffusion.data import base, sources
 from gmm_diffusion.engine import build, drawing
+
+
+def functions(
+  spec: specs.Spec, data: base.Data, batch: int, names: Sequence[str]
+) -> dict[str, Callable[[int], Any]]:
+  """{sampler or 'bare network': seed -> a batch}, compiled at the first call."""
+  labels = jnp.arange(batch, dtype=jnp.int32) % max(1, data.classes)
+  weights = jax.jit(
+    lambda: jax.tree.map(
+      lambda x: 0.02 * jax.random.normal(jax.random.key(x.size), x.shape, spec.net.dtype),
+      build.template(spec, data),
+    )
+  )()
+  ids, module, out = np.arange(batch, dtype=np.uint32), build.net(spec, data), {}
+  for name in names:
+    made = drawing.prepare(spec, dataclasses.replace(spec.sampler, name=name), data)
+    # weights and offsets enter as arguments: as constants they would be copied into the program
+    fn = jax.jit(
+      lambda weights, steps, made=made: (
+        drawing.sample_batch(made.kernel, made.bind(weights), steps, ids, labels, made.shape)[1].x
+      )
+    )
+    steps = drawing.Steps(made.grid, made.plan, 0)
+    out[name] = lambda seed, fn=fn, steps=steps: fn(weights, steps._replace(seed=seed))
+  x, times = jnp.zeros((batch,) + made.shape), jnp.asarray(made.grid.t, jnp.float32)
+
+  @jax.jit
+  def bare(weights, times):  # N calls of the network that need each other
+    call = lambda x, t: (
+      module.apply(weights['net'], x, jnp.full(len(x), t), labels)[..., : x.shape[-1]],
+      None,
+    )
+    return jax.lax.scan(call, x, times)[0]
+
+  return {**out, 'bare network': lambda seed: bare(weights, times + 0 * seed)}
+
+
+def timed(runs: dict[str, Callable[[int], Any]], repeats: int) -> tuple[dict, dict]:
+  """({name: seconds of the first call}, {name: seconds of others}), in alternation, so that the
+  load of the machine matters little."""
+  compiled, seconds = {}, {name: [] for name in runs}
+  for repeat in range(repeats + 1):
+    for name, fn in runs.items():
+      start = time.perf_counter()
+      jax.block_until_ready(fn(repeat))
+      if repeat:
+        seconds[name].append(time.perf_counter() - start)
+      else:
+        compiled[name] = time.perf_counter() - start
+  return compiled, seconds
 
 
 def main():
@@ -34,53 +87,7 @@ def main():
   config.net.dtype, config.sampler.steps = args.dtype, args.steps
   spec = specs.from_config(config)
   data = sources.load(spec.data)
-  shape, labels = (
-    build.sample_shape(spec, data),
-    jnp.arange(args.batch, dtype=jnp.int32) % max(1, data.classes),
-  )
-  weights = jax.jit(
-    lambda: jax.tree.map(
-      lambda x: 0.02 * jax.random.normal(jax.random.key(x.size), x.shape, spec.net.dtype),
-      build.template(spec, data),
-    )
-  )()
-  ids, x = np.arange(args.batch, dtype=np.uint32), jnp.zeros((args.batch,) + shape)
-  module = build.net(spec, data)
-
-  def bare(weights, times):  # N calls of the network that need each other
-    call = lambda x, t: (
-      module.apply(weights['net'], x, jnp.full(len(x), t), labels)[..., : shape[-1]],
-      None,
-    )
-    return jax.lax.scan(call, x, times)[0]
-
-  runs = {}
-  for name in args.samplers:
-    sampler = specs.Sampler(**{**vars(spec.sampler), 'name': name})
-    bind, kernel, grid, plan, _ = drawing.prepare(spec, sampler, data)
-    # weights and offsets enter as arguments: as constants they would be copied into the program
-    fn = jax.jit(
-      lambda weights, plan, seed, bind=bind, kernel=kernel, grid=grid: drawing.sample_batch(
-        kernel, bind(weights), grid, plan, seed, ids, labels, shape
-      )[0]
-    )
-    runs[name] = lambda seed, fn=fn, plan=plan: fn(weights, plan, seed)
-    times = jnp.asarray(grid.t, jnp.float32)
-  bare = jax.jit(bare)
-  runs['bare network'] = lambda seed: bare(weights, times + 0 * seed)
-
-  compiled, seconds = {}, {name: [] for name in runs}
-  for name, fn in runs.items():
-    start = time.perf_counter()
-    jax.block_until_ready(fn(0))
-    compiled[name] = time.perf_counter() - start
-  for repeat in range(
-    args.repeats
-  ):  # in alternation, so that the load of the machine matters little
-    for name, fn in runs.items():
-      start = time.perf_counter()
-      jax.block_until_ready(fn(repeat + 1))
-      seconds[name].append(time.perf_counter() - start)
+  compiled, seconds = timed(functions(spec, data, args.batch, args.samplers), args.repeats)
   rows = {
     name: {
       'images_per_second': args.batch / min(found),

@@ -16,7 +16,8 @@ from typing import Any
 from tqdm import tqdm
 
 from experiments.lib import common
-from gmm_diffusion import files, metrics, samplers, specs
+from gmm_diffusion import files, metrics, specs
+from gmm_diffusion.engine import drawing
 from gmm_diffusion.metrics.estimates import Estimate
 
 FOLDER = 'cells'
@@ -26,28 +27,22 @@ CHOOSE, REPORT = (
 )  # seeds: best scales are chosen on one and reported on another, so that choosing is no gain
 
 
-def settings(sampler: specs.Sampler) -> dict[str, Any]:
-  """What a sampler depends on: its name, its grid, and the options that its kernel takes."""
-  name, options = samplers.resolve(sampler.name, sampler.options())
-  return {'name': name, 'steps': sampler.steps, 'grid': sampler.grid, 'end': sampler.end, **options}
-
-
 class Cells:
-  """The cells of a run in workdir/cells with `count` samples each, with all metrics or the Frechet
+  """The cells of a subject in workdir/cells with `count` samples each, with all metrics or the Frechet
   distance alone."""
 
-  def __init__(self, run: common.Run, workdir: str, count: int, everything: bool = False):
-    self.run, self.count, self.everything = run, count, everything
+  def __init__(self, subject: common.Subject, workdir: str, count: int, everything: bool = False):
+    self.subject, self.count, self.everything = subject, count, everything
     self._folder = os.path.join(workdir, FOLDER)
     os.makedirs(self._folder, exist_ok=True)
 
   def key(self, sampler: specs.Sampler, seed: int) -> dict[str, Any]:
     return {
-      'sampler': settings(sampler),
+      'sampler': drawing.settings(sampler),
       'seed': seed,
       'n': self.count,
       'everything': self.everything,
-      **self.run.facts,
+      **self.subject.facts,
     }
 
   def _place(self, sampler, seed):
@@ -64,8 +59,8 @@ class Cells:
     key, path = self._place(sampler, seed)
 
     def make():
-      drawn = common.draw(self.run, sampler, self.count, seed)
-      values = common.measure(self.run, drawn.features, self.everything)
+      drawn = common.draw(self.subject, sampler, self.count, seed)
+      values = common.measure(self.subject, drawn.features, self.everything)
       return common.with_facts(
         {
           'nfe': drawn.nfe,
@@ -122,6 +117,6 @@ def place(folder: str, key: dict[str, Any]) -> str:
 
 def with_scales(sampler: specs.Sampler, scales: Sequence[float]) -> list[specs.Sampler]:
   """The sampler with each scale; alone where it has none."""
-  if 'scale' not in settings(sampler):
+  if 'scale' not in drawing.settings(sampler):
     return [sampler]
   return [dataclasses.replace(sampler, scale=scale) for scale in scales]

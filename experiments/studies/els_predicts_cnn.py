@@ -87,12 +87,13 @@ def predict(args, padding: str) -> dict:
   os.makedirs(folder, exist_ok=True)
   loss.train(spec, data, folder)
   weights = build.weights(spec, data, folder)
-  network = drawing.generate(spec, data, weights, spec.sampler, args.pairs).x
+  model, made = drawing.Model(spec, data, weights), drawing.prepare(spec, spec.sampler, data)
+  network = model.sample(made, args.pairs).x
   denoiser = build.denoiser(spec, data)(weights)
   few = dataclasses.replace(
     spec, creativity=dataclasses.replace(spec.creativity, images=args.calibration_images)
   )
-  states = machines.trajectories(spec, data, denoiser, args.probes)
+  states = model.states(made, args.probes)
   rows, made = {}, {}
   for name in ('ELS', 'bbELS', 'LS', 'IS') if padding == 'zero' else ('ELS', 'LS', 'IS'):
     size, found = args.sizes[0], None

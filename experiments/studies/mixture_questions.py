@@ -57,13 +57,13 @@ class Comparison(NamedTuple):
 
 def lab(args) -> Lab:
   spec = common.spec_of(args.config, args.set)
-  run = common.load_run(spec, args.workdir, args.count)
+  subject = common.load_subject(spec, args.workdir, args.count)
   base = spec.sampler
-  free = common.with_denoiser(run, clip=False)
+  free = common.with_denoiser(subject, clip=False)
   return Lab(
     {
       'trailing': (
-        cells_lib.Cells(run, args.workdir, args.count),
+        cells_lib.Cells(subject, args.workdir, args.count),
         dataclasses.replace(base, grid='trailing'),
       ),
       'leading': (
@@ -182,7 +182,7 @@ def components(here: Lab) -> list[Comparison]:
   """K with uniform priors, and K = 8 with unequal ones, at one scale and the first eta and number
   of steps."""
   cells, base = here.settings['trailing']
-  dim = int(np.prod(build.sample_shape(cells.run.spec, cells.run.data)))
+  dim = int(np.prod(build.sample_shape(cells.subject.spec, cells.subject.data)))
   ladder, halves = np.arange(1, 9) / 36, 0.5 ** np.append(np.arange(1, 8), 7)
   cases = {f'{K}': (K, ()) for K in COMPONENTS}
   cases.update(
@@ -264,7 +264,7 @@ def interval(here: Lab) -> list[Comparison]:
     )
     wanted += [
       ({'offsets': part}, setting, dataclasses.replace(one, scale_interval=ends))
-      for part, ends in intervals(cells.run.spec, one).items()
+      for part, ends in intervals(cells.subject.spec, one).items()
     ]
   return compare(here, 'interval', wanted, True)
 
@@ -314,7 +314,7 @@ def main():
     if question == 'cost':
       cells, base = here.settings['trailing']
       text, rows = mixture_cost.table(
-        cells.run, dataclasses.replace(base, steps=args.steps[-1]), COMPONENTS, args.repeats
+        cells.subject, dataclasses.replace(base, steps=args.steps[-1]), COMPONENTS, args.repeats
       )
     else:
       ask, choose = QUESTIONS[question]
@@ -330,7 +330,7 @@ def main():
         'n': args.count,
         'seeds': args.seeds,
         'mixture': args.mixture,
-        **here.settings['trailing'][0].run.facts,
+        **here.settings['trailing'][0].subject.facts,
       }
     )
     files.write_json(name + '.json', stored)

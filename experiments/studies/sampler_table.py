@@ -67,10 +67,10 @@ def main():
   args = parser.parse_args()
   files.make_workdir(args.workdir)
   spec = common.spec_of(args.config, args.set)
-  run = common.load_run(spec, args.workdir, args.count)
+  subject = common.load_subject(spec, args.workdir, args.count)
   choosing, reporting = (
-    cells_lib.Cells(run, args.workdir, args.count),
-    cells_lib.Cells(run, args.workdir, args.count, everything=True),
+    cells_lib.Cells(subject, args.workdir, args.count),
+    cells_lib.Cells(subject, args.workdir, args.count, everything=True),
   )
   places = {}
   for row in args.rows:
@@ -107,7 +107,7 @@ def main():
     {
       'n': args.count,
       'seeds': {'chosen on': cells_lib.CHOOSE, 'reported on': cells_lib.REPORT},
-      **run.facts,
+      **subject.facts,
       'rows': found,
     },
   )

@@ -208,14 +208,14 @@ def render(
         + (f', guidance {guidance}' if guidance else '')
         + f', K = {K}'
         + (
-          f', ours: N = {cells.count}, {cells.run.bench.features.name.split("-")[0]} features'
+          f', ours: N = {cells.count}, {cells.subject.bench.features.name.split("-")[0]} features'
           if found
           else ''
         )
       )
       heading = (
         tables.ON_OTHERS
-        if cells and not cells.run.bench.features.name.startswith('inception')
+        if cells and not cells.subject.bench.features.name.startswith('inception')
         else tables.TITLES
       )[metric]
       table = tables.Table(
@@ -245,7 +245,7 @@ def render(
           {
             'n': cells.count,
             'seeds': {'chosen on': cells_lib.CHOOSE, 'reported on': cells_lib.REPORT},
-            **cells.run.facts,
+            **cells.subject.facts,
             'rows': [
               {
                 'column': column,
@@ -302,7 +302,7 @@ def main():
       )
     spec = common.spec_of(preset.config, (*preset.changes, *args.set))
     cells = cells_lib.Cells(
-      common.load_run(spec, workdir, preset.count),
+      common.load_subject(spec, workdir, preset.count),
       workdir,
       preset.count,
       everything=set(preset.published) != {'fid'},

@@ -1,8 +1,15 @@
-"""Sampling: ids -> samples, by any sampler on any denoiser, over all devices with one trace."""
+"""The one way to draw samples: ids -> samples, by any sampler on any denoiser, over all devices.
 
+Grid, plan and seed are arguments of what is compiled, so that samplers that differ in these numbers
+alone share one compilation. Noise is a function of (seed, id, step), so a sample is the same
+however samples are batched and whoever draws them.
+"""
+
+import copy
 import dataclasses
+import functools
 import hashlib
-import os
+import json
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,293 +19,327 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from gmm_diffusion import files, parallel, samplers, specs
+from gmm_diffusion import parallel, samplers, specs
 from gmm_diffusion.data import base
 from gmm_diffusion.engine import build, shards
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import grids, noise
-from gmm_diffusion.reports import images, records
 from gmm_diffusion.samplers.base import Kernel, Plan, Report
-from gmm_diffusion.samplers.run import run
+from gmm_diffusion.samplers.run import Result, run
 from gmm_diffusion.types import Denoiser, StepGrid
 
-
-class Samples(NamedTuple):
-  """x: uint8 images [N, H, W, C] or float32 vectors [N, D]; labels [N]; calls of the denoiser per
-  sample."""
-
-  x: np.ndarray
-  labels: np.ndarray
-  nfe: int
-  report: Report
-  seconds: float
+# Settings that are only numbers in the grid and in the plan; of eta the program knows whether it
+# is 0.
+_NUMBERS = ('steps', 'grid', 'end', 'times', 'scale', 'scale_interval', 'offsets_seed', 'eta')
+_AT_ONCE = 25  # samples in one call of `draw_over_parts`
+# Settings of a section of the spec that samples do not depend on: weights count by their hash.
+_FREE = ('weights', 'dropout', 'batch')
 
 
-class Stored(NamedTuple):
-  """Samples in files.
+class Steps(NamedTuple):
+  """What a compiled loop takes: the grid and the plan with leading axis N, and the seed."""
 
-  Attributes:
-    path: of the .npz (arr_0: samples, arr_1: labels).
-    part: ids of a file -> what Drawer.draw gives for them.
-    nfe, seconds: as in Samples; seconds are those of all processes together.
-  """
-
-  path: str
-  part: Callable[[range], shards.Arrays]
-  nfe: int
-  seconds: float
+  grid: StepGrid
+  plan: Plan
+  seed: Any
 
 
-class Drawer(NamedTuple):
-  """A sampler made ready for one data set with its weights.
+class Prepared(NamedTuple):
+  """A sampler made ready for a model, all but the weights.
 
   Attributes:
-    draw: (ids, advance) -> {'x': samples of these ids of spec.seed, 'nfe', 'seconds'}; one trace
-      for all calls.
-    report: the moment report.
-    weights: their hash.
-    mark: changes when anything changes that the samples depend on.
+    sampler: its settings.
+    bind: weights -> Denoiser.
+    kernel, grid, plan, report: see samplers/base.py; the plan is on the host.
+    shape: of one sample, or of its latent.
   """
 
-  draw: Callable[[Any, shards.Advance], shards.Arrays]
-  report: Report
-  weights: str
-  mark: str
-
-
-class Plans(NamedTuple):
-  """A sampler and a denoiser made ready for one data set; `bind` is weights -> Denoiser."""
-
+  sampler: specs.Sampler
   bind: Callable[[Any], Denoiser]
   kernel: Kernel
   grid: StepGrid
   plan: Plan
   report: Report
+  shape: tuple[int, ...]
 
 
-def prepare(spec: specs.Spec, sampler: specs.Sampler, data: base.Data) -> Plans:
+class Samples(NamedTuple):
+  """x: uint8 images [N, H, W, C] or float32 vectors [N, D]; nfe: calls of the denoiser per sample."""
+
+  x: np.ndarray
+  nfe: int
+  seconds: float
+
+
+class Drawer(NamedTuple):
+  """A sampler on a model with a seed.
+
+  Attributes:
+    made: the sampler.
+    seed: of the noise.
+    draw: (ids, advance) -> {'x': samples of these ids as in Samples, 'nfe', 'seconds'}; one trace
+      for all calls.
+    labels: ids -> classes int32 [N], or None where the samples have none.
+    weights: their hash.
+    mark: changes when anything changes that the samples depend on.
+  """
+
+  made: Prepared
+  seed: int
+  draw: Callable[[Any, shards.Advance], shards.Arrays]
+  labels: Callable[[np.ndarray], np.ndarray] | None
+  weights: str
+  mark: str
+
+
+def prepare(spec: specs.Spec, sampler: specs.Sampler, data: base.Data) -> Prepared:
   """Everything but the weights; raises UserError on any bad setting, before anything slow
   starts."""
   bind = build.denoiser(spec, data)
-  labels_of(np.arange(1), data, spec.sample.label)
+  labels_of(spec, data, np.arange(1))
   schedule = build.schedule(spec.schedule)
   grid = grids.make(schedule, sampler.steps, sampler.grid, sampler.end)
   kernel = samplers.make(sampler.name, sampler.options(), schedule)
-  plan, report = kernel.plan(grid, build.sample_shape(spec, data))
-  return Plans(bind, kernel, grid, plan, report)
+  shape = build.sample_shape(spec, data)
+  plan, report = kernel.plan(grid, shape)
+  return Prepared(sampler, bind, kernel, grid, jax.tree.map(np.asarray, plan), report, shape)
 
 
-def labels_of(ids: np.ndarray, data: base.Data, label: str) -> np.ndarray:
-  """The class of each sample id, int32: those that `label` names in turn; 0 where the model takes
-  no labels."""
-  numbers = base.class_numbers(data, label)
+def takes_labels(spec: specs.Spec, data: base.Data) -> bool:
+  """Whether a class decides what is drawn: by the network, or by a classifier that guides it."""
+  if spec.denoiser.name != 'network':
+    return False
+  return bool(build.label_count(spec, data) or spec.classifier.scale)
+
+
+def labels_of(spec: specs.Spec, data: base.Data, ids: np.ndarray) -> np.ndarray:
+  """The class of each sample id, int32: those that sample.label names in turn; 0 where the model
+  takes no labels.
+
+  Raises:
+    UserError: on a class that does not exist, or any for a model that takes none.
+  """
+  known = data if takes_labels(spec, data) else data._replace(classes=0)
+  numbers = base.class_numbers(known, spec.sample.label)
   return numbers[ids % len(numbers)] if len(numbers) else np.zeros(len(ids), np.int32)
 
 
 def sample_batch(
   kernel: Kernel,
   denoiser: Denoiser,
-  grid: StepGrid,
-  plan: Plan,
-  seed: Any,
+  steps: Steps,
   ids: Any,
   cond: Any,
   shape: tuple[int, ...],
-):
-  """Samples of the given ids, (x [B, *shape], nfe); pure."""
-  keys = noise.sample_keys(seed, ids)
-  x = jnp.asarray(grid.b_t[0], jnp.float32) * noise.initial(keys, shape)
-  result = run(kernel, denoiser, grid, plan, x, lambda n: noise.at_step(keys, n, shape), cond)
-  return result.x, result.nfe
+  keep: str = 'last',
+) -> tuple[Any, Result]:
+  """(x_T [B, *shape], Result of samplers/run.py) of the given ids; pure."""
+  keys = noise.sample_keys(steps.seed, ids)
+  start = jnp.asarray(steps.grid.b_t[0], jnp.float32) * noise.initial(keys, shape)
+  at = lambda n: noise.at_step(keys, n, shape)
+  return start, run(kernel, denoiser, steps.grid, steps.plan, start, at, cond, keep)
 
 
-def drawer(
-  spec: specs.Spec, data: base.Data, weights: Any, weights_hash: str, sampler: specs.Sampler
-) -> Drawer:
-  """What draws samples by id. Latents are decoded in batches of their own, after those of one call
-  are drawn."""
-  bind, kernel, grid, plan, report = prepare(spec, sampler, data)
-  shape, decode = build.sample_shape(spec, data), build.decoder(spec)
-
-  def finish(x):  # on the device: a quarter of the bytes to move and keep
-    finite = jnp.isfinite(x).reshape(len(x), -1).all(1)
-    return (
-      jnp.round(jnp.clip((x + 1) * 127.5, 0, 255)).astype(jnp.uint8) if data.is_image else x
-    ), finite
-
-  def draw_batch(shared, batch):
-    arrays, plan = shared
-    x, nfe = sample_batch(kernel, bind(arrays), grid, plan, spec.seed, batch[0], batch[1], shape)
-    return (x if decode else finish(x)), jnp.full(len(x), nfe)
-
-  drawn = (
-    {name: part for name, part in weights.items() if name != 'autoencoder'} if decode else weights
-  )
-  draw_all, shared = (
-    parallel.map_batches(draw_batch, spec.sample.batch),
-    parallel.replicate((drawn, plan), local=True),
-  )
-  if decode:
-    decode_all = parallel.map_batches(
-      lambda arrays, z: finish(decode(arrays, z)), spec.autoencoder.batch
-    )
-    decoding = parallel.replicate(weights['autoencoder'], local=True)
-
-  def draw(ids, advance):
-    start, ids = time.perf_counter(), np.asarray(ids, np.uint32)
-    x, nfe = draw_all(shared, (ids, labels_of(ids, data, spec.sample.label)), advance)
-    x, finite = decode_all(decoding, x) if decode else x
-    if not finite.all():
-      raise UserError(
-        f'{np.sum(~finite)} of {len(ids)} samples of {sampler.name!r} are not finite, the first is '
-        f'id {ids[~finite][0]}; check the weights, or compute in net.dtype float32'
-      )
-    return {'x': x, 'nfe': nfe[0], 'seconds': time.perf_counter() - start}
-
-  parts = (
-    sampler,
-    spec.schedule,
-    spec.denoiser,
-    spec.net,
-    spec.autoencoder,
-    spec.classifier,
-    spec.sample.label,
-    spec.seed,
-    data.shape,
-    weights_hash,
-  )
-  return Drawer(draw, report, weights_hash, hashlib.sha256(repr(parts).encode()).hexdigest()[:12])
-
-
-def fitting(spec: specs.Spec, count: int) -> specs.Spec:
-  """The spec with batches no larger than the work."""
-  most = -(-min(count, spec.sample.shard) // jax.local_device_count())
-  return dataclasses.replace(
-    spec,
-    sample=dataclasses.replace(spec.sample, batch=min(spec.sample.batch, most)),
-    autoencoder=dataclasses.replace(spec.autoencoder, batch=min(spec.autoencoder.batch, most)),
-  )
-
-
-def generate(
-  spec: specs.Spec, data: base.Data, weights: Any, sampler: specs.Sampler, count: int
-) -> Samples:
-  """Samples with ids 0..count-1 of spec.seed, in memory."""
-  source = drawer(fitting(spec, count), data, weights, '', sampler)
-  ids = np.arange(count)
-  with tqdm(total=count, desc=f'sampling {sampler.name}', unit='image', dynamic_ncols=True) as bar:
-    out = source.draw(ids, bar.update)
-  return Samples(
-    out['x'],
-    labels_of(ids, data, spec.sample.label),
-    int(out['nfe']),
-    source.report,
-    out['seconds'],
-  )
-
-
-def format_report(report: Report) -> str:
-  """The moment report as a text table; a Gaussian kernel has none."""
-  if not report:
-    return ''
-  lines = [
-    'step      t  largest scale   scale used              tau        b_s  mean resid.   cov. '
-    'resid.  added var.'
-  ]
-  for row in report:
-    largest = 'any' if row['largest_scale'] is None else f'{row["largest_scale"]:.4g}'
-    lines.append(
-      f'{row["step"]:4d} {row["t"]:6.4g}  {largest:>13s} {row["scale"]:12.4g} '
-      f'{row["infeasible"]:>8s} {row["tau"]:12.4g} {row["b_s"]:10.4g} {row["mean_residual"]:12.3g} '
-      f'{row["covariance_residual"]:13.3g} {row["added_variance"]:11.3g}'
-    )
-  words = [row['infeasible'] for row in report if row['infeasible']]
-  if words:
-    word = words[0]
-    lines.append(
-      f'{len(words)} of {len(report)} steps are {word}: '
-      + (
-        'their second moment does not match; the kernel adds a kick of about `scale`.'
-        if word == 'clipped'
-        else 'their scale was reduced to the largest feasible one.'
-      )
-    )
-  return '\n'.join(lines)
-
-
-def write(
-  spec: specs.Spec,
-  data: base.Data,
-  source: Drawer,
-  sampler: specs.Sampler,
-  count: int,
-  workdir: str,
-  command: str,
-) -> Stored:
-  """Samples to samples/NAME/ in files by range of ids, then to samples/NAME.npz and .png, with a
-  record.
-
-  What is there is not drawn again; any number of processes may do this at the same time.
-  """
-  folder = os.path.join(workdir, 'samples', sampler.name)
-  where = (folder, source.mark, count, spec.sample.shard)
-  record = _finished(folder, source.mark, count)
-  if record is None:
-    shards.fill(*where, source.draw, f'sampling {sampler.name}')
-    with files.locked(folder):
-      record = _finished(folder, source.mark, count)
-      if record is None:
-        record = _gather(spec, data, source, sampler, where, command)
-        records.add(workdir, [record])
-
-  def part(ids):  # drawn again where it was deleted
-    return shards.load(folder, source.mark, ids) or source.draw(ids, lambda n: None)
-
-  return Stored(folder + '.npz', part, record['nfe'], record['seconds'])
-
-
-def _finished(folder: str, mark: str, count: int) -> dict[str, Any] | None:
-  """The record of samples that are complete and whole."""
-  record = files.read_json(folder + '.json', {})
-  return (
-    record
-    if (record.get('fingerprint'), record.get('n')) == (mark, count)
-    and files.is_whole(folder + '.npz')
-    else None
-  )
-
-
-def _gather(spec, data, source, sampler, where, command):
-  """Makes the .npz and the .png of the files; returns the record, which marks them as finished."""
-  folder, mark, count, _ = where
-  first, seconds = None, 0.0
-
-  def blocks():
-    nonlocal first, seconds
-    for part in shards.read(*where):
-      first = part if first is None else first
-      seconds += float(part['seconds'])
-      yield part['x']
-
-  labels = labels_of(np.arange(count), data, spec.sample.label)
-  dtype = np.uint8 if data.is_image else np.float32
-  arrays = {'arr_0': ((count, *data.shape), dtype, blocks())}
-  if data.classes:
-    arrays['arr_1'] = (labels.shape, labels.dtype, [labels])
-  files.write_npz(folder + '.npz', arrays)
-  images.save(folder + '.png', images.picture(first['x'], data.train))
-  record = {
-    'kind': 'samples',
-    'sampler': sampler.name,
-    'n': count,
-    'seed': spec.seed,
-    'nfe': int(first['nfe']),
-    'settings': dataclasses.asdict(sampler),
-    'fingerprint': mark,
-    'weights': source.weights,
-    'seconds': seconds,
-    'report': source.report,
-    **records.common(spec, command),
+def settings(sampler: specs.Sampler) -> dict[str, Any]:
+  """What a sampler depends on: its name, its grid, and the options that its kernel takes, with
+  their defaults."""
+  options = sampler.options()
+  name, taken = samplers.resolve(sampler.name, options)
+  grid = {
+    key: value for key, value in vars(sampler).items() if value is not None and key not in options
   }
-  files.write_json(folder + '.json', record)
-  return record
+  return {**grid, 'name': name, **taken}
+
+
+def form_of(sampler: specs.Sampler) -> str:
+  """Samplers of one form share what is compiled."""
+  found = settings(sampler)
+  rest = {key: value for key, value in found.items() if key not in _NUMBERS}
+  return json.dumps({**rest, 'random': bool(found.get('eta'))}, sort_keys=True)
+
+
+def facts(spec: specs.Spec, weights: str) -> dict[str, Any]:
+  """What samples depend on besides sampler, seed and ids; weights are known by their hash, wherever
+  they lie."""
+  plain = lambda section: {
+    key: value for key, value in dataclasses.asdict(section).items() if key not in _FREE
+  }
+  sections = ('schedule', 'net', 'denoiser', 'autoencoder', 'classifier')
+  return {
+    'weights': weights,
+    'label': spec.sample.label,
+    **{name: plain(getattr(spec, name)) for name in sections},
+  }
+
+
+class Model:
+  """A denoiser with its weights on the devices, from the first draw on.
+
+  Compiled functions are kept: all samplers of one form share one, and so do all models that `on`
+  gives.
+
+  Attributes:
+    spec, data: what it was made from; batch sizes, label and seed are those of the spec.
+    weights: on the host; hash: theirs.
+  """
+
+  def __init__(self, spec: specs.Spec, data: base.Data, weights: Any):
+    self.spec, self.data, self.hash = spec, data, build.tree_hash(weights)
+    self.weights, self._kept = weights, {}
+
+  def on(self, spec: specs.Spec) -> 'Model':
+    """The same weights with other settings of denoiser, guidance, label or batch."""
+    out = copy.copy(self)
+    out.spec = spec
+    return out
+
+  def drawer(self, made: Prepared, count: int, seed: int | None = None) -> Drawer:
+    """What draws up to `count` samples at a time; seed None is that of the spec."""
+    seed = self.spec.seed if seed is None else seed
+    steps = functools.cache(lambda: self._steps(made, seed))
+
+    def draw(ids, advance):
+      begin, ids = time.perf_counter(), np.asarray(ids, np.uint32)
+      batch = ids, labels_of(self.spec, self.data, ids)
+      function = self._function('samples', made, count)
+      x, nfe = function((self._weights_there(), steps()), batch, advance)
+      x, finite = self._decoded(x, count) if self.spec.autoencoder.name else x
+      if not finite.all():
+        raise UserError(
+          f'{np.sum(~finite)} of {len(ids)} samples of {made.sampler.name!r} are not finite, the '
+          f'first is id {ids[~finite][0]}; check the weights, or compute in net.dtype float32'
+        )
+      return {'x': x, 'nfe': nfe[0], 'seconds': time.perf_counter() - begin}
+
+    known = takes_labels(self.spec, self.data)
+    labels = functools.partial(labels_of, self.spec, self.data) if known else None
+    depends = settings(made.sampler), facts(self.spec, self.hash), self.data.shape, seed
+    mark = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
+    return Drawer(made, seed, draw, labels, self.hash, mark)
+
+  def sample(self, made: Prepared, count: int, seed: int | None = None) -> Samples:
+    """Samples with ids 0..count-1, in memory."""
+    title = f'sampling {made.sampler.name}'
+    with tqdm(total=count, desc=title, unit='image', dynamic_ncols=True) as bar:
+      out = self.drawer(made, count, seed).draw(np.arange(count), bar.update)
+    return Samples(out['x'], int(out['nfe']), out['seconds'])
+
+  def states(self, made: Prepared, count: int) -> np.ndarray:
+    """What the denoiser is asked about, of ids 0..count-1: x at the time of each step,
+    [N, count, ...] float32, or latents."""
+    return self._along('states', made, count)
+
+  def predictions(self, made: Prepared, count: int) -> np.ndarray:
+    """x_0 as the denoiser predicts it from each of `states`, as in Samples but [N, count, ...]."""
+    x = self._along('predictions', made, count)
+    flat, _ = (
+      self._decoded(x.reshape((-1,) + made.shape), count)
+      if self.spec.autoencoder.name
+      else (base.to_image(x) if self.data.is_image else x, None)
+    )
+    return flat.reshape(x.shape[:2] + self.data.shape)
+
+  def _along(self, what, made, count):
+    ids = np.arange(count, dtype=np.uint32)
+    batch = ids, labels_of(self.spec, self.data, ids)
+    shared = self._weights_there(), self._steps(made, self.spec.seed)
+    return np.moveaxis(self._function(what, made, count)(shared, batch), 1, 0)
+
+  def _function(self, what, made, count):
+    """(shared, (ids, labels), advance) -> samples, states or predictions; compiled once for each
+    form of sampler."""
+    batch = self._fitting(self.spec.sample.batch, count)
+    key = what, form_of(made.sampler), self.spec.denoiser, self.spec.classifier, batch
+    if key not in self._kept:
+      self._kept[key] = parallel.map_batches(self._loop(what, made), batch)
+    return self._kept[key]
+
+  def _loop(self, what, made):
+    bind, kernel, shape = made.bind, made.kernel, made.shape  # `made` has the plan, may be large
+    finish = (lambda x: x) if self.spec.autoencoder.name else _finish(self.data)
+
+    def fn(shared, batch):
+      (weights, steps), (ids, cond) = shared, batch
+      denoiser, keep = bind(weights), 'last' if what == 'samples' else 'all'
+      start, result = sample_batch(kernel, denoiser, steps, ids, cond, shape, keep)
+      if what == 'samples':
+        return finish(result.x), jnp.full(len(ids), result.nfe)
+      out = jnp.concatenate([start[None], result.path[:-1]])
+      if what == 'predictions':
+        times = jax.tree.map(lambda row: jnp.asarray(row, start.dtype), steps.grid.now)
+        out = jax.lax.map(lambda at: denoiser(*at, cond).x0, (out, times))
+      return jnp.moveaxis(out, 0, 1)
+
+    return fn
+
+  def _decoded(self, z, count):
+    """Images of latents, and whether each is finite; in batches of their own."""
+    batch = self._fitting(self.spec.autoencoder.batch, count)
+    if ('decoder', batch) not in self._kept:
+      decode, finish = build.decoder(self.spec), _finish(self.data)
+      self._kept['decoder', batch] = parallel.map_batches(
+        lambda arrays, z: finish(decode(arrays, z)), batch
+      )
+    weights = self._on_devices('autoencoder', lambda: self.weights['autoencoder'])
+    return self._kept['decoder', batch](weights, z)
+
+  def _weights_there(self):
+    """The weights on the devices, but those of the autoencoder."""
+    rest = lambda: {name: part for name, part in self.weights.items() if name != 'autoencoder'}
+    return self._on_devices('weights', rest if self.spec.autoencoder.name else lambda: self.weights)
+
+  def _on_devices(self, name, part):
+    if name not in self._kept:
+      self._kept[name] = parallel.replicate(part(), local=True)
+    return self._kept[name]
+
+  def _steps(self, made, seed):
+    return parallel.replicate(Steps(made.grid, made.plan, np.uint32(seed)), local=True)
+
+  def _fitting(self, batch, count):
+    """A batch no larger than the work of one device."""
+    return min(batch, -(-min(count, self.spec.sample.shard) // jax.local_device_count()))
+
+
+def _finish(data):
+  """x -> (x as in Samples, whether each is finite); on the device, where images are a quarter of
+  the bytes to move."""
+
+  def finish(x):
+    finite = jnp.isfinite(x).reshape(len(x), -1).all(1)
+    whole = jnp.round(jnp.clip((x + 1) * 127.5, 0, 255)).astype(jnp.uint8) if data.is_image else x
+    return whole, finite
+
+  return finish
+
+
+def draw_over_parts(
+  made: Prepared, bind: Callable[[Any], Denoiser], parts: Any, seed: int, count: int, title: str
+) -> np.ndarray:
+  """Samples with ids 0..count-1, float32, of a denoiser whose arrays are split over all devices.
+
+  Args:
+    made: the sampler.
+    bind: a device's part of the arrays -> Denoiser, which joins what the devices find.
+    parts: the arrays with leading axes [local devices, per device].
+    seed: of the noise.
+    count: of samples.
+    title: of the progress bar.
+
+  All hosts call it together. Every device computes the same samples.
+  """
+  at_once = min(count, _AT_ONCE)
+  kernel, shape = made.kernel, made.shape
+
+  def fn(shared, part):
+    steps, ids = shared
+    return sample_batch(kernel, bind(part), steps, ids, None, shape)[1].x
+
+  mapped, out = parallel.over_devices(fn), []
+  steps = Steps(made.grid, made.plan, np.uint32(seed))
+  with tqdm(total=count, desc=title, unit='image', dynamic_ncols=True) as bar:
+    for start in range(0, count, at_once):
+      ids = np.minimum(np.arange(start, start + at_once), count - 1).astype(np.uint32)
+      out.append(parallel.unreplicate(mapped(parallel.replicate((steps, ids)), parts)))
+      bar.update(min(at_once, count - start))
+  return np.concatenate(out)[:count]

@@ -1,6 +1,7 @@
 """Sample grids as PNG."""
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -20,7 +21,7 @@ def grid(images: np.ndarray, columns: int, least: int = 32) -> Image.Image:
   for i, image in enumerate(images):
     y, x = i // columns * (height + 2) + 1, i % columns * (width + 2) + 1
     sheet[y : y + height, x : x + width] = image
-  return Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
+  return single(sheet)
 
 
 def scatter(points: np.ndarray, reference: np.ndarray) -> Image.Image:
@@ -44,6 +45,23 @@ def picture(
 
 def save(path: str, image: Image.Image) -> None:
   files.write(path, lambda name: image.save(name, 'PNG'))
+
+
+def single(image: np.ndarray) -> Image.Image:
+  """One uint8 image [H, W, 1 or 3], pixel by pixel."""
+  return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+def save_gif(path: str, frames: Sequence[Image.Image]) -> None:
+  """An endless animation of some four seconds that rests on its last frame."""
+  times = [max(20, min(400, 4000 // len(frames)))] * len(frames)
+  times[-1] += 1500
+  files.write(
+    path,
+    lambda name: frames[0].save(
+      name, 'GIF', save_all=True, append_images=frames[1:], duration=times, loop=0
+    ),
+  )
 
 
 def png(image: Image.Image) -> bytes:

@@ -27,23 +27,26 @@ def common(spec: specs.Spec, command: str) -> dict[str, Any]:
 
 
 def add(workdir: str, records: list[dict[str, Any]]) -> None:
-  """Adds records to results.json; a new one replaces that of the same kind, sampler and metric.
+  """Adds records to results.json; a new one replaces that of the same kind, sampler, metric
+  and set of samples, and comes last.
 
   Numbers that are not finite, which JSON does not have, become null; the record names them under
   'undefined'.
   """
   path = os.path.join(workdir, 'results.json')
-  key = lambda record: (record['kind'], record['sampler'], record.get('metric'))
+  names = ('kind', 'sampler', 'metric', 'set')
+  key = lambda record: tuple(record.get(name) for name in names)
   with files.locked(path):
     kept = {key(record): record for record in files.read_json(path, [], _are_records)}
     for record in records:
       plain, undefined = files.finite(record)
+      kept.pop(key(record), None)
       kept[key(record)] = {**plain, 'undefined': undefined} if undefined else plain
     files.write_json(path, list(kept.values()))
 
 
 def _are_records(found):
-  names = ('kind', 'sampler', 'metric')
+  names = ('kind', 'sampler', 'metric', 'set')
   return all(
     isinstance(record, dict)
     and {'kind', 'sampler'} <= set(record)

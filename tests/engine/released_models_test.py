@@ -3,16 +3,17 @@
 import contextlib
 import importlib
 import io
-import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
+from PIL import Image
 
 from gmm_diffusion import tasks
 from gmm_diffusion.engine import build, drawing
 from gmm_diffusion.maths import schedules
+from helpers import cases
 from helpers.released_files import config_of, spec_of
 
 
@@ -62,14 +63,17 @@ class GuidanceTest(parameterized.TestCase):
     workdir = self.create_tempdir().full_path
     config = importlib.import_module('configs.' + name).get_config(variant)
     config.sampler.steps = 2
+    config.sample.gif = True
     with contextlib.redirect_stdout(io.StringIO()) as printed:
       tasks.run('sample', workdir, config, 'test')
     self.assertIn('the weights are random: images will be noise', printed.getvalue())
-    with np.load(os.path.join(workdir, 'samples', 'ddim_gmm.npz')) as file:
+    with np.load(cases.sample_set(workdir, 'ddim_gmm')) as file:
       self.assertEqual((file['arr_0'].shape, file['arr_0'].dtype), ((4, 32, 32, 3), np.uint8))
       self.assertEqual(
         'arr_1' in file, name.startswith('imagenet')
       )  # a model without labels has none
+    with Image.open(cases.sample_set(workdir, 'ddim_gmm', '.gif')) as found:
+      self.assertEqual(found.n_frames, 2)
 
 
 class ConfigTest(parameterized.TestCase):
@@ -180,19 +184,20 @@ class PrecisionTest(parameterized.TestCase):
         },
       )
       spec, data = spec_of(config)
-      bind, kernel, grid, plan, _ = drawing.prepare(spec, spec.sampler, data)
+      made = drawing.prepare(spec, spec.sampler, data)
+      steps = drawing.Steps(made.grid, made.plan, 0)
       weights = build.random_weights(build.template(spec, data), 0)
       draw = jax.jit(
-        lambda weights: drawing.sample_batch(
-          kernel,
-          bind(weights),
-          grid,
-          plan,
-          0,
-          jnp.arange(2),
-          jnp.array([1, 2]),
-          build.sample_shape(spec, data),
-        )[0]
+        lambda weights: (
+          drawing.sample_batch(
+            made.kernel,
+            made.bind(weights),
+            steps,
+            jnp.arange(2),
+            jnp.array([1, 2]),
+            made.shape,
+          )[1].x
+        )
       )
       found[dtype] = draw(weights)
       if dtype == 'bfloat16' and variant == 'dit':  # a rounded scale would shift every image

@@ -83,10 +83,11 @@ class ConvertTest(parameterized.TestCase):
         direct[part] = recipes.read(recipe, source, path, part)
       if part == 'autoencoder':
         direct[part]['latent_scale'] = np.float32(spec.autoencoder.scale)
-    expected = drawing.generate(spec, data, direct, spec.sampler, 2).x
+    made = drawing.prepare(spec, spec.sampler, data)
+    expected = drawing.Model(spec, data, direct).sample(made, 2).x
 
     tasks.run('sample', workdir, config, 'test')  # converts what is there
-    with np.load(os.path.join(workdir, 'samples', 'ddim_gmm.npz')) as file:
+    with np.load(cases.sample_set(workdir, 'ddim_gmm')) as file:
       np.testing.assert_array_equal(file['arr_0'], expected)
     self.assertEqual(expected.shape, (2, 32, 32, 3))
     before = os.stat(os.path.join(workdir, 'checkpoints', '0')).st_mtime_ns
@@ -310,7 +311,7 @@ class ConvertTest(parameterized.TestCase):
       server.shutdown()
     tasks.run('fetch', workdir, config, 'test')  # is there
     tasks.run('sample', workdir, config, 'test')
-    with np.load(os.path.join(workdir, 'samples', 'ddim_gmm.npz')) as file:
+    with np.load(cases.sample_set(workdir, 'ddim_gmm')) as file:
       np.testing.assert_array_equal(file['arr_1'], [207, 3])
 
 

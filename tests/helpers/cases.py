@@ -1,6 +1,7 @@
 """What several tests share."""
 
 import functools
+import glob
 import os
 import subprocess
 import sys
@@ -57,6 +58,12 @@ def sample(kernel, denoiser, grid, shape, ids, seed=0, keep='last', dtype=None, 
   if start is None:
     start = jnp.asarray(grid.b_t[0], dtype) * noise.initial(keys, shape, dtype)
   return _run(kernel, denoiser, grid, plan, start, shape, keys, keep=keep)
+
+
+def sample_set(workdir, sampler, end='-n*.npz'):
+  """The one file (or folder) of a sampler in a workdir whose name ends like this."""
+  (path,) = glob.glob(os.path.join(workdir, 'samples', f'{sampler}-[0-9]*{end}'))
+  return path
 
 
 def python(*arguments, timeout=500, devices=1, flags=''):

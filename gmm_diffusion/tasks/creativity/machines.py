@@ -1,4 +1,4 @@
-"""Score machines with the settings of a run: samples, trajectories of a network, calibration."""
+"""Score machines with the settings of a run: samples, calibration."""
 
 import functools
 import hashlib
@@ -6,16 +6,13 @@ import os
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from gmm_diffusion import files, parallel, samplers, specs
+from gmm_diffusion import files, parallel, specs
 from gmm_diffusion.data import base
 from gmm_diffusion.denoisers import score_machines
 from gmm_diffusion.engine import build, drawing
-from gmm_diffusion.maths import grids, noise
-from gmm_diffusion.samplers.run import run as run_sampler
+from gmm_diffusion.maths import grids
 from gmm_diffusion.tasks.creativity import calibrate
 from gmm_diffusion.types import Denoiser, StepGrid, Time
 
@@ -55,30 +52,14 @@ def machine_samples(
   The training images are split over all devices; each step joins what the devices find.
   """
   images = machine_images(spec, data)
-  grid, shape = grid_of(spec), data.shape
-  kernel = samplers.make(spec.sampler.name, spec.sampler.options(), build.schedule(spec.schedule))
-  plan, _ = kernel.plan(grid, shape)
-
-  def draw(shared, part):
-    seed, ids, plan = shared
-    return drawing.sample_batch(
-      kernel, bind_machine(spec, name, size, True)(part), grid, plan, seed, ids, None, shape
-    )[0]
-
-  mapped = parallel.over_devices(draw)
-  part = (
+  parts = (
     parallel.split_uneven(images, 0),
     parallel.split_uneven(np.zeros(len(images), np.float32), -np.inf),
   )
-  out, at_once = [], min(count, 25)
-  with tqdm(total=count, desc=f'machine {name}', unit='image', dynamic_ncols=True) as bar:
-    for start in range(0, count, at_once):
-      ids = np.minimum(np.arange(start, start + at_once), count - 1).astype(np.uint32)
-      out.append(
-        parallel.unreplicate(mapped(parallel.replicate((np.uint32(spec.seed), ids, plan)), part))
-      )
-      bar.update(min(at_once, count - start))
-  return base.to_image(np.concatenate(out)[:count])
+  made, bind = drawing.prepare(spec, spec.sampler, data), bind_machine(spec, name, size, True)
+  return base.to_image(
+    drawing.draw_over_parts(made, bind, parts, spec.seed, count, f'machine {name}')
+  )
 
 
 def stored_samples(
@@ -107,31 +88,6 @@ def stored_samples(
     os.makedirs(os.path.dirname(path), exist_ok=True)
     files.write(path, lambda temporary: np.savez(temporary, out))
   return out
-
-
-def trajectories(spec: specs.Spec, data: base.Data, denoiser: Denoiser, count: int) -> np.ndarray:
-  """x at the time of each step, [steps, count, H, W, C]: the states that a denoiser is asked
-  about."""
-  grid = grid_of(spec)
-  kernel = samplers.make(spec.sampler.name, spec.sampler.options(), build.schedule(spec.schedule))
-  plan, _ = kernel.plan(grid, data.shape)
-  keys = noise.sample_keys(spec.seed, np.arange(count, dtype=np.uint32))
-  start = jnp.asarray(grid.b_t[0], jnp.float32) * noise.initial(keys, data.shape)
-  path = jax.jit(
-    lambda x, plan: (
-      run_sampler(
-        kernel,
-        denoiser,
-        grid,
-        plan,
-        x,
-        lambda n: noise.at_step(keys, n, data.shape),
-        jnp.zeros(count, jnp.int32),
-        keep='all',
-      ).path
-    )
-  )(start, plan)
-  return np.concatenate([start[None], path[:-1]])
 
 
 def calibrated(

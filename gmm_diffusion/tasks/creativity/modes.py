@@ -9,7 +9,8 @@ import numpy as np
 from gmm_diffusion import parallel, specs
 from gmm_diffusion.data import base, sources
 from gmm_diffusion.denoisers import score_machines
-from gmm_diffusion.engine import build, drawing, loss
+from gmm_diffusion.engine import build, drawing, loss, sample_sets
+from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.nets import cnn
 from gmm_diffusion.reports import records
@@ -20,7 +21,6 @@ from gmm_diffusion.tasks.creativity.machines import (
   grid_of,
   stored_samples,
   time_at,
-  trajectories,
 )
 from gmm_diffusion.tasks.creativity.quality import early, plain, quality
 
@@ -96,25 +96,17 @@ def evaluate(spec: specs.Spec, data: base.Data, workdir: str, command: str) -> N
   """--mode=evaluate: samples of all networks and machines, results.json, figures and
   report.html."""
   wanted, pairs = spec.creativity, spec.creativity.pairs
-  networks, denoisers = {}, {}
+  networks, denoisers, states = {}, {}, {}
   for final in wanted.networks:
     one, folder = network_spec(spec, final), os.path.join(workdir, final)
     weights = build.weights(one, data, folder)
-    source = drawing.drawer(
-      drawing.fitting(one, spec.sample.count),
-      data,
-      weights,
-      build.tree_hash(weights),
-      one.sampler,
-    )
-    with np.load(
-      drawing.write(one, data, source, one.sampler, spec.sample.count, folder, command).path
-    ) as file:
+    model, made = drawing.Model(one, data, weights), drawing.prepare(one, one.sampler, data)
+    source = model.drawer(made, spec.sample.count)
+    stored = sample_sets.write(Run(one, data, folder, command), source, spec.sample.count)
+    with np.load(stored.path) as file:
       networks[final] = file['arr_0']
+    states[final] = model.states(made, pairs)
     denoisers[final] = build.denoiser(one, data)(weights)
-  states = {
-    final: trajectories(spec, data, denoiser, pairs) for final, denoiser in denoisers.items()
-  }
   first = wanted.networks[0]
   calibrations, machines = {}, {}
   for name in wanted.machines:

@@ -10,7 +10,8 @@ import numpy as np
 
 from gmm_diffusion import metrics, parallel, samplers, specs
 from gmm_diffusion.data import base, image_sets
-from gmm_diffusion.engine import build, drawing, released, shards
+from gmm_diffusion.engine import build, drawing, released, sample_sets, shards
+from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.metrics import features as features_lib
 from gmm_diffusion.metrics import references
@@ -109,45 +110,50 @@ def facts_of(found: Bench) -> dict[str, Any]:
   }
 
 
-def samplers_with_controls(spec: specs.Spec, data: base.Data) -> list[tuple[specs.Sampler, str]]:
-  """[(sampler, name of its control or '')], controls after what needs them.
+def samplers_with_controls(spec: specs.Spec, data: base.Data) -> list[tuple[drawing.Prepared, str]]:
+  """[(sampler, name of its control or '')], controls after what needs them; each planned once.
 
   Mixtures that add the same variance in every step share a control.
   """
   out, seen = [], {}
   for name in spec.evaluate.samplers:
-    sampler = dataclasses.replace(spec.sampler, name=name)
+    out.append((drawing.prepare(spec, dataclasses.replace(spec.sampler, name=name), data), ''))
     control, added = samplers.control_of(name), None
     if control:
-      added = dataclasses.replace(spec.sampler, name=control)
-      std = np.asarray(drawing.prepare(spec, added, data).plan.rows.std)
+      added = drawing.prepare(spec, dataclasses.replace(spec.sampler, name=control), data)
+      std = added.plan.rows.std
       control = next(
         (other for other, rows in seen.items() if np.allclose(rows, std, rtol=1e-5)), None
       )
       if control is None:
-        control = added.name
+        control = added.sampler.name
         seen[control] = std
       else:
         added = None
-    else:
-      drawing.prepare(spec, sampler, data)
-    out.append((sampler, control or ''))
+      out[-1] = (out[-1][0], control)
     if added:
       out.append((added, ''))
   return out
 
 
-def check(spec: specs.Spec, data: base.Data) -> None:
-  """Raises UserError for settings that can be seen to be bad before a training."""
+def check(spec: specs.Spec, data: base.Data) -> list[tuple[drawing.Prepared, str]]:
+  """Raises UserError for settings that can be seen to be bad before a training; returns
+  samplers_with_controls."""
   metrics.check_names(spec.evaluate.metrics)
   features_lib.check_name(spec.evaluate.features)
   _check_reference(spec, data)
-  samplers_with_controls(spec, data)
+  return samplers_with_controls(spec, data)
 
 
-def evaluate(spec: specs.Spec, data: base.Data, workdir: str, command: str) -> None:
-  """--mode=evaluate: metrics of stored images, or of every sampler in spec.evaluate.samplers;
-  results.json and report.html."""
+def evaluate(
+  spec: specs.Spec,
+  data: base.Data,
+  workdir: str,
+  command: str,
+  todo: list[tuple[drawing.Prepared, str]] | None = None,
+) -> None:
+  """--mode=evaluate: metrics of stored images, or of every sampler in spec.evaluate.samplers (`todo`,
+  where `check` has prepared them); results.json and report.html."""
   start = time.perf_counter()
   e, shared = spec.evaluate, records.common(spec, command)
   if e.images:
@@ -160,12 +166,13 @@ def evaluate(spec: specs.Spec, data: base.Data, workdir: str, command: str) -> N
     )
   else:
     _check_reference(spec, data)  # before weights are fetched and read
-    todo = samplers_with_controls(spec, data)
+    todo = todo or samplers_with_controls(spec, data)
     released.ensure(spec, data, workdir)
     weights = build.weights(spec, data, workdir)
     found = bench(spec, data, workdir, data.shape, e.count)
     rows, new = _of_samplers(found, todo, spec, data, weights, workdir, command, shared)
     title, about = _title(spec), _about(spec, data, new[0]['weights'])
+    about['sample sets'] = ', '.join(dict.fromkeys(record['set'] for record in new))
   if not parallel.is_main():
     return
   records.add(workdir, new)
@@ -247,7 +254,7 @@ def _of_images(found, images, shared):
 
 def _of_samplers(found, todo, spec, data, weights, workdir, command, shared):
   """(rows of the page, records) of samplers and their controls, and of held-out data."""
-  rows, new, weights_hash = [], [], build.tree_hash(weights)
+  rows, new, model = [], [], drawing.Model(spec, data, weights)
   held_out = image_sets.ArraySet(data.test[: spec.evaluate.count], 'held-out data')
   possible = [name for name in found.names if _possible(name, found, len(held_out))]
   if possible and not spec.evaluate.reference:
@@ -263,14 +270,12 @@ def _of_samplers(found, todo, spec, data, weights, workdir, command, shared):
         '',
       )
     )
-  for sampler, control in todo:
-    source = drawing.drawer(
-      drawing.fitting(spec, spec.evaluate.count), data, weights, weights_hash, sampler
-    )
-    sample, first, nfe, seconds = features_of(found, source, sampler, spec, data, workdir, command)
+  for made, control in todo:
+    source, sampler = model.drawer(made, spec.evaluate.count), made.sampler
+    sample, first, nfe, seconds = features_of(found, source, Run(spec, data, workdir, command))
     values = metrics.compare(sample, found.reference, found.names, found.neighbours)
     print(f'{sampler.name:26s} {_line(values)}')
-    report = drawing.format_report(source.report)
+    report = sample_sets.format_report(made.report)
     kind = 'control' if any(sampler.name == other for _, other in todo) else 'sampler'
     rows.append(
       report_page.Row(
@@ -287,7 +292,8 @@ def _of_samplers(found, todo, spec, data, weights, workdir, command, shared):
         nfe=nfe,
         control=control,
         settings=dataclasses.asdict(sampler),
-        weights=weights_hash,
+        weights=model.hash,
+        set=sample_sets.name_of(source),
         seconds=seconds,
         **facts_of(found),
         **shared,
@@ -298,43 +304,37 @@ def _of_samplers(found, todo, spec, data, weights, workdir, command, shared):
 
 
 def features_of(
-  found: Bench,
-  source: drawing.Drawer,
-  sampler: specs.Sampler,
-  spec: specs.Spec,
-  data: base.Data,
-  workdir: str,
-  command: str,
+  found: Bench, source: drawing.Drawer, run: Run
 ) -> tuple[features_lib.Extracted, np.ndarray, int, float]:
   """(Extracted, the first samples, evaluations, seconds) of a sampler; kept in files by range of
   ids, as the samples are if asked for."""
-  e, kept = spec.evaluate, sorted(metrics.kinds(found.names)[0])
-  stored = (
-    drawing.write(spec, data, source, sampler, e.count, workdir, command) if e.store else None
-  )
+  e, kept = run.spec.evaluate, sorted(metrics.kinds(found.names)[0])
+  title, stored = source.made.sampler.name, None
+  if e.store:
+    stored = sample_sets.write(run, source, e.count)
 
   def make(ids, advance):
     part = stored.part(ids) if stored else source.draw(ids, advance)
     blocks = []
     for start in range(0, len(ids), _AT_ONCE):
       blocks.append(found.features.extract(part['x'][start : start + _AT_ONCE]))
-      features_lib.check_finite(blocks[-1], f'samples of {sampler.name}', ids.start + start)
+      features_lib.check_finite(blocks[-1], f'samples of {title}', ids.start + start)
       if stored:
         advance(len(blocks[-1].features))
     return {
-      'first': part['x'][: 16 if data.is_image else 2000],
+      'first': part['x'][: 16 if run.data.is_image else 2000],
       'nfe': part['nfe'],
       'seconds': part['seconds'],
       **{name: np.concatenate([getattr(block, name) for block in blocks]) for name in kept},
     }
 
   where = (
-    os.path.join(workdir, 'features', sampler.name),
+    os.path.join(run.workdir, 'features', found.features.name, sample_sets.name_of(source)),
     f'{source.mark} {found.features.name} {kept}',
     e.count,
-    spec.sample.shard,
+    run.spec.sample.shard,
   )
-  shards.fill(*where, make, f'{"features of" if stored else "sampling"} {sampler.name}')
+  shards.fill(*where, make, f'{"features of" if stored else "sampling"} {title}')
   out = {name: np.empty((e.count, found.features.dimensions[name]), np.float32) for name in kept}
   first, seconds, done = None, 0.0, 0
   for part in shards.read(*where):

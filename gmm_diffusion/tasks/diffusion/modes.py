@@ -1,8 +1,9 @@
 """The modes of the task 'diffusion': training a denoiser, sampling, and comparing samplers."""
 
 from gmm_diffusion import specs
-from gmm_diffusion.data import base, sources
-from gmm_diffusion.engine import build, drawing, loss, released
+from gmm_diffusion.data import sources
+from gmm_diffusion.engine import build, drawing, loss, released, sample_sets
+from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.tasks.diffusion import evaluate
 
@@ -15,30 +16,33 @@ def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
       f'denoiser {spec.denoiser.name!r} is exact and has nothing to train; use --mode=sample or '
       f'evaluate'
     )
-  if mode == 'all':  # find bad settings before the training, not after it
-    evaluate.check(spec, data)
+  # find bad settings before the training, not after it
+  todo = evaluate.check(spec, data) if mode == 'all' else None
   if mode in ('train', 'all') and learns:
     loss.train(spec, data, workdir)
   if mode in ('fetch', 'convert'):
     getattr(released, mode)(spec, data, workdir)
   if mode == 'sample':
-    sample(spec, data, workdir, command)
+    sample(Run(spec, data, workdir, command))
   if mode in ('evaluate', 'all'):
-    evaluate.evaluate(spec, data, workdir, command)
+    evaluate.evaluate(spec, data, workdir, command, todo)
 
 
-def sample(spec: specs.Spec, data: base.Data, workdir: str, command: str) -> None:
+def sample(one: Run) -> None:
   """--mode=sample: the sampler of the config."""
-  drawing.prepare(spec, spec.sampler, data)  # bad settings before anything slow
-  released.ensure(spec, data, workdir)
-  weights = build.weights(spec, data, workdir)
-  source = drawing.drawer(
-    drawing.fitting(spec, spec.sample.count), data, weights, build.tree_hash(weights), spec.sampler
-  )
-  out = drawing.write(spec, data, source, spec.sampler, spec.sample.count, workdir, command)
-  if source.report:
-    print(drawing.format_report(source.report))
+  spec, data, count = one.spec, one.data, one.spec.sample.count
+  sample_sets.check_pictures(one)
+  made = drawing.prepare(spec, spec.sampler, data)  # bad settings before anything slow
+  released.ensure(spec, data, one.workdir)
+  model = drawing.Model(spec, data, build.weights(spec, data, one.workdir))
+  source = model.drawer(made, count)
+  out = sample_sets.write(one, source, count)
+  if made.report:
+    print(sample_sets.format_report(made.report))
   print(
-    f'{spec.sample.count} samples, {out.nfe} network evaluations each, {out.seconds:.1f} s: '
-    f'{out.path}, .png'
+    f'{count} samples, {out.nfe} network evaluations each, {out.seconds:.1f} s: {out.path}, .png'
   )
+  if spec.sample.png:
+    print(f'images: {sample_sets.write_images(one, out, count)}')
+  if spec.sample.gif:
+    print(f'x_0 on the way: {sample_sets.write_gif(model, made, out, count)}')

@@ -24,9 +24,9 @@ class AllTest(absltest.TestCase):
       'provenance.png',
       'locality.png',
       'gumbel/checkpoints',
-      'gumbel/samples/ddim.png',
     ):
       self.assertTrue(os.path.exists(os.path.join(workdir, name)), name)
+    cases.sample_set(os.path.join(workdir, 'gumbel'), 'ddim', '.png')
     with open(os.path.join(workdir, 'results.json'), encoding='utf-8') as file:
       found = {record['metric']: record['value'] for record in json.load(file)}
     self.assertEqual(set(found['agreement']['gumbel']), {'ELS', 'IS'})

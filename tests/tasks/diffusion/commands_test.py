@@ -34,14 +34,12 @@ class AllTest(absltest.TestCase):
       'training.json',
       'report.html',
       'results.json',
-      'samples/ddim.png',
-      'samples/ddim_gmm.npz',
     ):
       self.assertTrue(os.path.exists(os.path.join(workdir, name)), name)
-    with np.load(os.path.join(workdir, 'samples', 'ddim_gmm.npz')) as file:
+    with np.load(cases.sample_set(workdir, 'ddim_gmm')) as file:
       self.assertEqual((file['arr_0'].dtype, file['arr_0'].shape), (np.uint8, (100, 8, 8, 1)))
       np.testing.assert_array_equal(file['arr_1'], np.arange(100) % 10)
-    self.assertEqual(Image.open(os.path.join(workdir, 'samples', 'ddim.png')).mode, 'L')
+    self.assertEqual(Image.open(cases.sample_set(workdir, 'ddim', '.png')).mode, 'L')
 
     found = {(r['sampler'], r.get('metric')): r for r in records(workdir)}
     for sampler in ('ddim', 'ddim_gmm', 'ddim_noise'):  # the control came by itself
@@ -150,7 +148,7 @@ class AllTest(absltest.TestCase):
       '--config.sampler.steps=100',
     )
     self.assertEqual(code, 0, error[-3000:])
-    with np.load(os.path.join(workdir, 'samples', 'ddim.npz')) as file:
+    with np.load(cases.sample_set(workdir, 'ddim')) as file:
       points = file['arr_0']
     self.assertEqual(points.shape, (500, 2))
     # with the exact denoiser the points end on the circle of radius 0.8
@@ -225,15 +223,16 @@ spec = specs.from_config(digits.get_config('runlocal'))
 data = sources.load(spec.data)
 weights = build.weights(spec, data, workdir)
 ids = np.arange(70, dtype=np.uint32)
-bind, kernel, grid, plan, _ = sample.prepare(spec, specs.Sampler(name='ddim_gmm_ortho', steps=4, eta=0.5), data)
+made = sample.prepare(spec, specs.Sampler(name='ddim_gmm_ortho', steps=4, eta=0.5), data)
+steps = sample.Steps(made.grid, made.plan, np.uint32(spec.seed))
 
 def draw(shared, batch):  # as floats, before they are rounded to images
-  arrays, plan = shared
-  return sample.sample_batch(kernel, bind(arrays), grid, plan, spec.seed, batch[0], batch[1], data.shape)[0]
+  arrays, steps = shared
+  return sample.sample_batch(made.kernel, made.bind(arrays), steps, *batch, data.shape)[1].x
 
 samples = {}
 for batch in sys.argv[3:]:
-  samples[batch] = parallel.map_batches(draw, int(batch))(parallel.replicate((weights, plan), local=True), (ids, sample.labels_of(ids, data, '')))
+  samples[batch] = parallel.map_batches(draw, int(batch))(parallel.replicate((weights, steps), local=True), (ids, sample.labels_of(spec, data, ids)))
 np.savez(out, **samples)
 """
 

@@ -1,6 +1,7 @@
 """--mode=evaluate on stored images: nothing is sampled and no checkpoint is needed; what does not
 fit is refused before that."""
 
+import glob
 import json
 import os
 from unittest import mock
@@ -12,7 +13,7 @@ from PIL import Image
 from configs import digits
 from gmm_diffusion import metrics, specs, tasks
 from gmm_diffusion.data import base, sources
-from gmm_diffusion.engine import drawing
+from gmm_diffusion.engine import sample_sets
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.metrics import features as features_lib
 
@@ -50,7 +51,7 @@ class ImagesTest(parameterized.TestCase):
     np.savez(self.npz, LOOK, DATA.test_labels)
 
   def test_folder_and_npz(self):
-    with mock.patch.object(drawing, 'write', side_effect=AssertionError('sampled')):
+    with mock.patch.object(sample_sets, 'write', side_effect=AssertionError('sampled')):
       for path in (self.pngs, self.npz):
         evaluate(self.workdir, images=path)
     found = records(self.workdir)
@@ -188,16 +189,13 @@ class SamplersTest(absltest.TestCase):
       tasks.run('evaluate', workdir, config, 'command')
       found[store] = {key: record['value'] for key, record in records(workdir).items()}
       self.assertEqual(os.path.exists(os.path.join(workdir, 'samples')), store)
-      parts = sorted(
-        name
-        for name in os.listdir(os.path.join(workdir, 'features', 'ddim'))
-        if name.endswith('.npz')
-      )
+      (folder,) = glob.glob(os.path.join(workdir, 'features', '*', 'ddim-3-*'))
+      parts = sorted(name for name in os.listdir(folder) if name.endswith('.npz'))
       self.assertEqual(
         parts, ['00000000-00000024.npz', '00000025-00000049.npz', '00000050-00000059.npz']
       )
       # what is there is not extracted again, but for a part that was lost
-      os.remove(os.path.join(workdir, 'features', 'ddim', parts[1]))
+      os.remove(os.path.join(folder, parts[1]))
       load = features_lib.load
       extracted = []
 
