@@ -183,7 +183,7 @@ class TrainingTest(absltest.TestCase):
         with open(os.path.join(folder, name), 'r+b') as file:
           file.truncate(os.path.getsize(file.name) // 2)
     with self.assertRaisesRegex(
-      UserError, "cannot read 'net' of checkpoint .*it is damaged or belongs to other software"
+      UserError, "cannot read 'net' of checkpoint .*is not as it was written; it is damaged"
     ) as caught:
       tasks.run('sample', workdir, settings(), 'test')
     self.assertNotIn('\n', str(caught.exception))

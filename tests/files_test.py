@@ -1,6 +1,8 @@
 """Files are whole or absent; records replace their own kind."""
 
+import contextlib
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -197,6 +199,23 @@ class KeptTest(parameterized.TestCase):
     with open(path, 'wb') as file:
       file.write(changed)
     self.assertEqual([self.get('mark', kind), self.get('mark', kind)], [2, 2])
+
+  def test_no_byte_that_changes_is_a_traceback(self):
+    path = os.path.join(self.folder, 'a.npz')
+    files.save(path, 'mark', {'x': np.arange(3)})
+    self.assertTrue(files.is_whole(path))
+    with open(path, 'rb') as file:
+      content = file.read()
+    found = set()
+    for i in range(len(content)):
+      with open(path, 'wb') as file:
+        file.write(content[:i] + bytes([content[i] ^ 16]) + content[i + 1 :])
+      with contextlib.redirect_stdout(io.StringIO()):
+        loaded = files.load(path, 'mark')
+      if loaded is not None and 'x' in loaded:
+        np.testing.assert_array_equal(loaded['x'], np.arange(3))
+      found.add((files.is_whole(path), loaded is not None))
+    self.assertContainsSubset({(False, False), (True, True)}, found)
 
   def test_a_failure_leaves_nothing(self):
     path = os.path.join(self.folder, 'a.npz')

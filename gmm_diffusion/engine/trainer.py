@@ -122,7 +122,12 @@ def _started(store, fresh, about, workdir) -> tuple[State, list[dict[str, float]
 
 
 def _is_curve(rows):
-  return all(isinstance(row, dict) and {'step', 'loss'} <= set(row) for row in rows)
+  return all(
+    isinstance(row, dict)
+    and isinstance(row.get('step'), int)
+    and isinstance(row.get('loss'), int | float)
+    for row in rows
+  )
 
 
 def _mean(losses, done, spec, store) -> float:

@@ -10,9 +10,10 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from configs import digits
-from gmm_diffusion import parallel, specs, tasks
+from gmm_diffusion import files, parallel, specs, tasks
 from gmm_diffusion.data import base, sources
 from gmm_diffusion.engine import build, loss, trainer
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import schedules
 
 T = 100
@@ -110,6 +111,16 @@ def fit(workdir, steps=4):
 
 
 class FitTest(absltest.TestCase):
+  def test_a_curve_that_is_none(self):
+    workdir = self.create_tempdir().full_path
+    fit(workdir)
+    for text in ('{}', '[3]', '[{"step": "2", "loss": 1}]', '[{"step": 2, "loss": null}]', '['):
+      files.write_text(os.path.join(workdir, 'training.json'), text)
+      with self.assertRaisesRegex(UserError, 'training.json.*; remove the file to start it anew'):
+        fit(workdir, steps=6)
+    os.remove(os.path.join(workdir, 'training.json'))
+    fit(workdir, steps=6)
+
   def test_only_the_first_host_writes_what_hosts_share(self):
     first, other = self.create_tempdir().full_path, self.create_tempdir().full_path
     fit(first)
