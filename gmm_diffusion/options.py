@@ -32,7 +32,7 @@ def kind_of(cls: type, name: str) -> Any:
   return kind
 
 
-def leaves(cls: type, path: str = '') -> Iterator[tuple[str, Any, dataclasses.Field]]:
+def leaves(cls: Any, path: str = '') -> Iterator[tuple[str, Any, dataclasses.Field]]:
   """(dotted key, type, field) of every setting in a dataclass and in those that it holds."""
   for field in dataclasses.fields(cls):
     kind = kind_of(cls, field.name)

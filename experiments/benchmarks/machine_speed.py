@@ -1,16 +1,15 @@
 """Cost of the ELS machine: our forms against the bare matrix products of its distances, and against
 the formula as published.
 
-Per query and noise level a batch of 8 queries meets all k x k patches of 5,000 images of 32 x 32 x
-3. Timed on --measured images and scaled, the cost being linear in them; ratios are of the fastest
-of --repeats runs within one process, and beside them those of processor time, which other work on
-the machine disturbs less.
+Per query and noise level a batch of 8 queries meets all k x k patches of 5,000 images of 32 x 32 x 3.
+Timed on --measured images and scaled, the cost being linear in them; ratios are of the fastest of
+--repeats runs within one process, and beside them those of processor time, which other work on the
+machine disturbs less.
 
   bare     the matrix products of unrolled patches alone, each block's result dropped
   forms    the whole machine with each form of maths/patches.py; 'chosen' is what it takes by itself
   direct   the public code's formula, here only and on --direct images with one query: differences
-  of all pairs of patches,
-           squared and summed, one operation at a time as that code runs
+           of all pairs of patches, squared and summed, one operation at a time as that code runs
   fused    the same formula, compiled, so that the differences are never stored
 
   python -m experiments.benchmarks.machine_speed

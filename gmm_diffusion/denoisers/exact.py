@@ -27,7 +27,7 @@ def gaussian(mean: Array, variance: Array) -> Denoiser:
 
 
 def mixture(
-  means: Array, variances: Array, log_priors: Array | None = None, block: int = 1024
+  means: Array, variances: Array | float, log_priors: Array | None = None, block: int = 1024
 ) -> Denoiser:
   """Equation (2) at one time for the whole batch.
 

@@ -7,18 +7,16 @@ what the weights W see:
   (2) ES          the same over all translates of the images, around the edges
   (3) LS          for each pixel the k x k patch about it, at the same place of phi'
   (4) ELS         for each pixel the k x k patch about it, at any place of phi'; the value is the
-      patch's centre
+                  centre of the patch
   (5) bbELS       as (4), but only places whose patch overhangs the edges in the same way
-  (6) consistent  as (5) (as (4) around the edges), and all that a pixel sees is in one and the same
-      phi':
-                  W(phi', x') prop. to N(patch_x | a patch'_x', b^2) prod_{y in A} sum_y' N(patch_y
-                  | a patch'_y', b^2)
+  (6) consistent  as (5) (as (4) around the edges), and all that a pixel sees is in one and the
+                  same phi': W(phi', x') is proportional to
+                  N(patch_x | a patch'_x', b^2) prod_{y in A} sum_y' N(patch_y | a patch'_y', b^2)
 
 (6) is our extension for networks with attention: A are the attended patches, a tiling of the image
-    by default; with
-A empty it is (5) with zero padding and (4) with circular padding. The published code of (4) pads
-the query around the edges but takes training patches from the interior only; here that is
-padding='circular', places='interior'.
+by default; with A empty it is (5) with zero padding and (4) with circular padding. The published
+code of (4) pads the query around the edges but takes training patches from the interior only; here
+that is padding='circular', places='interior'.
 
 Training images come in blocks with a streaming log-sum-exp, one query at a time: memory is that of
 a block.
@@ -229,14 +227,14 @@ def boundary_broken(shape: tuple[int, int, int], size: int) -> Parts:
       .set(jnp.swapaxes(out[3], 0, 1))
     )
 
-  parts = (Part((h, w), C, h * w, (h * w) ** 2, inner),)
+  parts = [Part((h, w), C, h * w, (h * w) ** 2, inner)]
   if r:
-    parts += (
+    parts += [
       Part((2 * r, 2 * r), C, 1, H * W * (C + 1), corners),
       Part((2 * r, w), C, w, 2 * r * W**2, sides(near[0], inside[1])),
       Part((2 * r, h), C, h, 2 * r * H**2, transposed),
-    )
-  return Parts(parts, join)
+    ]
+  return Parts(tuple(parts), join)
 
 
 def tiling(shape: tuple[int, int, int], size: int) -> np.ndarray:

@@ -4,24 +4,22 @@ Unit j has key zeta_j, value mu_j, precisions alpha_j (queries) and beta_j (valu
 for query i:
 
   (1) p_i(q, v)  = sum_j pi_ij N(q; zeta_j, I / alpha_j) N(v; mu_j, I / beta_j)
-  (2) w_ij       = softmax_j log [ pi_ij N(q_i; ...) N(v_i; ...)^h_i ]           E-step; h_i: v_i is
-      held
-  (3) v_i        = sum_j w_ij beta_j mu_j / sum_j w_ij beta_j                    value MAP
-  (4) zeta_j     = (theta_z zeta_j^0 + alpha_j sum_i w_ij q_i) / (theta_z + alpha_j sum_i w_ij)
-      key adaptation
-  (5) mu_j       = (theta_m mu_j^0 + beta_j sum_i w_ij h_i v_i) / (theta_m + beta_j sum_i w_ij h_i)
-      value propagation
-  (6) objective  = sum_i log p_i - theta_z/2 |zeta - zeta^0|^2 - theta_m/2 |mu - mu^0|^2
-      never falls
-  (7) positions  : factors N(q_i; r^q_ij, I / alpha_j) N(zeta_j; r^k_ji, I / alpha_j); (4) then also
-      averages r^k
+  (2) w_ij       = softmax_j log [ pi_ij N(q_i; ...) N(v_i; ...)^h_i ]      E-step; h_i: v_i is held
+  (3) v_i        = sum_j w_ij beta_j mu_j / sum_j w_ij beta_j               value MAP
+  (4) zeta_j     = (theta_z zeta_j^0 + alpha_j sum_i w_ij q_i)              key adaptation
+                   / (theta_z + alpha_j sum_i w_ij)
+  (5) mu_j       = (theta_m mu_j^0 + beta_j sum_i w_ij h_i v_i)             value propagation
+                   / (theta_m + beta_j sum_i w_ij h_i)
+  (6) objective  = sum_i log p_i - theta_z/2 |zeta - zeta^0|^2              never falls
+                   - theta_m/2 |mu - mu^0|^2
+  (7) positions  : factors N(q_i; r^q_ij, I / alpha_j) N(zeta_j; r^k_ji, I / alpha_j);
+                   (4) then also averages r^k
   (8) magnitudes : log pi_ij = alpha_j/2 (|zeta_j|^2 + |r^q_ij|^2 + |zeta_j|^2 + |r^k_ji|^2), as far
-      as the factors are there
+                   as the factors are there
 
 With alpha = 1 / sqrt(C), beta = 0 and (8), (3) is dot-product attention, and with (7) relative
-attention. The priors of
-(4) and (5) stay at the keys and values that came in, and so do the magnitudes (8): otherwise (6)
-    could fall. All functions are for one head of one item; `jax.vmap`
+attention. The priors of (4) and (5) stay at the keys and values that came in, and so do the
+magnitudes (8): otherwise (6) could fall. All functions are for one head of one item; `jax.vmap`
 over the rest. Weights are computed in blocks (mixtures.py), so memory is linear in the numbers of
 tokens and units.
 """

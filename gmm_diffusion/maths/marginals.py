@@ -80,14 +80,14 @@ def target(kind: str, x0: Array, eps: Array, time: Time) -> Array:
   }[kind]()
 
 
-def posterior_std(grid: StepGrid, eta: float) -> np.ndarray:
+def posterior_std(grid: StepGrid, eta: float) -> Array:
   """Equation (6), shape [N], float64. eta = 1 is the DDPM posterior deviation."""
   ratio = grid.a_t / grid.a_s
   inner = grid.b_t**2 - ratio**2 * grid.b_s**2
   return eta * grid.b_s / grid.b_t * np.sqrt(np.maximum(inner, 0.0))
 
 
-def flow_std(grid: StepGrid, eta: float) -> np.ndarray:
+def flow_std(grid: StepGrid, eta: float) -> Array:
   """Equation (7), shape [N], float64, at most b_s."""
   return eta * grid.b_s
 

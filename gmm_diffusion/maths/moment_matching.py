@@ -10,14 +10,13 @@ Given a mean mu, a deviation tau and K components with priors pi, the kernel is
 Offsets are kept at unit scale: delta_k = scale u_k. What is subtracted from tau^2 I is, in
 each covariance handling, scale^2 r_kj along m orthogonal directions and nothing elsewhere:
 
-  handling     form  directions                          r_kj
-  diagonal     A     the D coordinates                   u_kj^2
-  diagonal     B     the D coordinates                   sum_l pi_l u_lj^2 / (K pi_k)
-  vub          B     the first K coordinates             pi_(j) / (K pi_k), pi sorted   [GMM eq. 12,
-  34]
-  exact        A     u_k / |u_k|                         |u_k|^2
-  exact        B     eigenvectors q_j of sum_l           eigenvalue g_j / (K pi_k)
-                     pi_l u_l u_l^T
+  handling  form  directions                 r_kj
+  diagonal  A     the D coordinates          u_kj^2
+  diagonal  B     the D coordinates          sum_l pi_l u_lj^2 / (K pi_k)
+  vub       B     the first K coordinates    pi_(j) / (K pi_k), pi sorted    [GMM eq. 12, 34]
+  exact     A     u_k / |u_k|                |u_k|^2
+  exact     B     eigenvectors q_j of        eigenvalue g_j / (K pi_k)
+                  sum_l pi_l u_l u_l^T
 
 so that (3) the kernel exists while scale <= tau / sqrt(max r_kj), and the deviation along a
 direction is (4) sqrt(max(tau^2 - scale^2 r_kj, 0)), where the maximum clips what is infeasible.
@@ -194,9 +193,12 @@ def _summarise(mixture, form, covariance):
 
 def summarise(mixture: Mixture, form: str, covariance: str) -> Summary:
   """Summary of a mixture; one component at a time, memory O(D + K^2)."""
-  most, mean, gram, diagonal = map(np.float64, _summarise(mixture, form, covariance))
-  most = float(most.max())
-  return Summary(most**-0.5 if most > 0 else np.inf, float(mean), np.diagonal(gram), gram, diagonal)
+  removed_most, mean, gram, diagonal = (
+    np.asarray(part, np.float64) for part in _summarise(mixture, form, covariance)
+  )
+  most = float(removed_most.max())
+  largest = most**-0.5 if most > 0 else np.inf
+  return Summary(largest, float(mean), np.diagonal(gram), gram, diagonal)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -227,8 +229,8 @@ def residual(
   R = scale^2 sum_k pi_k u_k u_k^T minus `removed_variance` along its directions; zero where the
   moments match.
   """
-  taken = np.float64(removed_variance(mixture, form, covariance, tau, scale))
-  priors = np.float64(mixture.priors)
+  taken = np.asarray(removed_variance(mixture, form, covariance, tau, scale), np.float64)
+  priors = np.asarray(mixture.priors, np.float64)
   trace = scale**2 * priors @ summary.squares - taken.sum()
   if form == 'B' and covariance == 'exact':  # both parts are diagonal in the eigenbasis
     return float(np.linalg.norm(scale**2 * np.float64(mixture.base) - taken)), float(trace)

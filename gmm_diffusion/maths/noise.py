@@ -22,7 +22,7 @@ class StepNoise(NamedTuple):
   uniform: Array
 
 
-def sample_keys(seed: Array, ids: Array) -> Key:
+def sample_keys(seed: Array | int, ids: Array) -> Key:
   """One key per sample: ids are integers of shape [B]."""
   return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(ids, jnp.uint32))
 
@@ -32,7 +32,7 @@ def initial(keys: Key, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
   return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), shape, dtype))(keys)
 
 
-def at_step(keys: Key, step: Array, shape: tuple[int, ...], dtype=jnp.float32) -> StepNoise:
+def at_step(keys: Key, step: Array | int, shape: tuple[int, ...], dtype=jnp.float32) -> StepNoise:
   """The noise of step 0, 1, ... of a trajectory, for samples of the given shape."""
 
   def one(key):

@@ -4,15 +4,13 @@ With windows w_p(x) at place p,
 
   (1) d(p, p') = |w_p(x) - w_p'(u)|^2 = sum over a window of |x(p + e) - u(p' + e)|^2
 
-Three forms of (1), equal but for rounding; C channels, per pair of windows:
+Three forms of (1), equal but for rounding; C channels, operations per pair of windows:
 
-  patches  one matrix product of unrolled windows            2 (k^2 C + 2) operations
-  strips   matrix product of k x 1 strips, box sums          2 (k C + 2) operations, and log2(k)
-  additions
+  patches  one matrix product of unrolled windows       2 (k^2 C + 2)
+  strips   matrix product of k x 1 strips, box sums     2 (k C + 2), and log2(k) additions
            along the columns
-  boxes    matrix product of pixels, box sums along rows     2 (C + 2) operations, and 2 log2(k)
-  additions: an
-           and columns                                       integral image for every displacement
+  boxes    matrix product of pixels, box sums along     2 (C + 2), and 2 log2(k) additions:
+           rows and columns                             an integral image for every displacement
 
 The products give whole squared distances: of vectors (-2 u, |u|^2, 1) and (x, 1, |x|^2). Box sums
 are made by doubling (windows of 1, 2, 4, ...), so nothing is subtracted and rounding stays that of
@@ -94,13 +92,13 @@ def box(values: Array, size: int, axes: tuple[int, ...]) -> Array:
       array = jax.lax.slice_in_dim(array, offset, offset + n, axis=axis)
     return array
 
-  out, doubled, width, offset = None, values, 1, 0
+  parts, doubled, width, offset = [], values, 1, 0
   while True:
     if size & width:
-      part = at(doubled, offset, lengths)
-      out, offset = part if out is None else out + part, offset + width
+      parts.append(at(doubled, offset, lengths))
+      offset += width
     if 2 * width > size:
-      return out
+      return sum(parts[1:], parts[0])
     shorter = [doubled.shape[axis] - width for axis in axes]
     doubled, width = at(doubled, 0, shorter) + at(doubled, width, shorter), 2 * width
 

@@ -68,7 +68,7 @@ def bootstrap(
   draws = [
     statistic(random.multinomial(n, np.full(n, 1 / n)).astype(np.float64)) for _ in range(resamples)
   ]
-  return within(statistic(np.ones(n)), np.std(draws, ddof=1))
+  return within(statistic(np.ones(n)), float(np.std(draws, ddof=1)))
 
 
 def blocks(n: int, size: int) -> list[slice]:

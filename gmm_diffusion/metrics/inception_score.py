@@ -32,7 +32,7 @@ def inception_score(logits: np.ndarray) -> Estimate:
   log_marginal = np.log(np.maximum(marginal, 1e-300))
   for rows in blocks(N, _BLOCK):
     cross[rows] = np.exp(_log_softmax(logits[rows])) @ log_marginal
-  score = np.exp(np.mean(negative_entropy) - marginal @ log_marginal)
+  score = float(np.exp(np.mean(negative_entropy) - marginal @ log_marginal))
   return jackknife(score, score * (negative_entropy - cross))
 
 

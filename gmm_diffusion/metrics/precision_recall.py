@@ -85,6 +85,6 @@ def improved_precision_recall(
       last[rows] = np.where(cover.any(1), columns.start + cover.argmax(1), last[rows])
   alone = np.bincount(last[covers == 1], minlength=len(x))
   return (
-    jackknife(on_reference.mean(), on_reference.astype(float)),
-    jackknife(np.mean(covers > 0), (len(x) - 1) * alone / len(y)),
+    jackknife(float(on_reference.mean()), on_reference.astype(float)),
+    jackknife(float(np.mean(covers > 0)), (len(x) - 1) * alone / len(y)),
   )

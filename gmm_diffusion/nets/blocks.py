@@ -71,7 +71,7 @@ class ResBlock(nn.Module):
   def __call__(self, x: Array, emb: Array | None = None, train: bool = False) -> Array:
     conv = lambda name, **kw: nn.Conv(self.channels, (3, 3), dtype=self.dtype, name=name, **kw)
     resample = {'': lambda y: y, 'down': downsample, 'up': upsample}[self.resample]
-    h = nn.silu(GroupNorm(self.dtype, self.eps, name='in_layers.0')(x))
+    h: Array = nn.silu(GroupNorm(self.dtype, self.eps, name='in_layers.0')(x))
     h, x = resample(h), resample(x)
     h = conv('in_layers.2')(h)
     norm = GroupNorm(self.dtype, self.eps, name='out_layers.0')

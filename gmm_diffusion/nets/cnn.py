@@ -1,15 +1,16 @@
 """The plain residual CNN of [ELS], and the same with a final self-attention layer [OC].
 
-3 x 3 convolutions, no normalisation, no change of resolution: an output pixel sees 2 (blocks + 2) +
-1 pixels of a side, and with circular padding a moved input has a moved output. The final layer is
-one of
+3 x 3 convolutions, no normalisation, no change of resolution: an output pixel sees
+2 (blocks + 2) + 1 pixels of a side, and with circular padding a moved input has a moved output. The
+final layer is one of
 
   none      a pointwise network, as wide as the others have parameters
   softmax   self-attention over all pixels, w = softmax(q k / sqrt(C))
   top1      each pixel attends to its best pixel; while training the gradient is that of softmax
-  (straight through)
+            (straight through)
   gumbel    w = softmax((q k / sqrt(C) + g) / T) with Gumbel noise g while training, T falling; then
-  as top1 identity  each pixel attends to itself
+            as top1
+  identity  each pixel attends to itself
 
 and all five have the same number of parameters (identity does not use those of its queries and
 keys). Attention has no positions: what it adds is agreement by content.
@@ -63,7 +64,7 @@ class Final(nn.Module):
       if self.kind == 'gumbel' and train:
         noise = jax.random.gumbel(self.make_rng('dropout'), logits.shape, logits.dtype)
         start, end = self.temperature
-        weights = nn.softmax((logits + noise) / (start * (end / start) ** progress))
+        weights: Array = nn.softmax((logits + noise) / (start * (end / start) ** progress))
       else:
         weights = nn.softmax(logits)
         weights = weights if self.kind == 'softmax' else hard(weights, train)

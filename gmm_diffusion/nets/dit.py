@@ -1,5 +1,6 @@
 """DiT, the diffusion transformer with adaLN-Zero blocks [DiT section 3], channels last."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -28,7 +29,7 @@ class Modulation(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, emb: Array) -> list[Array]:
+  def __call__(self, emb: Array) -> Sequence[Array]:
     out = nn.Dense(self.parts * self.dim, dtype=self.dtype, kernel_init=zero_init, name='1')(
       nn.silu(emb)
     )

@@ -1,6 +1,7 @@
 """Samplers by name. To add one: one file, one line in SAMPLERS, one test file."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from gmm_diffusion.errors import UserError
@@ -18,7 +19,7 @@ from gmm_diffusion.samplers import (
 )
 from gmm_diffusion.samplers.base import Kernel
 
-SAMPLERS = {
+SAMPLERS: dict[str, Callable[..., Kernel]] = {
   'ddpm': gaussian.ddpm,
   'ddim': gaussian.ddim,
   'ddim_gmm': mixture.ddim_gmm,

@@ -1,9 +1,7 @@
-"""DPM-Solver++ multistep, arXiv 2211.01095, in the form of samplers/multistep.py with f = x_0 and u
-= lambda.
+"""DPM-Solver++ multistep, arXiv 2211.01095: samplers/multistep.py with f = x_0 and u = lambda.
 
-  (1) order 2   m_1 = gain / 2                                     ["2M", algorithm 2; also its SDE
-      form]
-  (2) order 3   m_1 as (3) of multistep.py, and half of its m_2    ["3M", the authors' code]
+  (1) order 2   m_1 = gain / 2                                   "2M", algorithm 2; its SDE form
+  (2) order 3   m_1 as (3) of multistep.py, half of its m_2      "3M", the authors' code
   (3) gain = a_s - a_t sqrt(b_s^2 - tau^2) / b_t, which is a_s (1 - e^{-h}) for the ODE (tau = 0)
       and a_s (1 - e^{-2h}) for the SDE, whose tau is the DDPM posterior deviation
 

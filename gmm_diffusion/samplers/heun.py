@@ -1,19 +1,17 @@
 """Heun's method, arXiv 2206.00364 algorithms 1 and 2, for every schedule.
 
 The probability-flow ODE is dx = x_0 da + eps db. Its trapezoidal rule, with the prediction' at the
-end of a DDIM step, is
+end x^ = a_s x_0 + b_s eps of a DDIM step, which is also a_s x_0' + b_s eps', is
 
-  (1) x_s = x^ + (a_s - a_t) (x_0' - x_0) / 2 + (b_s - b_t) (eps' - eps) / 2,  x^ = a_s x_0 + b_s
-      eps
-  (2)     = x^ + (a_t b_s / a_s - b_t) (eps' - eps) / 2                        as x^ = a_s x_0' +
-      b_s eps' too
+  (1) x_s = x^ + (a_s - a_t) (x_0' - x_0) / 2 + (b_s - b_t) (eps' - eps) / 2
+  (2)     = x^ + (a_t b_s / a_s - b_t) (eps' - eps) / 2
 
 For a = 1 this is the source's method, for the rectified flow Heun's method in t; it is finite at
 pure noise, where b / a is not. A step that ends at b_s = 0 is the Euler (DDIM) step alone, so N
 steps cost 2N - 1 evaluations there.
 
-  (3) churn: first raise sigma = b / a by gamma, x~ = (a~ / a) x + a~ S_noise sqrt(sigma~^2 -
-      sigma^2) z
+  (3) churn: first raise sigma = b / a by gamma,
+      x~ = (a~ / a) x + a~ S_noise sqrt(sigma~^2 - sigma^2) z
 """
 
 from typing import NamedTuple

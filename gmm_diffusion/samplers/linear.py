@@ -161,7 +161,8 @@ def _probed(kernel, grid, plan, scale) -> tuple[np.ndarray, list[tuple[float, fl
   most = 2 * steps  # room for the calls
   size = 1 + 2 * most
   unit = lambda i: jnp.zeros((1, size)).at[0, i].set(scale)
-  asked, times = [], []
+  asked: list[np.ndarray] = []
+  times: list[tuple[float, float, float]] = []
 
   def denoise(x, time, when=True):
     if not bool(when):

@@ -33,7 +33,7 @@ def run(
   grid: StepGrid,
   plan: Plan,
   x: Array,
-  noise: Callable[[Array], StepNoise],
+  noise: Callable[[Array], StepNoise | None],
   cond: Any = None,
   keep: str = 'last',
 ) -> Result:

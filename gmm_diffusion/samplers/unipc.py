@@ -1,14 +1,14 @@
 """UniPC, arXiv 2302.04867, in the form of samplers/multistep.py with f = x_0 and u = lambda.
 
-  (1) predictor  x_s   = d_n + sum_{j=1}^{p-1} w_j (f_{n-j} - f_n),  d_n = DDIM step from the
-      corrected x_n^c with f_n
+  (1) predictor  x_s   = d_n + sum_{j=1}^{p-1} w_j (f_{n-j} - f_n)
   (2) corrector  x_n^c = d_{n-1} + c_0 (f_n - f_{n-1}) + sum_{j=1}^{p-1} c_j (f_{n-1-j} - f_{n-1})
 
-where f_n is the prediction at the predicted x_n: the corrector costs no evaluation, and the last
-step has none. Weights solve (2) of multistep.py with the exact moments (3); r = 1 for f_n in the
-corrector. So B(h) of the paper acts only where the authors put rho = 1/2 instead of solving, which
-is m_1 = a_s B / 2: in the predictor of order 2 and the corrector of order 1. B = h is "bh1", B = 1
-- e^{-h} is "bh2". Both stay finite: no polynomial reaches an infinite lambda.
+where d_n is the DDIM step from the corrected x_n^c with f_n, and f_n the prediction at the
+predicted x_n: the corrector costs no evaluation, and the last step has none. Weights solve (2) of
+multistep.py with the exact moments (3); r = 1 for f_n in the corrector. So B(h) of the paper acts
+only where the authors put rho = 1/2 instead of solving, which is m_1 = a_s B / 2: in the predictor
+of order 2 and the corrector of order 1. B = h is "bh1", B = 1 - e^{-h} is "bh2". Both stay finite:
+no polynomial reaches an infinite lambda.
 """
 
 from typing import NamedTuple
