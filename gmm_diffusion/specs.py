@@ -23,7 +23,7 @@ class Data:
 
   name: str = option(
     'digits',
-    "digits, toy, crafted: built in; tfds: 'dataset' in 'path'; none: no items, for released models",
+    "digits, toy, crafted: built in; tfds: 'dataset' in 'path'; none: released models",
     ('digits', 'toy', 'tfds', 'crafted', 'none'),
   )
   dataset: str = option('', 'name for tfds, such as mnist; imagenet names the classes of none')
@@ -161,6 +161,9 @@ class Denoiser:
   name: str = option('network', 'a name in denoisers.NAMES: network, or one that is exact')
   prediction: str = option('eps', 'what the network outputs, a name in maths.marginals.PREDICTIONS')
   clip: bool = option(True, 'clip x_0 to [-1, 1]')
+  size: int | None = option(None, 'score machines: side of the patches, odd', '[1, 16383]')
+  padding: str | None = option(None, 'LS, ELS, consistent: beyond the edges', ('zero', 'circular'))
+  places: str | None = option(None, 'ELS: where patches come from', ('', 'interior', 'all'))
   guidance: float = option(1.0, 'classifier-free scale; 1 is the conditional model', '[0, 1e6]')
   guidance_interval: tuple[float, ...] = option(
     (), '(low, high) in b_t / a_t, where to guide; () is everywhere', '[0, 1e30]'
@@ -214,7 +217,7 @@ class Sampler:
   last_step: str | None = option(
     None, 'mixture: what ends at clean data: mean, or as in the source'
   )
-  order: int | None = option(None, 'multistep samplers: 1 to 3 (deis, ipndm: 4)')
+  order: int | None = option(None, 'multistep samplers: 1 to 3 (deis, ipndm: 4)', '[1, 4]')
   solver: str | None = option(None, 'dpmpp: published or exact')
   lower_final: str | None = option(None, 'dpmpp, unipc: source, always or never')
   bh: str | None = option(None, 'unipc: bh1 or bh2')
@@ -322,6 +325,9 @@ class Spec:
   def __post_init__(self):
     options.check(self)
     net, wanted, interval = self.net, self.segmentation, self.denoiser.guidance_interval
+    for name in ('net', 'autoencoder', 'classifier'):
+      if getattr(self, name).multipliers == ():
+        raise UserError(f'{name}.multipliers must have at least one entry, got ()')
     if net.attention_kind == 'em' and (net.name != 'unet' or net.context_dim or net.weights.format):
       raise UserError(
         "net.attention_kind 'em' needs a U-Net trained here, without a context; use 'dot'"

@@ -21,10 +21,10 @@ from gmm_diffusion import specs
 from gmm_diffusion.checkpoints import importers
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.data import base
-from gmm_diffusion.denoisers import exact, guidance
+from gmm_diffusion.denoisers import EXACT, NAMES, NETWORK, guidance
 from gmm_diffusion.denoisers.network import network
 from gmm_diffusion.errors import UserError
-from gmm_diffusion.maths import schedules
+from gmm_diffusion.maths import marginals, schedules
 from gmm_diffusion.nets import NETS
 from gmm_diffusion.nets.autoencoder import Autoencoder
 from gmm_diffusion.nets.unet import Classifier
@@ -36,11 +36,16 @@ _FREE = ('dtype', 'dropout', 'weights', 'batch')
 
 
 def schedule(spec: specs.Schedule) -> schedules.Schedule:
-  """The schedule that a spec names, with the numbers it takes."""
+  """The schedule that a spec names."""
+  options = schedule_options(spec)
+  return schedules.SCHEDULES[spec.name](**options)
+
+
+def schedule_options(spec: specs.Schedule) -> dict[str, Any]:
+  """The options of the schedule that a spec names, with their values."""
   if spec.name not in schedules.SCHEDULES:
     raise UserError(f'unknown schedule {spec.name!r}; valid: {", ".join(schedules.SCHEDULES)}')
-  make = schedules.SCHEDULES[spec.name]
-  return make(**taken(make, spec))
+  return taken(schedules.SCHEDULES[spec.name], spec)
 
 
 def taken(make: Callable[..., Any], section: Any) -> dict[str, Any]:
@@ -101,6 +106,11 @@ def net(spec: specs.Spec, data: base.Data) -> Any:
       f'empirical'
     )
   net_options(spec.net)
+  if spec.denoiser.prediction not in marginals.PREDICTIONS:
+    raise UserError(
+      f'unknown denoiser.prediction {spec.denoiser.prediction!r}; valid: '
+      f'{", ".join(marginals.PREDICTIONS)}'
+    )
   if spec.net.context_dim and not label_count(spec, data):
     raise UserError(
       f'net.context_dim {spec.net.context_dim} needs labels to make the context from; set it to 0, '
@@ -211,10 +221,7 @@ def about(spec: specs.Spec, data: base.Data) -> dict[str, Any]:
       **{name: getattr(spec.net, name) for name in ('name', 'labels', 'learn_sigma')},
       **{name: v for name, v in net_options(spec.net).items() if name not in _FREE},
     },
-    'schedule': {
-      'name': spec.schedule.name,
-      **taken(schedules.SCHEDULES[spec.schedule.name], spec.schedule),
-    },
+    'schedule': {'name': spec.schedule.name, **schedule_options(spec.schedule)},
     'prediction': spec.denoiser.prediction,
     'shape': list(data.shape),
     'classes': data.classes,
@@ -239,15 +246,8 @@ def about(spec: specs.Spec, data: base.Data) -> dict[str, Any]:
 
 def weights(spec: specs.Spec, data: base.Data, workdir: str) -> Any:
   """The arrays a denoiser needs: a checkpoint's, or the data themselves for exact denoisers."""
-  if spec.denoiser.name == 'mixture':
-    return data.mixture
-  if spec.denoiser.name == 'empirical':
-    if not len(data.train):
-      raise UserError(
-        f"denoiser 'empirical' needs data, but data {spec.data.name!r} has no items; valid here: "
-        f'network'
-      )
-    return base.to_model(data.train)
+  if spec.denoiser.name in EXACT:
+    return exact_data(spec, data)
   if spec.net.weights.format == RANDOM:
     print('the weights are random: images will be noise', flush=True)
     return random_weights(template(spec, data), spec.seed)
@@ -263,6 +263,34 @@ def weights(spec: specs.Spec, data: base.Data, workdir: str) -> Any:
   return out
 
 
+def denoisers_for(data: base.Data) -> list[str]:
+  """Names of the denoisers that data have what they need for."""
+  has = {
+    'mixture': data.mixture is not None,
+    'items': len(data.train) > 0,
+    'images': len(data.train) > 0 and data.is_image,
+  }
+  return [NETWORK] * data.is_image + [name for name, one in EXACT.items() if has[one.data]]
+
+
+def exact_data(spec: specs.Spec, data: base.Data) -> Any:
+  """What an exact denoiser is made of; raises UserError where the data do not have it."""
+  name = spec.denoiser.name
+  if name not in denoisers_for(data):
+    lacks = {'mixture': 'known mixture', 'items': 'items', 'images': 'images'}[EXACT[name].data]
+    raise UserError(
+      f'data {spec.data.name!r} has no {lacks}, which denoiser {name!r} needs; valid denoisers '
+      f'here: {", ".join(denoisers_for(data))}'
+    )
+  return data.mixture if EXACT[name].data == 'mixture' else base.to_model(data.train)
+
+
+def exact_denoiser(spec: specs.Denoiser, arrays: Any) -> Denoiser:
+  """The exact denoiser that a spec names, with the options that were set."""
+  chosen = {key: getattr(spec, key) for key in EXACT[spec.name].options}
+  return EXACT[spec.name].make(arrays, **{k: v for k, v in chosen.items() if v is not None})
+
+
 def check_about(store: Store, spec: specs.Spec, data: base.Data) -> None:
   """Raises UserError unless a checkpoint is there and belongs to the spec."""
   found = store.difference(about(spec, data))
@@ -276,8 +304,10 @@ def check_about(store: Store, spec: specs.Spec, data: base.Data) -> None:
 
 def denoiser(spec: specs.Spec, data: base.Data) -> Callable[[Any], Denoiser]:
   """weights -> Denoiser, guided and clipped as the spec says."""
+  if spec.denoiser.name not in NAMES:
+    raise UserError(f'unknown denoiser {spec.denoiser.name!r}; valid: {", ".join(NAMES)}')
   if spec.denoiser.guidance != 1:
-    if spec.denoiser.name != 'network':
+    if spec.denoiser.name != NETWORK:
       raise UserError(
         f'guidance {spec.denoiser.guidance:g} needs a conditional network; valid for '
         f'denoiser {spec.denoiser.name!r}: 1'
@@ -287,19 +317,15 @@ def denoiser(spec: specs.Spec, data: base.Data) -> Callable[[Any], Denoiser]:
         f'guidance {spec.denoiser.guidance:g} needs a conditional network that knows "no class"; '
         f'with net.labels {spec.net.labels!r} and {data.classes} classes the only valid value is 1'
       )
-  if spec.denoiser.name == 'mixture' and data.mixture is None:
-    raise UserError(
-      f'data {spec.data.name!r} has no known mixture; valid denoisers here: network, empirical'
-    )
-  if spec.denoiser.name == 'network':
+  if spec.denoiser.name in EXACT:  # bad options show before anything slow
+    exact_denoiser(spec.denoiser, exact_data(spec, data._replace(train=data.train[:1])))
+  else:
     module, judge, process = net(spec, data), classifier(spec, data), schedule(spec.schedule)
   clip = guidance.clip_x0 if spec.denoiser.clip and data.is_image else lambda out: out
 
   def bind(arrays):
-    if spec.denoiser.name == 'mixture':
-      return clip(exact.mixture(*arrays))
-    if spec.denoiser.name == 'empirical':
-      return clip(exact.empirical(arrays))
+    if spec.denoiser.name in EXACT:
+      return clip(exact_denoiser(spec.denoiser, arrays))
     out = network(
       lambda x, t, labels: module.apply(arrays['net'], x, t, labels),
       process,

@@ -76,7 +76,7 @@ def fetch(spec: specs.Spec, data: base.Data, workdir: str) -> None:
       )
 
 
-def _find(weights, workdir):
+def _find(weights: specs.Weights, workdir: str) -> str:
   """The file or folder to read."""
   path = place(weights, workdir)
   if not os.path.exists(path):
