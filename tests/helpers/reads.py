@@ -1,0 +1,101 @@
+"""Which settings the package reads, by the types of its expressions.
+
+`spec.train.steps` is a read of Train.steps where `spec` is known to be a Spec: by the annotation of
+a parameter or of a field, by the return annotation of a function, or by an assignment of such an
+expression. A name alone is never enough.
+"""
+
+import ast
+
+
+class Package:
+  """The parsed modules {dotted name: path} of a package, their classes and functions."""
+
+  def __init__(self, modules):
+    self.trees, self.names, self.fields, self.returns = {}, {}, {}, {}
+    for module, path in modules.items():
+      with open(path, encoding='utf-8') as file:
+        self.trees[module] = ast.parse(file.read())
+    for module, tree in self.trees.items():
+      self.names[module] = names = {}
+      for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+          for alias in node.names:
+            names[alias.asname or alias.name] = f'{node.module}.{alias.name}'
+      for node in tree.body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+          names[node.name] = f'{module}.{node.name}'
+    for module, tree in self.trees.items():
+      for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+          self.fields[f'{module}.{node.name}'] = {
+            entry.target.id: self.type_of(module, entry.annotation)
+            for entry in node.body
+            if isinstance(entry, ast.AnnAssign)
+          }
+        elif isinstance(node, ast.FunctionDef):
+          self.returns[f'{module}.{node.name}'] = self.type_of(module, node.returns)
+
+  def name_of(self, module, node):
+    """The full name that a name or a dotted name stands for."""
+    if isinstance(node, ast.Name):
+      return self.names[module].get(node.id)
+    if isinstance(node, ast.Attribute):
+      whole = self.name_of(module, node.value)
+      return whole and f'{whole}.{node.attr}'
+    return None
+
+  def type_of(self, module, annotation):
+    """The class of an annotation; that of `X | None` is X."""
+    if isinstance(annotation, ast.BinOp):
+      return self.type_of(module, annotation.left)
+    return annotation and self.name_of(module, annotation)
+
+  def reads(self):
+    """{(full name of a class, field)} of all reads."""
+    found = set()
+    for module, tree in self.trees.items():
+      _Reader(self, module, found).run(tree, {})
+    return found
+
+
+class _Reader:
+  def __init__(self, package, module, found):
+    self.package, self.module, self.found = package, module, found
+
+  def run(self, node, scope):
+    """Walks a node in order; scope is {name: class}."""
+    if isinstance(node, (ast.FunctionDef, ast.Lambda)):
+      scope = dict(scope)
+      for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
+        scope[one.arg] = self.package.type_of(self.module, one.annotation)
+    if isinstance(node, ast.Assign):
+      self.run(node.value, scope)
+      for target in node.targets:
+        self.bind(target, node.value, scope)
+      return
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+      self.found.add((self.kind(node.value, scope), node.attr))
+    for child in ast.iter_child_nodes(node):
+      self.run(child, scope)
+
+  def bind(self, target, value, scope):
+    if isinstance(target, ast.Name):
+      scope[target.id] = self.kind(value, scope)
+    elif isinstance(target, ast.Tuple):
+      values = value.elts if isinstance(value, ast.Tuple) else [ast.Constant(None)] * 99
+      for one, part in zip(target.elts, values):
+        self.bind(one, part, scope)
+
+  def kind(self, node, scope):
+    """The class of an expression, or None."""
+    if isinstance(node, ast.Name):
+      return scope.get(node.id)
+    if isinstance(node, ast.Attribute):
+      return self.package.fields.get(self.kind(node.value, scope), {}).get(node.attr)
+    if isinstance(node, ast.Call):
+      name = self.package.name_of(self.module, node.func)
+      if isinstance(node.func, ast.Attribute) and node.func.attr in ('replace', '_replace'):
+        return self.kind(node.args[0] if node.args else node.func.value, scope)
+      return name if name in self.package.fields else self.package.returns.get(name)
+    return None
