@@ -1,65 +1,65 @@
-"""python -m gmm_diffusion.main --config=configs/digits.py --mode=all --workdir=DIR"""
+"""gmm-diffusion --config=digits.py --mode=all --workdir=DIR, or python -m gmm_diffusion.main ..."""
 
+import re
 import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from gmm_diffusion import parallel, specs, tasks
+from gmm_diffusion import command_line, parallel, tasks
 from gmm_diffusion.errors import UserError
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file(
-  'config',
-  None,
-  'Settings, such as configs/digits.py or configs/digits.py:runlocal.',
-  lock_config=True,
-)
-flags.DEFINE_enum(
-  'mode',
-  None,
-  tasks.MODES,
-  'What to do; all is train, then evaluate. fetch and convert get released weights.',
-)
-flags.DEFINE_string('workdir', None, 'Folder for checkpoints, samples and results.')
-flags.mark_flags_as_required(['config', 'mode', 'workdir'])
+HELP = re.compile(r'--?(h|help|helpfull|helpshort|\?)$')
+
+
+def define(argv: list[str]) -> None:
+  """Defines the flags; those of the keys of a config depend on what was typed."""
+  where = dict(flag_values=FLAGS)
+  config_flags.DEFINE_config_file('config', None, 'Settings.', sys_argv=argv, **where)
+  flags.DEFINE_enum('mode', None, tasks.MODES, 'What to do.', **where)
+  flags.DEFINE_string('workdir', None, 'Folder for all files.', **where)
 
 
 def parse(argv: list[str]) -> list[str]:
-  """Parses flags and loads the config; bad ones end the program with one line."""
+  """Parses flags and loads the config; bad ones end the program with one line, help with a text."""
   try:
-    rest = FLAGS(argv)
-    if FLAGS.config is not None:
-      FLAGS.config.items()  # a missing file shows here
+    words = [word for word in argv if not HELP.match(word)]
+    words[1:] = command_line.prepared(words[1:])
+    define(words)
+    rest = FLAGS(words)
+    config = dict(FLAGS.config.items()) if FLAGS.config is not None else None
+    if len(words) < len(argv):  # help was asked for
+      print(command_line.help_of(config, tasks.MODES))
+      sys.exit()
+    missing = [name for name in ('config', 'mode', 'workdir') if not getattr(FLAGS, name)]
+    if missing or len(rest) > 1:
+      raise UserError(
+        f'unexpected argument {rest[1]!r}; options begin with --'
+        if len(rest) > 1
+        else f'--{missing[0]} is missing; --help says what there is'
+      )
     return rest
-  except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
-    message = str(error).strip().splitlines()[-1].strip().removeprefix('ValueError: ')
-    for flag in argv[1:]:
-      if flag.startswith('--config.'):
-        try:
-          specs.check_key(flag.removeprefix('--config.').split('=')[0])
-        except UserError as unknown:
-          message = str(unknown)
-    sys.exit(f'error: {message}')
+  except Exception as error:  # a config is code of the user and raises what it likes
+    sys.exit(f'error: {command_line.one_line(error)}')
 
 
-def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
+def main(argv: list[str]) -> None:
+  del argv
   logging.set_verbosity(logging.ERROR)  # libraries report their progress as info
-  cluster = parallel.start()
-  if cluster:
-    print(f'joined by {cluster}: {parallel.describe()}', flush=True)
+  parallel.start()
+  command = 'python -m gmm_diffusion.main ' + ' '.join(sys.argv[1:])
+  given = tuple(config_flags.get_override_values(FLAGS['config']))
   try:
-    tasks.run(
-      FLAGS.mode,
-      FLAGS.workdir,
-      FLAGS.config,
-      'python -m gmm_diffusion.main ' + ' '.join(sys.argv[1:]),
-    )
+    tasks.run(FLAGS.mode, FLAGS.workdir, FLAGS.config, command, given)
   except UserError as error:
-    sys.exit(f'error: {error}')
+    sys.exit(f'error: {command_line.one_line(error)}')
+
+
+def start() -> None:
+  """The command gmm-diffusion."""
+  app.run(main, flags_parser=parse)
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=parse)
+  start()

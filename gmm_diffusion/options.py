@@ -48,7 +48,7 @@ def shown(value: Any) -> str:
     text = repr(value)
   except ValueError:  # Python refuses to print a number of thousands of digits
     text = 'a number of more than 4300 digits'
-  text = text.encode('ascii', 'backslashreplace').decode() if not text.isprintable() else text
+  text = text if text.isprintable() else text.encode('unicode_escape').decode()
   return text if len(text) <= SHOWN else f'{text[:SHOWN]}...'
 
 
@@ -129,3 +129,21 @@ def _value(kind, value, key, default):
   if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
     raise UserError(f'config key {key!r} must be of type {kind.__name__}, got {shown(value)}')
   return value
+
+
+def describe(cls: type, values: Any) -> str:
+  """A text of all keys with their values in a nested mapping, their meaning and what is valid."""
+  out = []
+  for key, kind, field in leaves(cls):
+    value, name = values, getattr(kind, '__name__', '')
+    if typing.get_origin(kind) is tuple:
+      name = f'tuple of {typing.get_args(kind)[0].__name__}'
+    for part in key.split('.'):
+      value = value[part] if value is not None and part in value else None
+    valid = field.metadata['valid']
+    valid = f', in {valid}' if isinstance(valid, str) else f': {", ".join(map(repr, valid))}'
+    head = f'--config.{key}' + ('' if value is None else f'={value!r}')
+    out.append(
+      f'  {head}\n      {field.metadata["help"]} ({name}{valid if len(valid) > 2 else ""})'
+    )
+  return '\n'.join(out)

@@ -1,14 +1,18 @@
 """Bad input: one line that names the value and the valid ones, non-zero exit, nothing
 half-written."""
 
+import contextlib
+import io
 import os
+import sys
 from unittest import mock
 
 import numpy as np
+from absl import flags
 from absl.testing import absltest, parameterized
 
-from configs import digits
-from gmm_diffusion import tasks
+from configs import digits, toy
+from gmm_diffusion import main, options, specs, tasks
 from gmm_diffusion.data import sources
 from gmm_diffusion.errors import UserError
 from helpers import cases, cli
@@ -22,6 +26,219 @@ def settings(**changes):
   )
   config.update_from_flattened_dict(changes)
   return config
+
+
+def typed(*words):
+  """Parses and runs a command line in this process: (exit status, stdout); nothing is sampled."""
+  argv, out = ['gmm-diffusion', *words], io.StringIO()
+  with (
+    mock.patch.object(main, 'FLAGS', flags.FlagValues()),
+    mock.patch.object(sys, 'argv', argv),
+    mock.patch.dict(tasks.TASKS['diffusion'], {'sample': lambda *_: None, 'all': lambda *_: None}),
+    contextlib.redirect_stdout(out),
+  ):
+    try:
+      main.main(main.parse(argv))
+    except SystemExit as end:
+      return end.code, out.getvalue()
+  return 0, out.getvalue()
+
+
+class TypedTest(parameterized.TestCase):
+  """Command lines in this process, which takes milliseconds each."""
+
+  def setUp(self):
+    super().setUp()
+    self.workdir = os.path.join(self.create_tempdir().full_path, 'run')
+
+  def assertRefused(self, words, pattern):
+    code, out = typed(*words)
+    self.assertIsInstance(code, str, f'{words}: not refused')
+    self.assertRegex(code, '^error: ' + pattern)
+    self.assertTrue(code.isprintable() and len(code) < 500, code)
+    self.assertEqual(out, '')
+    self.assertFalse(os.path.exists(self.workdir))
+
+  def with_config(self, config, mode, *changes):
+    changes = [f'--config.{change}' for change in changes]
+    return f'--config={config}', f'--mode={mode}', f'--workdir={self.workdir}', *changes
+
+  def test_a_good_one_runs(self):
+    for config in ('toy', 'toy.py', 'configs/toy.py', 'toy.py:runlocal'):
+      words = self.with_config(config, 'sample', 'sampler.steps=5', 'seed=4294967295')
+      self.assertEqual(typed(*words), (0, ''))
+    words = '--config', 'toy', '--mode', 'sample', '--workdir', self.workdir
+    self.assertEqual(typed(*words, '--config.sampler.steps', '5'), (0, ''))
+
+  @parameterized.parameters(
+    'sampler..steps', 'seed.', '.x', '', 'evaluate.samplers[0]', 'sampler.steps.x', 'SEED', 'seed ',
+    'sampler.__class__', 'items', '0', '\udcff', 'a' * 5000, '.' * 100, 'net.weights.path.',
+  )  # fmt: skip
+  def test_keys(self, key):
+    for form in (f'--config.{key}=5', f'--config.{key}', f'--noconfig.{key}'):
+      words = (*self.with_config('toy', 'sample'), form)
+      self.assertRefused(words, 'unknown config key .*; valid: ')
+
+  def test_sections(self):
+    for change in ('sampler={}', 'net.weights=x'):
+      words = self.with_config('toy', 'sample', change)
+      self.assertRefused(words, 'config key .* is a section; set its keys one by one, such as ')
+
+  @parameterized.parameters(
+    *(key for key, kind, _ in options.leaves(specs.Spec) if kind in (float, tuple[float, ...]))
+  )
+  def test_numbers_that_are_not_finite(self, key):
+    kind = dict((key, kind) for key, kind, _ in options.leaves(specs.Spec))[key]
+    for value in ('nan', 'inf', '-inf', '1e999') if kind is float else ('(1e999,)', '(-1e999,)'):
+      words = self.with_config('digits', 'sample', f'{key}={value}')
+      self.assertRefused(words, f'{key} must be a finite number, got ')
+
+  @parameterized.parameters(
+    *(key for key, kind, _ in options.leaves(specs.Spec) if kind in (int, tuple[int, ...]))
+  )
+  def test_whole_numbers_without_bound(self, key):
+    kind = dict((key, kind) for key, kind, _ in options.leaves(specs.Spec))[key]
+    for value in (2**63, -(2**63), 10**30):
+      words = self.with_config(
+        'digits', 'sample', f'{key}={value}' if kind is int else f'{key}=({value},)'
+      )
+      self.assertRefused(words, rf'{key} must be in \[\d+, \w+\], got -?\d+')
+
+  @parameterized.parameters(
+    ('sample.count', 2**31), ('sample.batch', 2**31), ('evaluate.count', 2**31), ('seed', 2**32),
+    ('train.batch', 2**31), ('train.steps', 2**31), ('autoencoder.batch', 2**31), ('seed', -1),
+    ('sampler.steps', 2**31), ('sampler.offsets_seed', 2**32),
+  )  # fmt: skip
+  def test_counts_beyond_any_use(self, key, value):
+    words = self.with_config('digits', 'sample', f'{key}={value}')
+    self.assertRefused(words, rf'{key} must be in \[.*\], got {value}$')
+
+  @parameterized.parameters('9' * 5000, '-' + '9' * 5000, '1' * 4000, '(' * 3000, '[[', 'x', '')
+  def test_what_is_no_number(self, value):
+    for key in ('seed', 'sampler.eta', 'net.multipliers', 'net.channels', 'evaluate.store'):
+      self.assertRefused(self.with_config('digits', 'sample', f'{key}={value}'), '.')
+
+  @parameterized.parameters('\udcff', 'a\nb', '\x1b[31m', '\u202e', '\0')
+  def test_text_that_cannot_be_printed(self, value):
+    for key in ('data.path', 'sample.label', 'sampler.name'):
+      words = self.with_config('digits', 'sample', f'{key}={value}')
+      self.assertRefused(words, f'{key} must be printable text, got ')
+    words = '--config=toy', '--mode=sample', f'--workdir={value}'
+    self.assertRefused(words, '--workdir must be printable text, got ')
+    self.assertRefused(self.with_config(value, 'sample'), 'no config ')
+
+  @parameterized.parameters(
+    ([], '--config is missing'),
+    (['--config=toy', '--mode=sample'], '--workdir is missing; --help says what there is$'),
+    (['--config=toy', '--workdir=x'], '--mode is missing'),
+    (['--config=toy', '--mode=smaple', '--workdir=x'], '.*smaple.*train|fetch'),
+    (['--config=toy', '--mode=sample', '--workdir=x', 'y'], "unexpected argument 'y'"),
+    (['--config=toy', '--mode=sample', '--workdir=x', '--foo=1'], '.*Unknown command line flag'),
+    (['--config=toy', '--flagfile=/nowhere/x'], '.*Unable to open flagfile'),
+    (['--config=toy', '--flagfile=' + 'x' * 5000], '.*Unable to open flagfile'),
+    (['--config.seed=1', '--config=toy', '--mode=sample', '--workdir=x'], '.*before a value'),
+    (['--config=nothing.py'], "no config 'nothing.py': there is no such file, .* digits.py"),
+    (['--config=configs/nothing.py'], "no config 'configs/nothing.py'"),
+    (['--config=common'], "no config 'common'"),
+    (['--config=/'], "no config '/'"),
+    (['--config='], "no config ''"),
+    (['--config=toy:runlocl'], "unknown config argument 'runlocl'; valid: runlocal$"),
+  )  # fmt: skip
+  def test_flags(self, words, message):
+    self.assertRefused(words, message)
+
+  def test_a_config_that_is_no_config(self):
+    for text in ('x = 1', 'raise KeyError(3)', 'def get_config(arg=""):\n  return 1 / 0', '('):
+      path = self.create_tempfile('own.py', text).full_path
+      self.assertRefused(self.with_config(path, 'sample'), '.')
+
+  def test_help(self):
+    for flag in ('--help', '--helpfull', '-h'):
+      code, out = typed(flag)
+      self.assertIn(code, (0, None))
+      self.assertIn('train, fetch, convert, sample, evaluate, all', out)
+      self.assertIn('--help with a --config lists every --config.KEY', out)
+      code, out = typed('--config=digits.py:runlocal', flag)
+      self.assertIn(code, (0, None))
+      for key, _, _ in options.leaves(specs.Spec):
+        self.assertRegex(out, rf'--config\.{key}(=|\n)')
+      self.assertIn('--config.sampler.scale=0.3\n      mixture: length of the offsets', out)
+      self.assertIn(
+        '--config.train.steps=60\n      optimiser updates (int, in [1, 100000000])', out
+      )
+
+
+class EffectTest(parameterized.TestCase):
+  """A key that was typed must have an effect."""
+
+  def assertEffect(self, mode, changes, given, reason):
+    config = settings(**changes)
+    config.update_from_flattened_dict(given)
+    workdir = os.path.join(self.create_tempdir().full_path, 'run')
+    with mock.patch.dict(tasks.TASKS['diffusion'], {mode: lambda *_: None}):
+      if not reason:
+        tasks.run(mode, workdir, config, 'test', tuple(given))
+        return
+      with self.assertRaisesRegex(UserError, f'^config key .* has no effect: {reason}') as caught:
+        tasks.run(mode, workdir, config, 'test', tuple(given))
+      self.assertNotIn('\n', str(caught.exception))
+      self.assertFalse(os.path.exists(workdir))
+      with mock.patch.dict(tasks.TASKS['diffusion'], {mode: lambda *_: None}):
+        tasks.run(mode, workdir, config, 'test')  # what a config says is no error
+
+  @parameterized.parameters(
+    ({'sampler.name': 'ddim'}, {'sampler.order': 3}, r'.*\(ddim\) takes it'),
+    ({'sampler.name': 'unipc'}, {'sampler.order': 3}, ''),
+    ({'sampler.name': 'ddim_gmm_ortho'}, {'sampler.offsets': 'rand'}, 'none of the samplers'),
+    ({'sampler.name': 'ddim_gmm_ortho'}, {'sampler.components': 4}, ''),
+    ({}, {'evaluate.count': 10}, '--mode=sample reads sample.count'),
+    ({}, {'evaluate.samplers': ('ddim',)}, '--mode=sample reads sampler.name'),
+    ({}, {'data.path': '/my/photos'}, "data.name 'digits' reads data.name, "),
+    ({'schedule.name': 'cosine'}, {'schedule.beta_min': 0.1}, "schedule 'cosine' takes"),
+    ({}, {'schedule.beta_min': 0.1}, ''),
+    ({}, {'net.patch': 2}, "net 'unet' takes net.name, "),
+    ({}, {'net.heads': 2}, 'net.head_channels 8 says how many heads there are'),
+    ({'net.head_channels': 0}, {'net.heads': 2}, ''),
+    ({}, {'net.weights.path': '/my.pt'}, 'the weights are trained here'),
+    ({'net.weights.format': 'random'}, {'train.steps': 2}, 'the weights of the network are not'),
+    ({}, {'train.steps': 2}, ''),
+    ({'net.labels': 'plain'}, {'train.label_dropout': 0.2}, "net.labels 'plain' knows no"),
+    ({}, {'autoencoder.channels': 8}, 'there is no autoencoder'),
+    ({'autoencoder.name': 'kl'}, {'autoencoder.codes': 8}, "autoencoder.name 'kl' has no codes"),
+    ({}, {'classifier.channels': 8}, 'classifier.scale is 0'),
+    ({}, {'denoiser.size': 3}, "denoiser 'network' takes denoiser.name"),
+    ({}, {'denoiser.guidance_channels': 1}, 'denoiser.guidance is 1'),
+    ({'denoiser.name': 'empirical'}, {'denoiser.guidance': 2.0}, "denoiser 'empirical' takes"),
+    ({'denoiser.name': 'empirical'}, {'denoiser.prediction': 'v'}, "denoiser 'empirical' takes"),
+    ({'denoiser.name': 'empirical'}, {'net.channels': 4}, "denoiser 'empirical' is exact"),
+    ({'denoiser.name': 'empirical'}, {'train.steps': 4}, "denoiser 'empirical' is exact"),
+    ({'denoiser.name': 'empirical'}, {'sample.label': '3'}, "denoiser 'empirical' knows no"),
+    ({'denoiser.name': 'bbELS'}, {'denoiser.size': 5}, ''),
+    ({'denoiser.name': 'bbELS'}, {'denoiser.padding': 'circular'}, "denoiser 'bbELS' takes"),
+    ({'denoiser.name': 'IS'}, {'denoiser.size': 5}, "denoiser 'IS' takes"),
+    ({}, {'evaluate.inception': 'x'}, "evaluate.features is 'classifier'"),
+    ({'evaluate.reference': 'x'}, {'evaluate.reference_count': 9}, 'evaluate.reference is'),
+    ({}, {'segmentation.clicks': 3}, "task 'diffusion' does not read the section 'segmentation'"),
+    ({}, {'creativity.pairs': 3}, "task 'diffusion' does not read the section 'creativity'"),
+  )  # fmt: skip
+  def test_sample(self, changes, given, reason):
+    self.assertEffect('sample', changes, given, reason)
+
+  @parameterized.parameters(
+    ({'evaluate.samplers': ('ddim', 'unipc')}, {'sampler.order': 3}, ''),
+    ({'evaluate.samplers': ('ddim',)}, {'sampler.order': 3}, r'none of the samplers of this run'),
+    ({}, {'sampler.name': 'ddim'}, '--mode=all reads evaluate.samplers'),
+    ({'train.loss': 'elbo'}, {'sampler.name': 'ddim'}, ''),
+    ({}, {'sample.count': 10}, '--mode=all reads evaluate.count'),
+    ({'evaluate.reference': 'tfds:mnist:test'}, {'data.path': '/x'}, ''),
+    ({'evaluate.images': '/x'}, {'evaluate.samplers': ('ddim',)}, 'evaluate.images is'),
+  )  # fmt: skip
+  def test_all(self, changes, given, reason):
+    self.assertEffect('all', changes, given, reason)
+
+  def test_clip_of_points(self):
+    with self.assertRaisesRegex(UserError, 'points are not clipped'):
+      tasks.run('sample', '/unused', toy.get_config(), 'test', ('denoiser.clip',))
 
 
 class CommandTest(parameterized.TestCase):
@@ -45,25 +262,6 @@ class CommandTest(parameterized.TestCase):
     result = cli.main('digits.py', 'sample', '/tmp/unused', '--config.sampler.stepz=5')
     self.assertRefused(
       result, r"^error: unknown config key 'sampler.stepz'; valid: sampler.name, sampler.steps"
-    )
-
-  def test_unknown_mode(self):
-    self.assertRefused(
-      cli.main('digits.py', 'smaple', '/tmp/unused'),
-      r'^error: .*smaple.*train\|fetch\|convert\|sample\|evaluate\|all',
-    )
-
-  def test_unknown_variant(self):
-    self.assertRefused(
-      cli.main('digits.py:runlocl', 'sample', '/tmp/unused'),
-      "^error: unknown config argument 'runlocl'; valid: runlocal\n$",
-    )
-
-  def test_missing_flags_and_config(self):
-    self.assertRefused(cli.main('digits.py', 'sample', ''), 'workdir')
-    self.assertRefused(
-      cli.main('nothing.py', 'sample', '/tmp/unused'),
-      "^error: .*No such file or directory: 'configs/nothing.py'\n$",
     )
 
   def test_unwritable_workdir(self):
@@ -90,7 +288,8 @@ class SettingsTest(parameterized.TestCase):
     ({'schedule.name': 'sigmoid'}, "unknown schedule 'sigmoid'; valid: linear"),
     (
       {'denoiser.name': 'mixture'},
-      "data 'digits' has no known mixture; valid denoisers here: network, empirical",
+      "data 'digits' has no known mixture, which denoiser 'mixture' needs; valid denoisers here: "
+      'network, empirical, IS',
     ),
     (
       {'denoiser.name': 'empirical', 'denoiser.guidance': 2.0},
@@ -101,12 +300,16 @@ class SettingsTest(parameterized.TestCase):
       {'net.head_channels': 64},
       'attention on 8 channels needs a head width that divides them; got head_channels 64',
     ),
+    ({'net.multipliers': ()}, r'net.multipliers must have at least one entry, got \(\)'),
+    ({'denoiser.prediction': 'y'}, "unknown denoiser.prediction 'y'; valid: eps"),
     ({'net.name': 'vit'}, "unknown net 'vit'; valid: unet"),
     ({'net.multipliers': (1, 1, 1, 1, 1)}, 'images of 8 x 8 cannot be halved 4 times'),
     (
       {'data.name': 'imagenet'},
       "unknown data.name 'imagenet'; valid: digits, toy, tfds, crafted, none",
     ),
+    ({'denoiser.name': 'ELS', 'denoiser.size': 4}, 'patch size must be odd'),
+    ({'denoiser.name': 'EL'}, "unknown denoiser 'EL'; valid: network, mixture, empirical, IS"),
     ({'net.dtype': 'float16'}, "unknown net.dtype 'float16'; valid: float32, bfloat16"),
     ({'train.batch': 0}, r'train.batch must be in \[1, 65536\], got 0'),
     ({'train.ema': 1.0}, r'train.ema must be in \[0, 1\), got 1.0'),

@@ -54,6 +54,12 @@ _BASES = ('ddim_gmm', 'ddim_noise', 'rfim_gmm', 'rfim_noise')
 NAMES = tuple(SAMPLERS) + tuple(f'{base}_{variant}' for base in _BASES for variant in VARIANTS)
 
 
+def options_of(name: str) -> set[str]:
+  """The options that have an effect on a sampler; a source variant fixes some of them."""
+  own, taken = resolve(name, {})
+  return set(taken) - (set() if name == own else set(VARIANTS[name[len(own) + 1 :]]))
+
+
 def resolve(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
   """(name of a sampler or of a source variant, options) -> (name in SAMPLERS, all options it takes).
 

@@ -1,9 +1,12 @@
 """The tasks and their modes: what the command line, notebooks and experiments call."""
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
-from gmm_diffusion import files, specs
+from gmm_diffusion import files, options, specs
 from gmm_diffusion.errors import UserError
+from gmm_diffusion.tasks import effects
 from gmm_diffusion.tasks.creativity import modes as creativity
 from gmm_diffusion.tasks.diffusion import modes as diffusion
 from gmm_diffusion.tasks.segmentation import modes as segmentation
@@ -21,12 +24,26 @@ TASKS = {  # task -> mode -> loop(spec, workdir, command)
 }
 
 
-def run(mode: str, workdir: str, config, command: str) -> None:
-  """Runs a mode with a ConfigDict (or nested dict) of settings."""
+def run(mode: str, workdir: str, config: Any, command: str, given: Sequence[str] = ()) -> None:
+  """Runs a mode.
+
+  Args:
+    mode: in MODES, as far as the task has it.
+    workdir: folder for checkpoints, samples and results.
+    config: ConfigDict (or nested dict) of settings.
+    command: what was typed, for records.
+    given: keys of the config that a person has set; those must have an effect in this run.
+
+  Raises:
+    UserError: on anything that the person who set it can change.
+  """
   spec = specs.from_config(config)
+  if not workdir.isprintable():
+    raise UserError(f'--workdir must be printable text, got {options.shown(workdir)}')
   if mode not in TASKS[spec.task]:
     raise UserError(
       f'task {spec.task!r} has no mode {mode!r}; valid: {", ".join(TASKS[spec.task])}'
     )
+  effects.check(spec, mode, given)
   files.make_workdir(workdir)
   TASKS[spec.task][mode](spec, workdir, command)

@@ -1,0 +1,80 @@
+"""What the command line needs besides flags: configs by name, help, errors of one line."""
+
+import os
+import re
+from typing import Any
+
+from gmm_diffusion import options, specs
+from gmm_diffusion.errors import UserError
+
+# beside the package, in a checkout as in an installation
+CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'configs')
+LONGEST = 400  # characters of an error
+USAGE = """\
+gmm-diffusion --config=NAME[:VARIANT,...] --mode=MODE --workdir=FOLDER [--config.KEY=VALUE ...]
+
+modes:   {modes}
+configs: {configs}, or a file of yours
+"""
+
+
+def known_configs() -> list[str]:
+  """The files of configs that come with the package."""
+  try:
+    names = os.listdir(CONFIGS)
+  except OSError:
+    names = []
+  return sorted(n for n in names if n.endswith('.py') and n not in ('__init__.py', 'common.py'))
+
+
+def locate(value: str) -> str:
+  """FILE[:VARIANT] with the file that comes with the package where there is none of this path.
+
+  Raises:
+    UserError: if there is neither.
+  """
+  path, colon, variant = value.partition(':')
+  if path and '\0' not in path and os.path.isfile(path):
+    return value
+  name = os.path.basename(path).removesuffix('.py') + '.py'
+  if os.path.dirname(path) in ('', 'configs') and name in known_configs():
+    return os.path.join(CONFIGS, name) + colon + variant
+  raise UserError(
+    f'no config {options.shown(path)}: there is no such file, and those that come with the package '
+    f'are {", ".join(known_configs())}'
+  )
+
+
+def prepared(words: list[str]) -> list[str]:
+  """Arguments with the path of the config; raises UserError on a key that does not exist."""
+  out = list(words)
+  for i, word in enumerate(words):
+    key = re.match(r'--?(?:no)?config\.([^=]*)', word, re.DOTALL)
+    if key:
+      specs.check_key(key[1])
+    if re.match(r'--?config=', word):
+      flag, _, value = word.partition('=')
+      out[i] = f'{flag}={locate(value)}'
+    elif re.fullmatch(r'--?config', word) and i + 1 < len(words):
+      out[i + 1] = locate(words[i + 1])
+  return out
+
+
+def help_of(config: dict[str, Any] | None, modes: tuple[str, ...]) -> str:
+  """How to call the program, and every key of a config with its value and its meaning."""
+  usage = USAGE.format(modes=', '.join(modes), configs=', '.join(known_configs()))
+  if config is None:
+    return usage + '\n--help with a --config lists every --config.KEY with its value and meaning.'
+  return f'{usage}\nkeys, with their values in this config:\n\n' + options.describe(
+    specs.Spec, config
+  )
+
+
+def one_line(error: BaseException) -> str:
+  """The message of an error on one line of printable characters."""
+  lines = str(error).strip().splitlines() or [type(error).__name__]
+  # configs that raise come with a traceback, whose last line says what it was
+  text = ' '.join(lines) if isinstance(error, UserError) else lines[-1]
+  text = re.sub(r'^\s*(ValueError|TypeError): ', '', text)
+  text = text if text.isprintable() else text.encode('unicode_escape').decode()
+  return text if len(text) <= LONGEST else f'{text[: LONGEST - 3]}...'

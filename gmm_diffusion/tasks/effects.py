@@ -1,0 +1,199 @@
+"""An option that a person has set must have an effect in the run; if it has none, this says why.
+
+What a sampler, schedule or network takes is read from its own arguments. The same command line
+serves the modes of one workdir: options of training are no error while sampling. But an option that
+another one stands for in this mode is (`sample.count` and `evaluate.count`).
+"""
+
+from collections.abc import Sequence
+
+from gmm_diffusion import samplers, specs
+from gmm_diffusion.denoisers import EXACT
+from gmm_diffusion.engine import build
+from gmm_diffusion.errors import UserError
+from gmm_diffusion.samplers import SAMPLERS
+
+SECTIONS = {  # what each task reads, besides task and seed
+  'diffusion': (
+    'data', 'schedule', 'net', 'autoencoder', 'classifier', 'denoiser', 'train', 'sampler',
+    'sample', 'evaluate',
+  ),
+  'segmentation': ('data', 'train', 'segmentation'),
+  'creativity': ('data', 'schedule', 'net', 'denoiser', 'train', 'sampler', 'sample', 'creativity'),
+}  # fmt: skip
+DATA = {  # what each data set reads, besides its name and the limit
+  'digits': (),
+  'toy': (),
+  'crafted': (),
+  'tfds': ('dataset', 'path'),
+  'none': ('size', 'classes', 'dataset'),
+}
+INSTEAD = {  # mode -> {an option that it does not read: the one that it does}
+  'sample': {'evaluate.count': 'sample.count', 'evaluate.samplers': 'sampler.name'},
+  'evaluate': {'sample.count': 'evaluate.count', 'sampler.name': 'evaluate.samplers'},
+  'all': {'sample.count': 'evaluate.count', 'sampler.name': 'evaluate.samplers'},
+}
+
+
+def check(spec: specs.Spec, mode: str, given: Sequence[str]) -> None:
+  """Raises UserError on the first of the given keys that has no effect."""
+  for key in given:
+    section, _, name = key.partition('.')
+    reason = ''
+    if name and section not in SECTIONS[spec.task]:
+      reason = f'task {spec.task!r} does not read the section {section!r}'
+    elif section in REASONS:
+      reason = REASONS[section](spec, mode, name)
+    if spec.task == 'diffusion' and key in INSTEAD.get(mode, {}):
+      elbo = spec.train.loss == 'elbo' and mode == 'all' and section == 'sampler'
+      reason = '' if elbo else f'--mode={mode} reads {INSTEAD[mode][key]}'
+    if reason:
+      raise UserError(f'config key {key!r} has no effect: {reason}')
+
+
+def _data(spec, mode, name):
+  data = spec.data
+  if spec.task == 'segmentation':
+    taken = ('path', 'images', 'masks', 'split')
+    return '' if name in taken else f'segmentation reads {_keys("data", taken)}'
+  tfds = any(path.startswith('tfds:') for path in (spec.evaluate.images, spec.evaluate.reference))
+  taken = ('name', 'limit', *DATA[data.name], *(('path',) if tfds else ()))
+  if name in taken:
+    return ''
+  others = [other for other, keys in DATA.items() if name in keys]
+  return (
+    f'data.name {data.name!r} reads {_keys("data", taken)}'
+    + (f'; to use it, set data.name to {" or ".join(others)}' if others else '')
+    + ('; images of yours to measure go into evaluate.images' if name == 'path' else '')
+  )
+
+
+def _schedule(spec, mode, name):
+  taken = ('name', *build.schedule_options(spec.schedule))
+  if name in taken:
+    return ''
+  return f'schedule {spec.schedule.name!r} takes {_keys("schedule", taken)}'
+
+
+def _net(spec, mode, name):
+  if spec.denoiser.name in EXACT:
+    return f'denoiser {spec.denoiser.name!r} is exact and has no network'
+  if name.startswith('weights.'):
+    return _weights('net', spec.net.weights, name)
+  options = build.net_options(spec.net)
+  taken = ('name', 'labels', 'learn_sigma', 'dtype', 'weights', *options)
+  if name not in taken:
+    return f'net {spec.net.name!r} takes {_keys("net", taken)}'
+  if name == 'heads' and options.get('head_channels'):
+    return (
+      f'net.head_channels {options["head_channels"]} says how many heads there are; set it to 0'
+    )
+  if name == 'final' and spec.task == 'creativity':
+    return 'creativity.networks says which networks there are'
+  return ''
+
+
+def _autoencoder(spec, mode, name):
+  own = spec.autoencoder
+  if not own.name:
+    return "there is no autoencoder; set autoencoder.name to 'vq' or 'kl'"
+  if name == 'codes' and own.name != 'vq':
+    return f"autoencoder.name {own.name!r} has no codes; they belong to 'vq'"
+  return _weights('autoencoder', own.weights, name)
+
+
+def _classifier(spec, mode, name):
+  if not spec.classifier.scale and name != 'scale':
+    return 'classifier.scale is 0, so that there is no classifier'
+  return _weights('classifier', spec.classifier.weights, name)
+
+
+def _weights(section, weights, name):
+  """weights.path and the like are read for released weights only."""
+  if not name.startswith('weights.') or name == 'weights.format':
+    return ''
+  if weights.format not in ('', build.RANDOM):
+    return ''
+  what = 'drawn at random' if weights.format else 'trained here'
+  return f'the weights are {what}; set {section}.weights.format to that of the file'
+
+
+def _denoiser(spec, mode, name):
+  own = spec.denoiser
+  of_network = ('prediction', 'guidance', 'guidance_interval', 'guidance_channels')
+  taken = ('name', 'clip', *(EXACT[own.name].options if own.name in EXACT else of_network))
+  if name not in taken:
+    return f'denoiser {own.name!r} takes {_keys("denoiser", taken)}'
+  if name in ('guidance_interval', 'guidance_channels') and own.guidance == 1:
+    return 'denoiser.guidance is 1, so that nothing is guided'
+  if name == 'clip' and spec.data.name == 'toy':
+    return 'points are not clipped'
+  return ''
+
+
+def _train(spec, mode, name):
+  if spec.task == 'segmentation':
+    return 'segmentation has one loss' if name in ('loss', 'label_dropout') else ''
+  if spec.denoiser.name in EXACT:
+    return f'denoiser {spec.denoiser.name!r} is exact and has nothing to train'
+  if spec.net.weights.format:
+    return 'the weights of the network are not trained here (net.weights.format)'
+  if name == 'label_dropout' and spec.net.labels != 'null':
+    return f'net.labels {spec.net.labels!r} knows no "no class"; set it to \'null\''
+  return ''
+
+
+def _sampler(spec, mode, name):
+  if name in ('name', 'steps', 'grid', 'end'):
+    return ''
+  compared = spec.evaluate.samplers if spec.task == 'diffusion' else ()
+  names = {
+    'sample': (spec.sampler.name,),
+    'evaluate': compared,
+    'all': compared,
+  }.get(mode, (spec.sampler.name, *compared))
+  names = names or (spec.sampler.name,)
+  if spec.train.loss == 'elbo':
+    names += (spec.sampler.name,)
+  if any(name in samplers.options_of(one) for one in names):
+    return ''
+  takers = [one for one in SAMPLERS if name in samplers.options_of(one)]
+  return (
+    f'none of the samplers of this run ({", ".join(dict.fromkeys(names))}) takes it; those that '
+    f'do: {", ".join(takers)}'
+  )
+
+
+def _sample(spec, mode, name):
+  if name == 'label' and spec.denoiser.name in EXACT:
+    return f'denoiser {spec.denoiser.name!r} knows no classes'
+  return ''
+
+
+def _evaluate(spec, mode, name):
+  own = spec.evaluate
+  if own.images and name in ('samplers', 'count', 'store'):
+    return 'evaluate.images is measured in place of samples'
+  if own.reference and name == 'reference_count':
+    return 'evaluate.reference is used as a whole'
+  if own.features != 'inception' and name == 'inception':
+    return f"evaluate.features is {own.features!r}; set it to 'inception'"
+  return ''
+
+
+def _keys(section, names):
+  return ', '.join(f'{section}.{name}' for name in names)
+
+
+REASONS = {
+  'data': _data,
+  'schedule': _schedule,
+  'net': _net,
+  'autoencoder': _autoencoder,
+  'classifier': _classifier,
+  'denoiser': _denoiser,
+  'train': _train,
+  'sampler': _sampler,
+  'sample': _sample,
+  'evaluate': _evaluate,
+}
