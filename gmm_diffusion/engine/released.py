@@ -114,7 +114,7 @@ def convert(spec: specs.Spec, data: base.Data, workdir: str) -> None:
   print(f'{"already converted:" if there else "converted to"} {store.path}')
 
 
-def _read(spec, data, workdir):
+def _read(spec: specs.Spec, data: base.Data, workdir: str) -> dict[str, Any]:
   """The weights of each part, from the released files."""
   found = {name: _find(weights, workdir) for name, weights in _wanted(spec, data).items()}
   converted = {}

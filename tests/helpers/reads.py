@@ -33,8 +33,21 @@ class Package:
             for entry in node.body
             if isinstance(entry, ast.AnnAssign)
           }
+          for method in node.body:
+            if isinstance(method, ast.FunctionDef) and method.name == '__init__':
+              self.fields[f'{module}.{node.name}'] |= dict(self.assigned(module, method))
         elif isinstance(node, ast.FunctionDef):
           self.returns[f'{module}.{node.name}'] = self.type_of(module, node.returns)
+
+  def assigned(self, module, method):
+    """(field, class) of what __init__ keeps of its arguments."""
+    kinds = {one.arg: self.type_of(module, one.annotation) for one in method.args.args}
+    for node in ast.walk(method):
+      if isinstance(node, ast.Assign):
+        pair = lambda one: one.elts if isinstance(one, ast.Tuple) else [one]
+        for target, value in zip(pair(node.targets[0]), pair(node.value)):
+          if isinstance(target, ast.Attribute) and isinstance(value, ast.Name):
+            yield target.attr, kinds.get(value.id)
 
   def name_of(self, module, node):
     """The full name that a name or a dotted name stands for."""
@@ -68,7 +81,13 @@ class _Reader:
     if isinstance(node, (ast.FunctionDef, ast.Lambda)):
       scope = dict(scope)
       for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
-        scope[one.arg] = self.package.type_of(self.module, one.annotation)
+        if one.arg != 'self':
+          scope[one.arg] = self.package.type_of(self.module, one.annotation)
+    if isinstance(node, ast.ClassDef):
+      for method in node.body:
+        if isinstance(method, ast.FunctionDef):
+          self.run(method, scope | {'self': f'{self.module}.{node.name}'})
+      return
     if isinstance(node, ast.Assign):
       self.run(node.value, scope)
       for target in node.targets:
