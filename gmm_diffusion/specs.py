@@ -57,6 +57,11 @@ class Schedule:
   T: int | None = option(None, 'number of times of a discrete schedule', '[1, 1000000]')
   beta_min: float | None = option(None, 'linear, sqrt_linear: first variance', '(0, 1)')
   beta_max: float | None = option(None, 'linear, sqrt_linear: last variance', '(0, 1)')
+  offset: float | None = option(None, 'cosine: keeps the first variances from 0', '[0, 1]')
+  cap: float | None = option(None, 'cosine: largest variance', '(0, 1)')
+  sigma_min: float | None = option(None, 'edm: least noise level', '(0, 1e6]')
+  sigma_max: float | None = option(None, 'edm: largest noise level', '(0, 1e6]')
+  sigma_data: float | None = option(None, 'edm: deviation of the data', '(0, 1e6]')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,6 +205,12 @@ class Sampler:
   steps: int = option(10, 'steps of the grid', '[1, 1000000]')
   grid: str = option('trailing', 'a name in maths.grids.GRIDS')
   end: str = option('clean', "clean, or first: finish at the schedule's first time")
+  rho: float | None = option(
+    None, 'grid karras: larger puts more steps near clean data', '(0, 1000]'
+  )
+  times: tuple[float, ...] | None = option(
+    None, 'the grid by hand: falling times of the schedule, in place of steps, grid and rho'
+  )
   eta: float | None = option(None, '0 is deterministic, 1 has the variance of DDPM', '[0, 1]')
   variance: str | None = option(None, 'ddpm: small or large')
   components: int | None = option(None, 'mixture: K', '[1, 10000000]')
@@ -219,16 +230,19 @@ class Sampler:
   )
   order: int | None = option(None, 'multistep samplers: 1 to 3 (deis, ipndm: 4)', '[1, 4]')
   solver: str | None = option(None, 'dpmpp: published or exact')
-  lower_final: str | None = option(None, 'dpmpp, unipc: source, always or never')
+  lower_final: str | None = option(None, 'dpmpp, unipc: always, never or source')
   bh: str | None = option(None, 'unipc: bh1 or bh2')
   gamma: float | None = option(None, 'bdia: in [0, 1]')
   churn: float | None = option(None, 'heun: noise added to each step', '[0, 1e6]')
+  churn_min: float | None = option(None, 'heun: only from this b_t / a_t on', '[0, 1e6]')
+  churn_max: float | None = option(None, 'heun: only up to this b_t / a_t', '[0, 1e6]')
+  churn_noise: float | None = option(None, 'heun: deviation of that noise', '[0, 1e6]')
   shift_window: int | None = option(None, 'time_shift: width of the search', NUMBER)
   shift_cutoff: int | None = option(None, 'time_shift: no shift for so many clean times', NUMBER)
 
   def options(self) -> dict[str, Any]:
     """What was set of what concerns the kernel and not the grid."""
-    return _set(self, ('name', 'steps', 'grid', 'end'))
+    return _set(self, ('name', 'steps', 'grid', 'end', 'rho', 'times'))
 
 
 @dataclasses.dataclass(frozen=True)

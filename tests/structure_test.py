@@ -25,7 +25,7 @@ from helpers import cases, reads
 PACKAGE = os.path.join(cases.ROOT, 'gmm_diffusion')
 # Every part may import those before it, and none behind it.
 ORDER = (
-  'errors', 'types', 'options', 'specs', 'files', 'parallel', 'maths', 'samplers', 'denoisers',
+  'errors', 'types', 'options', 'specs', 'files', 'parallel', 'maths', 'denoisers', 'samplers',
   'nets', 'data', 'checkpoints', 'metrics', 'reports', 'engine', 'tasks', 'command_line', 'main',
 )  # fmt: skip
 SPECS = 'gmm_diffusion.specs'

@@ -17,7 +17,7 @@ from experiments.lib import common
 from gmm_diffusion import samplers, specs
 from gmm_diffusion.denoisers import exact
 from gmm_diffusion.engine import build, drawing
-from gmm_diffusion.maths import grids, schedules
+from gmm_diffusion.maths import schedules
 
 BATCH = 32
 ALONE = (32, 32, 3)  # shape for which kernels are timed without a network
@@ -38,7 +38,7 @@ class Place(NamedTuple):
 def _ready(place, sampler):
   """Plans and compiles: (function that samples a batch, {'plan', 'compile'} seconds)."""
   process, bind, labels, shape = place.schedule, place.bind, place.labels, place.shape
-  grid = grids.make(process, sampler.steps, sampler.grid, sampler.end)
+  grid = build.grid(process, sampler)
   kernel = samplers.make(sampler.name, sampler.options(), process)
   start = time.perf_counter()
   plan = jax.block_until_ready(kernel.plan(grid, shape)[0])

@@ -13,7 +13,7 @@ from gmm_diffusion import samplers, specs
 from gmm_diffusion.denoisers import exact
 from gmm_diffusion.engine import build
 from gmm_diffusion.errors import UserError
-from gmm_diffusion.maths import grids, noise
+from gmm_diffusion.maths import noise
 from gmm_diffusion.samplers.run import run
 
 
@@ -86,7 +86,7 @@ def takes(column: str, option: str) -> bool:
 def evaluations(schedule: specs.Schedule, sampler: specs.Sampler) -> int:
   """Network evaluations per sample, counted by a run on a Gaussian in the plane."""
   process = build.schedule(schedule)
-  grid = grids.make(process, sampler.steps, sampler.grid, sampler.end)
+  grid = build.grid(process, sampler)
   kernel = samplers.make(sampler.name, dict(sampler.options(), components=2, priors=()), process)
   plan, _ = kernel.plan(grid, (2,))
   keys = noise.sample_keys(0, np.arange(1))

@@ -30,7 +30,6 @@ from experiments.lib import common, mixture_plots, paired
 from gmm_diffusion import files, samplers
 from gmm_diffusion.engine import build
 from gmm_diffusion.errors import UserError
-from gmm_diffusion.maths import grids
 
 COMPONENTS = (1, 2, 4, 8, 64, 1024)
 PARTS = ('everywhere', 'first third', 'middle third', 'last third', 'all but the last step')
@@ -240,7 +239,7 @@ def shape(here: Lab) -> list[Comparison]:
 
 def intervals(spec, sampler) -> dict[str, tuple[float, ...]]:
   """The parts of a trajectory in noise levels b_t / a_t, with ends between those of the steps."""
-  grid = grids.make(build.schedule(spec.schedule), sampler.steps, sampler.grid, sampler.end)
+  grid = build.grid(build.schedule(spec.schedule), sampler)
   level = grid.b_t / np.maximum(grid.a_t, 1e-12)
   edge = np.concatenate(
     [[1e9], np.sqrt(level[1:] * level[:-1]), [0.0]]

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from experiments.lib import common
 from gmm_diffusion import files, samplers
 from gmm_diffusion.maths import grids, marginals, noise, schedules
-from gmm_diffusion.samplers.run import run
+from gmm_diffusion.samplers.run import initial_state, run
 
 D, STEPS, N = 64, 10, 4000
 ETAS, SCALES, COMPONENTS = (0.0, 0.2, 0.5, 1.0), (0.01, 0.1, 1.0, 10.0), (2, 8)
@@ -40,7 +40,7 @@ def chain_variance(kernel, plan, grid) -> np.ndarray:
 
   @jax.jit
   def path(plan):
-    x = jnp.asarray(grid.b_t[0], jnp.float32) * noise.initial(keys, (D,))
+    x = initial_state(grid, keys, (D,))
     return run(kernel, zero, grid, plan, x, lambda n: noise.at_step(keys, n, (D,)), keep='all').path
 
   variance = np.mean(np.square(path(plan), dtype=np.float64), (1, 2))

@@ -1,22 +1,26 @@
 """All samplers at equal numbers of network evaluations on one model: a table for a README.
 
 Evaluations are counted: where a method's cost does not divide the budget it gets the most steps
-that fit, and the cell says how many evaluations that is. Mixtures and controls have their best
-scale, chosen on one seed and reported on another, in parentheses. 'exact' is the mixture at eta 1
-with scales that keep the moments.
+that fit, and the cell says how many evaluations that is. Every sampler, mixtures and controls
+included, stands on its best time grid, which the cell names, and mixtures and controls at their
+best scale, in parentheses: both are chosen on one seed and reported on another. 'exact' is the
+mixture at eta 1 with scales that keep the moments.
 
   python -m gmm_diffusion.main --config=configs/mnist.py:runlocal --mode=train --workdir=runs/mnist
   python -m experiments.studies.sampler_table --config=mnist:runlocal --workdir=runs/mnist
 """
 
+import dataclasses
 import os
 import sys
 
 from experiments.lib import cells as cells_lib
 from experiments.lib import columns as columns_lib
 from experiments.lib import common
-from gmm_diffusion import files
+from gmm_diffusion import files, specs
+from gmm_diffusion.engine import build
 from gmm_diffusion.errors import UserError
+from gmm_diffusion.maths.grids import GRIDS
 from gmm_diffusion.metrics.estimates import Estimate
 
 ROWS = {
@@ -46,13 +50,36 @@ def markdown(found: dict[str, dict[int, dict]], metric: str, budgets) -> str:
       cells.append(
         '-'
         if one is None
-        else str(Estimate(*one[metric]))
+        else f'{Estimate(*one[metric])} {one["grid"]}'
         + (f' ({one["scale"]:g})' if one['scale'] is not None else '')
         + (f' [{one["nfe"]}]' if one['nfe'] != nfe else '')
       )
     name = f'({row})' if 'control' in row else row
     lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
   return '\n'.join(lines)
+
+
+def on_grids(spec: specs.Spec, sampler: specs.Sampler, grids: list[str]) -> list[specs.Sampler]:
+  """The sampler on each grid that the schedule and the number of steps allow."""
+  out = []
+  for grid in grids:
+    one = dataclasses.replace(sampler, grid=grid)
+    try:
+      build.grid(build.schedule(spec.schedule), one)
+    except UserError as error:
+      print(f'{sampler.steps} steps: {error}')
+    else:
+      out.append(one)
+  return out
+
+
+def chosen_from(cells: cells_lib.Cells, options: list[specs.Sampler]) -> dict[str, float]:
+  """{grid: Frechet distance on the choosing seed}, with the best scale."""
+  out = {}
+  for one in options if len(options) > 1 else ():
+    value = cells.value(one, cells_lib.CHOOSE)
+    out[one.grid] = min(value, out.get(one.grid, value))
+  return out
 
 
 def main():
@@ -63,13 +90,17 @@ def main():
   parser.add_argument(
     '--rows', nargs='+', default=list(ROWS), choices=list(ROWS), metavar='ROW', help=', '.join(ROWS)
   )
+  parser.add_argument(
+    '--grids', nargs='+', default=[name for name in GRIDS if name != 'stride'], choices=list(GRIDS)
+  )
   parser.add_argument('--count', type=int, default=1000)
+  parser.add_argument('--choose-count', type=int, default=0, help='samples to choose by; 0: count')
   args = parser.parse_args()
   files.make_workdir(args.workdir)
   spec = common.spec_of(args.config, args.set)
   subject = common.load_subject(spec, args.workdir, args.count)
   choosing, reporting = (
-    cells_lib.Cells(subject, args.workdir, args.count),
+    cells_lib.Cells(subject, args.workdir, args.choose_count or args.count),
     cells_lib.Cells(subject, args.workdir, args.count, everything=True),
   )
   places = {}
@@ -78,7 +109,11 @@ def main():
       column, eta = ROWS[row]
       one = columns_lib.at_budget(spec.schedule, columns_lib.sampler_of(spec, column, eta=eta), nfe)
       if one is not None:
-        places[row, nfe] = cells_lib.with_scales(one, args.scales)
+        places[row, nfe] = [
+          option
+          for place in on_grids(spec, one, args.grids)
+          for option in cells_lib.with_scales(place, args.scales)
+        ]
   choosing.fill(
     (
       (option, cells_lib.CHOOSE)
@@ -86,7 +121,7 @@ def main():
       if len(options) > 1
       for option in options
     ),
-    'choosing scales',
+    'choosing',
   )
   best = {place: choosing.best(options, 'frechet') for place, options in places.items()}
   reporting.fill(((one, cells_lib.REPORT) for one in best.values()), 'reporting')
@@ -97,7 +132,9 @@ def main():
       **cell['metrics'],
       'nfe': cell['nfe'],
       'steps': one.steps,
-      'scale': one.scale if len(places[row, nfe]) > 1 else None,
+      'grid': one.grid,
+      'scale': one.scale if columns_lib.takes(ROWS[row][0], 'scale') else None,
+      'chosen from': chosen_from(choosing, places[row, nfe]),
     }
   text = '\n\n'.join(markdown(found, metric, args.nfe) for metric in METRICS) + '\n'
   files.write_text(os.path.join(args.workdir, 'sampler_table.md'), text)
@@ -106,6 +143,7 @@ def main():
     'sampler_table',
     {
       'n': args.count,
+      'n to choose by': choosing.count,
       'seeds': {'chosen on': cells_lib.CHOOSE, 'reported on': cells_lib.REPORT},
       **subject.facts,
       'rows': found,

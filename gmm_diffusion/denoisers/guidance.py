@@ -41,12 +41,17 @@ def classifier_free(
     channels: guides only so many leading channels, the others stay conditional (DiT's code: 3 of
       4); 0 is all.
     interval: guides only where low <= b_t / a_t <= high [Kynkaanniemi et al. 2404.07724]; outside,
-      one conditional call of the batch is all that is computed.
+      one conditional call of the batch is all that is computed where all samples share a time.
+
+  Returns:
+    A Denoiser for times of shape [] or [B].
   """
 
   def guide(x, time, cond):
     labels = jnp.concatenate([cond, jnp.full_like(cond, null_label)])
-    both = denoiser(jnp.concatenate([x, x]), time, labels)
+    # a time for each sample is one for each of both branches
+    twice = jax.tree.map(lambda y: jnp.concatenate([y, y]) if jnp.ndim(y) else y, time)
+    both = denoiser(jnp.concatenate([x, x]), twice, labels)
     g = jnp.where(jnp.arange(x.shape[-1]) < (channels or x.shape[-1]), scale, 1.0).astype(x.dtype)
     g = g.reshape((1,) * (x.ndim - 1) + (-1,))
 
@@ -61,8 +66,12 @@ def classifier_free(
   low, high = interval
 
   def denoise(x, time, cond):
-    inside = (low * time.a <= time.b) & (time.b <= high * time.a)
-    return jax.lax.cond(inside, guide, denoiser, x, time, cond)
+    inside = jnp.asarray((low * time.a <= time.b) & (time.b <= high * time.a))
+    if inside.ndim == 0:
+      return jax.lax.cond(inside, guide, denoiser, x, time, cond)
+    pick = inside.reshape(inside.shape + (1,) * (x.ndim - 1))
+    both = zip(guide(x, time, cond), denoiser(x, time, cond))
+    return Prediction(*(jnp.where(pick, guided, plain) for guided, plain in both))
 
   return denoise
 

@@ -24,11 +24,11 @@ from gmm_diffusion.data import base
 from gmm_diffusion.denoisers import EXACT, NAMES, NETWORK, guidance
 from gmm_diffusion.denoisers.network import network
 from gmm_diffusion.errors import UserError
-from gmm_diffusion.maths import marginals, schedules
+from gmm_diffusion.maths import grids, marginals, schedules
 from gmm_diffusion.nets import NETS
 from gmm_diffusion.nets.autoencoder import Autoencoder
 from gmm_diffusion.nets.unet import Classifier
-from gmm_diffusion.types import Denoiser
+from gmm_diffusion.types import Denoiser, StepGrid
 
 RANDOM = 'random'
 # what does not change the meaning of stored weights
@@ -46,6 +46,17 @@ def schedule_options(spec: specs.Schedule) -> dict[str, Any]:
   if spec.name not in schedules.SCHEDULES:
     raise UserError(f'unknown schedule {spec.name!r}; valid: {", ".join(schedules.SCHEDULES)}')
   return taken(schedules.SCHEDULES[spec.name], spec)
+
+
+def grid(process: schedules.Schedule, sampler: specs.Sampler) -> StepGrid:
+  """The steps of a sampler, through its own times where it has any."""
+  if sampler.times:
+    end = {'clean': process.clean, 'first': process.first}
+    if sampler.end not in end:
+      raise UserError(f'unknown end {sampler.end!r}; valid: clean, first')
+    return grids.from_times(process, sampler.times, end[sampler.end])
+  rho = {} if sampler.rho is None else {'rho': sampler.rho}
+  return grids.make(process, sampler.steps, sampler.grid, sampler.end, **rho)
 
 
 def taken(make: Callable[..., Any], section: Any) -> dict[str, Any]:

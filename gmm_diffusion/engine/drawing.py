@@ -23,14 +23,24 @@ from gmm_diffusion import parallel, samplers, specs
 from gmm_diffusion.data import base
 from gmm_diffusion.engine import build, shards
 from gmm_diffusion.errors import UserError
-from gmm_diffusion.maths import grids, noise
+from gmm_diffusion.maths import noise
 from gmm_diffusion.samplers.base import Kernel, Plan, Report
-from gmm_diffusion.samplers.run import Result, run
+from gmm_diffusion.samplers.run import Result, initial_state, run
 from gmm_diffusion.types import Denoiser, StepGrid
 
 # Settings that are only numbers in the grid and in the plan; of eta the program knows whether it
 # is 0.
-_NUMBERS = ('steps', 'grid', 'end', 'times', 'scale', 'scale_interval', 'offsets_seed', 'eta')
+_NUMBERS = (
+  'steps',
+  'grid',
+  'end',
+  'rho',
+  'times',
+  'scale',
+  'scale_interval',
+  'offsets_seed',
+  'eta',
+)
 _AT_ONCE = 25  # samples in one call of `draw_over_parts`
 # Settings of a section of the spec that samples do not depend on: weights count by their hash.
 _FREE = ('weights', 'dropout', 'batch')
@@ -98,7 +108,7 @@ def prepare(spec: specs.Spec, sampler: specs.Sampler, data: base.Data) -> Prepar
   bind = build.denoiser(spec, data)
   labels_of(spec, data, np.arange(1))
   schedule = build.schedule(spec.schedule)
-  grid = grids.make(schedule, sampler.steps, sampler.grid, sampler.end)
+  grid = build.grid(schedule, sampler)
   kernel = samplers.make(sampler.name, sampler.options(), schedule)
   shape = build.sample_shape(spec, data)
   plan, report = kernel.plan(grid, shape)
@@ -135,7 +145,7 @@ def sample_batch(
 ) -> tuple[Any, Result]:
   """(x_T [B, *shape], Result of samplers/run.py) of the given ids; pure."""
   keys = noise.sample_keys(steps.seed, ids)
-  start = jnp.asarray(steps.grid.b_t[0], jnp.float32) * noise.initial(keys, shape)
+  start = initial_state(steps.grid, keys, shape)
   at = lambda n: noise.at_step(keys, n, shape)
   return start, run(kernel, denoiser, steps.grid, steps.plan, start, at, cond, keep)
 

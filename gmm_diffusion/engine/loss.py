@@ -16,6 +16,10 @@ from gmm_diffusion.maths import grids, marginals, schedules
 from gmm_diffusion.samplers import mixture, resolve
 from gmm_diffusion.types import Time
 
+# Kernels whose precision is known; without noise of their own there is no ELBO, and a control is no
+# kernel to train for.
+ELBO_SAMPLERS = ('ddpm', 'ddim', 'ddim_gmm', 'rfim', 'rfim_gmm')
+
 
 def elbo_weights(
   spec: specs.Sampler, process: schedules.Schedule, times: Time, dim: int
@@ -24,9 +28,19 @@ def elbo_weights(
 
   The kernel is that of `sampler`, stepping through all training times; its first step ends at clean
   data with no variance, and takes the weight of the next.
+
+  Raises:
+    UserError: for a sampler that has no such weights, or no variance.
   """
   grid = grids.from_times(process, times.t[::-1])
   name, options = resolve(spec.name, spec.options())
+  if name not in ELBO_SAMPLERS:
+    raise UserError(
+      f"train.loss 'elbo' has no weights for sampler {spec.name!r}; valid: "
+      f'{", ".join(ELBO_SAMPLERS)} and the variants of the mixtures'
+    )
+  if options.get('variance') == 'large':
+    raise UserError("train.loss 'elbo' has no weights for sampler.variance 'large'; valid: small")
   eta = options.pop('eta', 1.0)  # ddpm has none, and is the case eta = 1
   precision = mixture.precisions(name, eta, options, grid, dim)
   precision[-1] = precision[-2]

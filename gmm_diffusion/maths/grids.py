@@ -8,9 +8,14 @@ Every grid has exactly the number of steps asked for. On a discrete schedule wit
   stride     the smallest integer stride that gives N times      [ADM respacing "ddimN"]
   quadratic  floor((i sqrt(0.8 T) / (N - 1))^2)                  [DDIM section 5, CIFAR-10]
   log_snr    evenly spaced in log-SNR, fractional times          [DPM-Solver section 4.4]
+  karras     evenly spaced in sigma^(1 / rho), sigma = b / a     [EDM eq. 5], fractional times
 
-On a continuous schedule uniform, quadratic and log_snr exist, and start at the noisiest time.
+On a continuous schedule uniform, quadratic, log_snr and karras exist, and start at the noisiest
+time. Where the signal level is 0 there, sigma is infinite: log_snr and karras then space the other
+times from next to it. A grid of one's own is given by its times or its sigmas.
 """
+
+import functools
 
 import numpy as np
 
@@ -50,6 +55,35 @@ def from_times(schedule: Schedule, times, end: float | None = None) -> StepGrid:
     )
   now, then = schedule.at(path[:-1]), schedule.at(path[1:])
   return StepGrid(now.t, then.t, now.a, now.b, then.a, then.b)
+
+
+def from_sigmas(schedule: Schedule, sigmas) -> StepGrid:
+  """Steps through the given ratios of noise and signal.
+
+  Args:
+    schedule: the noise schedule.
+    sigmas: b / a, strictly decreasing, shape [N + 1]; the last one is where the grid ends, 0 for
+      clean data, as k-diffusion and EDM write their lists.
+
+  Returns:
+    A StepGrid of N float64 rows; its times may be fractional on a discrete schedule.
+
+  Raises:
+    UserError: if the sigmas do not decrease or leave the schedule.
+  """
+  sigmas = np.asarray(sigmas, np.float64)
+  if sigmas.ndim != 1 or len(sigmas) < 2:
+    raise UserError(f'sigmas must be a list of at least 2 numbers, got shape {sigmas.shape}')
+  with np.errstate(divide='ignore'):
+    most = schedule.noise(schedule.last) / schedule.signal(schedule.last)
+  if not (np.all(np.diff(sigmas) < 0) and 0 <= sigmas[-1] and sigmas[0] <= most * (1 + 1e-9)):
+    raise UserError(
+      f'sigmas must be strictly decreasing in [0, {most:g}], got {np.array2string(sigmas)}'
+    )
+  with np.errstate(divide='ignore'):
+    times = schedule.time_of_log_snr(-2 * np.log(sigmas))
+  times[0] = min(times[0], schedule.last)
+  return from_times(schedule, times[:-1], schedule.clean if sigmas[-1] == 0 else times[-1])
 
 
 def _distinct(times: np.ndarray) -> np.ndarray:
@@ -96,11 +130,24 @@ def _quadratic(schedule, n):
   return np.minimum(times, schedule.last - np.arange(n)[::-1])[::-1]
 
 
-def _log_snr(schedule, n):
+def _ends(schedule):
+  """log-SNR of the noisiest and the least noisy time."""
   # A flow has log-SNR -inf at its noisiest time, so both ends stay `first` away from it.
   last = schedule.last if schedule.signal(schedule.last) > 0 else schedule.last - schedule.first
-  ends = schedule.log_snr(np.array([last, schedule.first]))
-  times = schedule.time_of_log_snr(np.linspace(*ends, n))
+  return schedule.log_snr(np.array([last, schedule.first]))
+
+
+def _log_snr(schedule, n):
+  times = schedule.time_of_log_snr(np.linspace(*_ends(schedule), n))
+  times[0] = schedule.last
+  return times
+
+
+def _karras(schedule, n, rho):
+  if not rho > 0:
+    raise UserError(f'rho must be > 0, got {rho:g}')
+  roots = np.exp(-_ends(schedule) / (2 * rho))  # sigma^(1 / rho)
+  times = schedule.time_of_log_snr(-2 * rho * np.log(np.linspace(*roots, n)))
   times[0] = schedule.last
   return times
 
@@ -112,11 +159,14 @@ GRIDS = {
   'stride': _stride,
   'quadratic': _quadratic,
   'log_snr': _log_snr,
+  'karras': _karras,
 }
 DISCRETE_ONLY = ('trailing', 'leading', 'stride')
 
 
-def make(schedule: Schedule, steps: int, grid: str = 'uniform', end: str = 'clean') -> StepGrid:
+def make(
+  schedule: Schedule, steps: int, grid: str = 'uniform', end: str = 'clean', rho: float = 7.0
+) -> StepGrid:
   """A grid with exactly `steps` steps.
 
   Args:
@@ -126,6 +176,7 @@ def make(schedule: Schedule, steps: int, grid: str = 'uniform', end: str = 'clea
     end: 'clean' to finish at a = 1, b = 0; 'first' to finish at the schedule's first time (abar_0,
       as LDM and DPM-Solver do). Leading and stride then move up by one, as in LDM; the others
       take it as their end.
+    rho: of grid 'karras', > 0: larger puts more steps near clean data.
 
   Returns:
     A StepGrid of `steps` float64 rows.
@@ -139,12 +190,14 @@ def make(schedule: Schedule, steps: int, grid: str = 'uniform', end: str = 'clea
     raise UserError(f'unknown end {end!r}; valid: clean, first')
   if grid in DISCRETE_ONLY and not schedule.discrete:
     raise UserError(
-      f'grid {grid!r} needs a discrete schedule; valid here: uniform, quadratic, log_snr'
+      f'grid {grid!r} needs a discrete schedule; valid here: '
+      f'{", ".join(name for name in GRIDS if name not in DISCRETE_ONLY)}'
     )
   most = int(schedule.last) + (end == 'clean') if schedule.discrete else 10**6
   if not 1 <= steps <= most:
     raise UserError(f'steps must be in 1..{most}, got {steps}')
-  times = GRIDS[grid](schedule, steps)
+  place = functools.partial(GRIDS[grid], schedule, **({'rho': rho} if grid == 'karras' else {}))
+  times = place(steps)
   if end == 'clean':
     return from_times(schedule, times)
   if grid in ('leading', 'stride'):  # their last time is the first of the schedule
@@ -152,5 +205,5 @@ def make(schedule: Schedule, steps: int, grid: str = 'uniform', end: str = 'clea
   elif grid == 'trailing':
     times = np.maximum(times, schedule.first + np.arange(steps, 0, -1))
   else:
-    times = GRIDS[grid](schedule, steps + 1)[:-1]
+    times = place(steps + 1)[:-1]
   return from_times(schedule, times, end=schedule.first)

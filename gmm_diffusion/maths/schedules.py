@@ -121,7 +121,12 @@ def rectified_flow() -> Schedule:
 
 
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5) -> Schedule:
-  """Variance exploding, t = sigma [EDM table 1, column "ours"]."""
+  """Variance exploding, t = sigma [EDM table 1, column "ours"]; raises UserError unless 0 <
+  sigma_min < sigma_max."""
+  if not 0 < sigma_min < sigma_max:
+    raise UserError(
+      f'sigma_min must be in (0, sigma_max), got sigma_min {sigma_min:g} and sigma_max {sigma_max:g}'
+    )
   as_float = lambda t: np.asarray(t, np.float64)
 
   def network_input(x, time):

@@ -4,7 +4,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import numpy as np
+
+from gmm_diffusion.denoisers import guidance
 from gmm_diffusion.errors import UserError
+from gmm_diffusion.maths import grids, noise
 from gmm_diffusion.maths.schedules import Schedule
 from gmm_diffusion.samplers import (
   bdia,
@@ -18,6 +23,8 @@ from gmm_diffusion.samplers import (
   unipc,
 )
 from gmm_diffusion.samplers.base import Kernel
+from gmm_diffusion.samplers.run import initial_state, run
+from gmm_diffusion.types import Array, Denoiser, StepGrid
 
 SAMPLERS: dict[str, Callable[..., Kernel]] = {
   'ddpm': gaussian.ddpm,
@@ -98,6 +105,62 @@ def make(name: str, options: dict[str, Any], schedule: Schedule | None = None) -
   """
   name, options = resolve(name, options)
   return SAMPLERS[name](**options, **({'schedule': schedule} if _takes_schedule(name) else {}))
+
+
+def draw(
+  denoiser: Denoiser,
+  schedule: Schedule,
+  shape: tuple[int, ...],
+  ids: Array,
+  seed: int = 0,
+  sampler: str = 'ddim',
+  steps: int = 10,
+  grid: str | StepGrid = '',
+  clip: tuple[float, float] | None = None,
+  cond: Any = None,
+  **options: Any,
+) -> Array:
+  """Samples of a denoiser, compiled for this call.
+
+  How a model enters: its data may have any range, as long as the denoiser's x_0 has it too. Its
+  times and levels are those of the schedule, x_t = a_t x_0 + b_t eps with `time.t`, `time.a` and
+  `time.b`; a model that counts time otherwise converts `time` itself. Schedules of one's own come
+  from maths.schedules: `from_betas`, or `Schedule` for any pair (a, b).
+
+  Args:
+    denoiser: (x [B, ...], time, cond) -> Prediction(x0, eps).
+    schedule: the one that the denoiser was trained with.
+    shape: of one sample.
+    ids: numbers of the samples, integers [B]; (seed, id) decides a sample, whatever the others are.
+    seed: of the noise.
+    sampler: a name in NAMES.
+    steps: of the grid.
+    grid: a name in maths.grids.GRIDS, or a StepGrid, which has its own steps; '' is 'trailing' on a
+      discrete schedule and 'uniform' on others.
+    clip: the range of the data, such as (-1, 1), to which x_0 is clipped in every step; None for
+      data without one, such as latents.
+    cond: passed to the denoiser, such as labels [B].
+    **options: of the sampler.
+
+  Returns:
+    Samples [B, *shape], float32.
+
+  Raises:
+    UserError: on a bad name, option or grid.
+  """
+  if not isinstance(grid, StepGrid):
+    grid = grids.make(schedule, steps, grid or ('trailing' if schedule.discrete else 'uniform'))
+  kernel = make(sampler, options, schedule)
+  plan, _ = kernel.plan(grid, shape)
+  if clip is not None:
+    denoiser = guidance.clip_x0(denoiser, *clip)
+
+  @jax.jit
+  def of(keys, cond):
+    at_step = lambda n: noise.at_step(keys, n, shape)
+    return run(kernel, denoiser, grid, plan, initial_state(grid, keys, shape), at_step, cond).x
+
+  return of(noise.sample_keys(seed, np.asarray(ids)), cond)
 
 
 def control_of(name: str) -> str | None:

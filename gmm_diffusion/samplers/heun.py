@@ -35,18 +35,31 @@ class Row(NamedTuple):
   half: Array
 
 
-def heun(churn: float = 0.0, schedule: Schedule | None = None) -> Kernel:
-  """Heun's method; churn > 0 adds noise to every step but those that would leave the schedule, and
-  needs the schedule."""
-  return churned(churn, 0.0, np.inf, 1.0, schedule)
-
-
-def churned(
-  churn: float, low: float, high: float, inflate: float, schedule: Schedule | None
+def heun(
+  churn: float = 0.0,
+  churn_min: float = 0.0,
+  churn_max: float = 1e6,
+  churn_noise: float = 1.0,
+  schedule: Schedule | None = None,
 ) -> Kernel:
-  """Algorithm 2 with S_churn, S_min, S_max, S_noise; raises UserError on a negative churn."""
-  if churn < 0:
-    raise UserError(f'churn must be >= 0, got {churn:g}')
+  """Heun's method, with noise added before a step where churn > 0.
+
+  Args:
+    churn: S_churn of the source; each step raises sigma by min(churn / N, sqrt(2) - 1), but for
+      steps that would leave the schedule.
+    churn_min: S_min; only steps that start at sigma = b / a from it on add noise.
+    churn_max: S_max; and only those up to it.
+    churn_noise: S_noise, deviation of the noise over what keeps the marginals.
+    schedule: the schedule of the grid; churn needs it.
+
+  Raises:
+    UserError: on negative numbers, or on churn without a schedule.
+  """
+  for name, value in dict(
+    churn=churn, churn_min=churn_min, churn_max=churn_max, churn_noise=churn_noise
+  ).items():
+    if not value >= 0:
+      raise UserError(f'{name} must be >= 0, got {value:g}')
   if churn:
     require(schedule, 'heun with churn')
 
@@ -61,11 +74,11 @@ def churned(
         )
       gamma = min(churn / len(grid.t), 2**0.5 - 1)
       raised = sigma * (1 + gamma)
-      use = (sigma >= low) & (sigma <= high) & (raised < most)
+      use = (sigma >= churn_min) & (sigma <= churn_max) & (raised < most)
       raised, sigma = np.where(use, raised, 0), np.where(use, sigma, 0)
       at = schedule.at(schedule.time_of_log_snr(-2 * np.log(np.where(use, raised, 1))))
       start = Time(*(np.where(use, new, old) for new, old in zip(at, grid.now)))
-    std = inflate * start.a * np.sqrt(raised**2 - sigma**2)
+    std = churn_noise * start.a * np.sqrt(raised**2 - sigma**2)
     keep = np.divide(start.a, grid.a_t, out=np.ones_like(start.a), where=raised > 0)
     half = np.where(grid.b_s > 0, 0.5 * (start.a * grid.b_s / grid.a_s - start.b), 0)
     return Plan(Row(start, keep, std, half)), []

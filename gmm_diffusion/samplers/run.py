@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from gmm_diffusion.errors import UserError
+from gmm_diffusion.maths import noise as noise_lib
 from gmm_diffusion.maths.noise import StepNoise
 from gmm_diffusion.samplers.base import Kernel, Plan
-from gmm_diffusion.types import Array, Denoiser, Prediction, StepGrid
+from gmm_diffusion.types import Array, Denoiser, Key, Prediction, StepGrid
 
 
 class Result(NamedTuple):
@@ -25,6 +26,27 @@ class Result(NamedTuple):
   info: Any
   nfe: int | Array
   state: Any
+
+
+def initial_state(
+  grid: StepGrid, keys: Key, shape: tuple[int, ...], dtype: Any = jnp.float32
+) -> Array:
+  """x_T, where sampling starts: unit noise times b_t of the grid's first time.
+
+  This is the state of every schedule whose noisiest time hides the data: there x_t = a_t x_0 + b_t
+  eps, and a_t x_0 is left out. b_t is 1 for a rectified flow, just below it for DDPM's schedules,
+  and sigma_max for EDM.
+
+  Args:
+    grid: N steps.
+    keys: of `noise.sample_keys`, [B].
+    shape: of one sample.
+    dtype: of the samples.
+
+  Returns:
+    [B, *shape].
+  """
+  return jnp.asarray(grid.b_t[0], dtype) * noise_lib.initial(keys, shape, dtype)
 
 
 def run(
@@ -44,7 +66,7 @@ def run(
     denoiser: any Denoiser.
     grid: N steps.
     plan: the Plan of kernel.plan(grid, x.shape[1:]).
-    x: x_T [B, ...], the state at the grid's first time (`initial` in maths/noise.py times b_t).
+    x: x_T [B, ...], the state at the grid's first time, as of `initial_state`.
     noise: step index -> StepNoise for the batch.
     cond: passed to the denoiser.
     keep: 'last', or 'all' to keep the trajectory.

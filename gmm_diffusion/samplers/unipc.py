@@ -40,13 +40,13 @@ class State(NamedTuple):
   history: tuple[Array, ...]
 
 
-def unipc(order: int = 2, bh: str = 'bh2', lower_final: str = 'source') -> Kernel:
+def unipc(order: int = 2, bh: str = 'bh2', lower_final: str = 'always') -> Kernel:
   """UniPC-p, multistep, data prediction; of order p + 1 thanks to the corrector.
 
   Args:
     order: p = 1, 2 or 3.
     bh: 'bh1' or 'bh2'.
-    lower_final: 'source' (always), 'always' or 'never'; see multistep.log_snr_orders.
+    lower_final: 'always' (as the 'source') or 'never'; see multistep.log_snr_orders.
 
   Raises:
     UserError: on other values.

@@ -107,6 +107,22 @@ class GuidanceTest(cases.X64TestCase):
     np.testing.assert_allclose(found.x0, [[-8, -8]] if inside else [[4, 4]], atol=1e-12)
     self.assertEqual(sorted(sizes), [1, 2])  # outside, the batch is not doubled
 
+  @parameterized.product(interval=[None, (0.7, 0.8)], channels=[0, 1])
+  def test_a_time_for_each_sample(self, interval, channels):
+    def denoiser(x, time, labels):
+      self.assertIn(jnp.shape(time.b), ((), (len(x),)))
+      return marginals.from_x0(x, x * 0 + labels[:, None].astype(x.dtype), time)
+
+    guided = jax.jit(guidance.classifier_free(denoiser, 3.0, 10, channels, interval))
+    x, labels = jnp.ones((3, 2)), jnp.array([0, 1, 4])
+    levels = Time(jnp.arange(3.0), jnp.array([0.9, 0.8, 0.5]), jnp.array([0.4, 0.6, 0.9]))
+    found = guided(x, levels, labels)
+    for n in range(3):
+      one = Time(*(level[n] for level in levels))
+      alone = guided(x[n : n + 1], one, labels[n : n + 1])
+      np.testing.assert_allclose(found.x0[n], alone.x0[0], atol=1e-12)
+      np.testing.assert_allclose(found.eps[n], alone.eps[0], atol=1e-12)
+
   def test_classifier_guidance_with_the_exact_classifier_is_the_conditional_denoiser(self):
     # two Gaussian classes: score(x | y) = score(x) + grad log p(y | x)
     means = jnp.array([[-1.0], [1.5]])

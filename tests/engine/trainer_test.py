@@ -39,6 +39,26 @@ class ElboTest(parameterized.TestCase):
     np.testing.assert_allclose(weights(name='ddpm'), expected / expected.mean(), rtol=1e-6)
     np.testing.assert_allclose(weights(name='ddim', eta=1.0), expected / expected.mean(), rtol=1e-6)
 
+  @parameterized.parameters(
+    'dpmpp', 'dpmpp_sde', 'deis', 'unipc', 'heun', 'bdia', 'time_shift', 'euler', 'ddim_noise'
+  )
+  def test_samplers_without_weights_are_refused(self, name):
+    with self.assertRaisesRegex(
+      UserError,
+      f"'elbo' has no weights for sampler '{name}'; valid: ddpm, ddim, ddim_gmm, rfim, rfim_gmm",
+    ):
+      weights(name=name)
+
+  def test_the_large_variance_is_refused(self):
+    with self.assertRaisesRegex(UserError, "no weights for sampler.variance 'large'; valid: small"):
+      weights(name='ddpm', variance='large')
+
+  def test_the_step_to_clean_data_changes_nothing(self):
+    weight = lambda last: weights(
+      name='ddim_gmm_ortho', eta=1.0, scale=0.01, components=4, last_step=last
+    )
+    np.testing.assert_array_equal(weight('mean'), weight('source'))
+
   def test_mixture_without_offsets_is_ddim(self):
     np.testing.assert_allclose(
       weights(name='ddim_gmm', eta=0.5, scale=0.0, components=4),

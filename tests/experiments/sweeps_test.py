@@ -525,7 +525,13 @@ class QuestionsTest(absltest.TestCase):
 
 class SamplerTableTest(absltest.TestCase):
   def test_table(self):
-    patches, _, _ = facade(SweepTest.VALUE)
+    # the best grid, too, is that of the choosing seed
+    patches, _, _ = facade(
+      lambda sampler, seed: (
+        SweepTest.VALUE(sampler, seed)
+        + (sampler.grid == 'trailing') * (1 if seed == cells_lib.CHOOSE else -1)
+      )
+    )
     workdir = self.create_tempdir().full_path
     with patches:
       call(
@@ -543,14 +549,20 @@ class SamplerTableTest(absltest.TestCase):
         'control',
         'Heun',
         'DEIS 3',
+        '--grids',
+        'trailing',
+        'karras',
       )
     with open(os.path.join(workdir, 'sampler_table.md'), encoding='utf-8') as file:
       lines = file.read().splitlines()
     self.assertEqual(lines[0], '| frechet | 2 evaluations | 5 evaluations |')
-    self.assertIn('| ORTHO | 4.00 ± 0.50 (1) | 4.00 ± 0.50 (1) |', lines)
-    self.assertIn('| (control) | 4.00 ± 0.50 (1) | 4.00 ± 0.50 (1) |', lines)
-    self.assertIn('| Heun | 3.30 ± 0.50 [1] | 3.30 ± 0.50 |', lines)
+    self.assertIn('| ORTHO | 4.00 ± 0.50 karras (1) | 4.00 ± 0.50 karras (1) |', lines)
+    self.assertIn('| (control) | 4.00 ± 0.50 karras (1) | 4.00 ± 0.50 karras (1) |', lines)
+    self.assertIn('| Heun | 3.30 ± 0.50 karras [1] | 3.30 ± 0.50 karras |', lines)
     self.assertEqual(sum(line.startswith('| DEIS 3 |') for line in lines), 3)  # for each metric
+    with open(os.path.join(workdir, 'sampler_table.json'), encoding='utf-8') as file:
+      found = json.load(file)['rows']['ORTHO']['5']
+    self.assertEqual(found['chosen from'], {'trailing': 1, 'karras': 0})
 
 
 if __name__ == '__main__':

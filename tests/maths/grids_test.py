@@ -26,7 +26,7 @@ class GridsTest(parameterized.TestCase):
       np.testing.assert_array_equal(made.s[:-1], made.t[1:])
       self.assertEqual(made.s[-1], {'clean': -1, 'first': 0}[end])
       self.assertLessEqual(made.t[0], 999)
-      if grid != 'log_snr':
+      if grid not in ('log_snr', 'karras'):
         np.testing.assert_array_equal(made.t, np.round(made.t))
       np.testing.assert_allclose(made.a_t**2 + made.b_t**2, 1, atol=1e-12)
 
@@ -35,7 +35,7 @@ class GridsTest(parameterized.TestCase):
     check.hypothesis.inner_test(999)
 
   @parameterized.product(
-    grid=['uniform', 'quadratic', 'log_snr'], schedule=['rectified_flow', 'edm']
+    grid=['uniform', 'quadratic', 'log_snr', 'karras'], schedule=['rectified_flow', 'edm']
   )
   def test_continuous(self, grid, schedule):
     schedule = schedules.SCHEDULES[schedule]()
@@ -69,6 +69,43 @@ class GridsTest(parameterized.TestCase):
       np.diff(DISCRETE.log_snr(path)), (DISCRETE.log_snr(0) - DISCRETE.log_snr(999)) / 9, rtol=1e-9
     )
 
+  def test_karras_on_the_source_schedule(self):
+    # EDM eq. 5 with its numbers: sigma from 80 to 0.002, rho 7
+    i = np.arange(18)
+    wanted = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    made = grids.make(schedules.edm(), 18, 'karras')
+    np.testing.assert_allclose(made.b_t, wanted, rtol=1e-9)
+    self.assertEqual(made.b_s[-1], 0)
+
+  @parameterized.product(schedule=['linear', 'cosine', 'rectified_flow'], rho=[1.0, 7.0])
+  def test_karras_is_even_in_a_root_of_sigma(self, schedule, rho):
+    schedule = schedules.SCHEDULES[schedule]()
+    made = grids.make(schedule, 12, 'karras', rho=rho)
+    first = int(made.a_t[0] == 0)  # sigma of pure noise is infinite
+    steps = np.diff((made.b_t / made.a_t)[first:] ** (1 / rho))
+    np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
+    at_first = schedule.at(schedule.first)
+    self.assertAlmostEqual(made.b_t[-1] / made.a_t[-1] / (at_first.b / at_first.a), 1, places=6)
+    with self.assertRaisesRegex(UserError, 'rho must be > 0, got 0'):
+      grids.make(schedule, 12, 'karras', rho=0.0)
+
+  @parameterized.parameters('linear', 'rectified_flow', 'edm')
+  def test_from_sigmas(self, name):
+    schedule = schedules.SCHEDULES[name]()
+    sigmas = [12.0, 3.0, 0.5, 0.0]
+    made = grids.from_sigmas(schedule, sigmas)
+    np.testing.assert_allclose(made.b_t / made.a_t, sigmas[:3], rtol=1e-9)
+    np.testing.assert_allclose(made.b_s / made.a_s, sigmas[1:], rtol=1e-9)
+    self.assertEqual((made.a_s[-1], made.b_s[-1]), (1, 0))
+    short = grids.from_sigmas(schedule, sigmas[:3])  # ends where the list ends
+    self.assertLen(short.t, 2)
+    self.assertAlmostEqual(short.b_s[-1] / short.a_s[-1], 0.5)
+
+  @parameterized.parameters([[3.0]], [[1.0, 2.0]], [[1.0, -0.5]], [[1e4, 0.0]], [[np.nan, 0.0]])
+  def test_bad_sigmas(self, sigmas):
+    with self.assertRaisesRegex(UserError, 'sigmas must be'):
+      grids.from_sigmas(DISCRETE, sigmas)
+
   @parameterized.parameters(
     (dict(steps=0), 'steps must be in 1..1000, got 0'),
     (dict(steps=1001), 'steps must be in 1..1000, got 1001'),
@@ -81,7 +118,9 @@ class GridsTest(parameterized.TestCase):
       grids.make(DISCRETE, **options)
 
   def test_discrete_only(self):
-    with self.assertRaisesRegex(UserError, 'needs a discrete schedule'):
+    with self.assertRaisesRegex(
+      UserError, 'discrete schedule; valid here: uniform, quadratic, log_snr, karras'
+    ):
       grids.make(FLOW, 10, 'trailing')
 
   @parameterized.parameters([[1, 5]], [[5, 5]], [[-1]], [[1000, 3]], [[]])

@@ -68,6 +68,10 @@ class SchedulesTest(parameterized.TestCase):
     with self.assertRaisesRegex(UserError, 'betas'):
       schedules.from_betas(betas)
 
+  def test_bad_sigmas(self):
+    with self.assertRaisesRegex(UserError, 'sigma_min must be in .*, got sigma_min 9 and'):
+      schedules.edm(sigma_min=9.0, sigma_max=3.0)
+
 
 if __name__ == '__main__':
   absltest.main()

@@ -23,12 +23,31 @@ class GoldenTest(cases.X64TestCase):
   def test_trajectory(self, case, args):
     # the original ends at abar_0; its denoise_to_zero is one more step, to abar = 1
     abar = np.append(ARRAYS[case + '/abar'], [1.0] * args.get('denoise_to_zero', False))
-    kernel = make(args['order'], 'exact' if args.get('solver_type') == 'taylor' else 'published')
+    solver = 'exact' if args.get('solver_type') == 'taylor' else 'published'
+    kernel = make(args['order'], solver, 'source')
     result = flows.sample(kernel, flows.grid_of_abar(abar))
     np.testing.assert_allclose(result.path, ARRAYS[case + '/states'][1:], rtol=0, atol=1e-12)
     self.assertEqual(result.nfe, args['calls'])
 
-  def test_orders_fall_only_below_ten_steps(self):
+  def test_orders_fall_in_the_last_steps_by_default(self):
+    # the last steps of this grid are large: with order 3 to the end the error is larger than DDIM's
+    grid = grids.make(schedules.linear(), 10, 'leading')
+    start, end = grid.now, schedules.linear().at(-1)
+    wanted = flows.exact_flow(flows.X_T * grid.b_t[0], type(start)(*(x[0] for x in start)), end)
+    x = flows.X_T * grid.b_t[0]
+    error = lambda kernel: np.abs(flows.sample(kernel, grid, x).x - wanted).max()
+    lowered, never = error(make(3)), error(make(3, lower_final='never'))
+    self.assertLess(lowered, never)
+    np.testing.assert_array_equal(
+      flows.sample(make(3), grid).x, flows.sample(make(3, lower_final='always'), grid).x
+    )
+
+  def test_lowering_does_nothing_to_order_two_that_ends_at_clean_data(self):
+    grid = grids.make(schedules.linear(), 8, 'leading')
+    end = lambda lower_final: flows.sample(make(2, lower_final=lower_final), grid).x
+    np.testing.assert_array_equal(end('always'), end('never'))
+
+  def test_in_the_source_orders_fall_only_below_ten_steps(self):
     grid = lambda steps: grids.make(schedules.linear(), steps, 'log_snr', 'first')
     end = lambda steps, lower_final: flows.sample(make(2, lower_final=lower_final), grid(steps)).x
     for steps, source, other in ((9, 'always', 'never'), (10, 'never', 'always')):

@@ -19,7 +19,7 @@ EDM = schedules.edm(sigma_max=1000.0)
 def make(solver, churn):
   if solver == 'euler':
     return samplers.make('ddim', {})
-  return heun.churned(churn, low=0.05, high=50.0, inflate=1.003, schedule=EDM)
+  return heun.heun(churn, churn_min=0.05, churn_max=50.0, churn_noise=1.003, schedule=EDM)
 
 
 class HeunTest(cases.X64TestCase):

@@ -20,7 +20,7 @@ class UnipcTest(cases.X64TestCase):
   def test_golden(self, case, args):
     # the original ends at abar_0; states between are after its corrector, ours before
     result = flows.sample(
-      make(args['order'], args['variant']), flows.grid_of_abar(ARRAYS[case + '/abar'])
+      make(args['order'], args['variant'], 'source'), flows.grid_of_abar(ARRAYS[case + '/abar'])
     )
     np.testing.assert_allclose(result.x, ARRAYS[case + '/final'], rtol=0, atol=1e-12)
     self.assertEqual(result.nfe, args['calls'])

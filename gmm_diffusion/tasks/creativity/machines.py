@@ -12,7 +12,6 @@ from gmm_diffusion import files, parallel, specs
 from gmm_diffusion.data import base
 from gmm_diffusion.denoisers import score_machines
 from gmm_diffusion.engine import build, drawing
-from gmm_diffusion.maths import grids
 from gmm_diffusion.tasks.creativity import calibrate
 from gmm_diffusion.types import Denoiser, StepGrid, Time
 
@@ -20,9 +19,7 @@ from gmm_diffusion.types import Denoiser, StepGrid, Time
 @functools.cache
 def grid_of(spec: specs.Spec) -> StepGrid:
   """The steps of all samples."""
-  return grids.make(
-    build.schedule(spec.schedule), spec.sampler.steps, spec.sampler.grid, spec.sampler.end
-  )
+  return build.grid(build.schedule(spec.schedule), spec.sampler)
 
 
 def time_at(spec: specs.Spec, step: int) -> Time:
