@@ -114,7 +114,7 @@ def fingerprint(*values: Any) -> str:
   for value in values:
     if isinstance(value, np.ndarray | np.generic):
       digest.update(f'{value.dtype}{value.shape}'.encode())
-      digest.update(np.ascontiguousarray(value))
+      digest.update(np.ascontiguousarray(value).data)
     else:
       digest.update(f'{value!r}\0'.encode())
   return digest.hexdigest()[:12]

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -15,7 +16,7 @@ HELP = re.compile(r'--?(h|help|helpfull|helpshort|\?)$')
 
 def define(argv: list[str]) -> None:
   """Defines the flags; those of the keys of a config depend on what was typed."""
-  where = dict(flag_values=FLAGS)
+  where: Any = dict(flag_values=FLAGS)
   config_flags.DEFINE_config_file('config', None, 'Settings.', sys_argv=argv, **where)
   flags.DEFINE_enum('mode', None, tasks.MODES, 'What to do.', **where)
   flags.DEFINE_string('workdir', None, 'Folder for all files.', **where)

@@ -38,7 +38,8 @@ class Store:
     """copy: save works on copies, so that the arrays may change at once; without, they must stay
     until close()."""
     self.path = os.path.abspath(os.path.join(workdir, 'checkpoints'))
-    self._manager, self._saving = None, None
+    self._manager: Any = None
+    self._saving: int | None = None
     if create or os.path.isdir(self.path):
       try:
         self._manager = self._open(create, copy)

@@ -67,7 +67,7 @@ class Source:
     # Read, not mapped: mapped pages would stay in memory beside the copies made of them.
     raw = np.empty(places.span(shape, strides) * dtype.itemsize, np.uint8)
     file.seek(start)
-    if file.readinto(raw) != raw.nbytes:
+    if file.readinto(raw) != raw.nbytes:  # type: ignore[attr-defined]
       raise UserError(
         f'cannot read {name!r} of {self._path}: the file was cut while open; copy or download it '
         f'again'

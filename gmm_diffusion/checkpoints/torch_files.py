@@ -73,11 +73,11 @@ class _Ignored:
 
 
 class _Storage(NamedTuple):
-  """An array in the file, known by its key: `count` elements."""
+  """An array in the file, known by its key: `size` elements."""
 
   key: str
   dtype: np.dtype
-  count: int
+  size: int
 
 
 class _Tensor(NamedTuple):
@@ -265,7 +265,7 @@ class _Unpickler(pickle._Unpickler):  # pylint: disable=protected-access
 
   dispatch.update(
     {
-      code[0]: load
+      code[0]: load  # type: ignore[misc]
       for code, load in (
         (pickle.SETITEM, _load_setitem),
         (pickle.SETITEMS, _load_setitems),
@@ -282,7 +282,7 @@ class _Unpickler(pickle._Unpickler):  # pylint: disable=protected-access
         (pickle.FLOAT, _load_float),
         (pickle.BUILD, _load_build),
         # the original makes an array as large as is announced, before it reads
-        (pickle.BYTEARRAY8, pickle._Unpickler.load_binbytes8),  # pylint: disable=protected-access
+        (pickle.BYTEARRAY8, pickle._Unpickler.load_binbytes8),  # type: ignore[attr-defined]  # pylint: disable=protected-access
       )
     }
   )

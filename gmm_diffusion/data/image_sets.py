@@ -38,7 +38,7 @@ class ImageSet(Protocol):
   """
 
   what: str
-  shape: tuple[int, ...]
+  shape: Any
   skipped: list[str]
 
   @property
@@ -247,11 +247,11 @@ class TfdsSet:
         f"'.[tfds]'"
       ) from error
     self.what, self.split, self.skipped = f'tfds {name}, {split}', split, []
-    data_dir = os.path.expanduser(data_dir) or None
+    folder = os.path.expanduser(data_dir) or None
     try:
-      self.info = tensorflow_datasets.builder(name, data_dir=data_dir).info
+      self.info = tensorflow_datasets.builder(name, data_dir=folder).info
       self.source = tensorflow_datasets.data_source(
-        name, data_dir=data_dir, split=split, download=False
+        name, data_dir=folder, split=split, download=False
       )
       self.shape = np.shape(self.source[0]['image'])
     except Exception as error:  # tfds raises many kinds

@@ -227,7 +227,7 @@ def about(spec: specs.Spec, data: base.Data) -> dict[str, Any]:
   size = lambda section: {
     key: value for key, value in dataclasses.asdict(section).items() if key not in _FREE
   }
-  out = {
+  out: dict[str, Any] = {
     'net': {
       **{name: getattr(spec.net, name) for name in ('name', 'labels', 'learn_sigma')},
       **{name: v for name, v in net_options(spec.net).items() if name not in _FREE},
@@ -385,5 +385,5 @@ def tree_hash(tree: Any) -> str:
   """Twelve hexadecimal digits of the SHA-256 of all leaves, in order."""
   digest = hashlib.sha256()
   for leaf in jax.tree.leaves(tree):
-    digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
+    digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
   return digest.hexdigest()[:12]

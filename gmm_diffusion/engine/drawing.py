@@ -232,7 +232,7 @@ class Model:
     title = f'sampling {made.sampler.name}'
     with tqdm(total=count, desc=title, unit='image', dynamic_ncols=True) as bar:
       out = self.drawer(made, count, seed).draw(np.arange(count), bar.update)
-    return Samples(out['x'], int(out['nfe']), out['seconds'])
+    return Samples(out['x'], int(out['nfe']), float(out['seconds']))
 
   def states(self, made: Prepared, count: int) -> np.ndarray:
     """What the denoiser is asked about, of ids 0..count-1: x at the time of each step,

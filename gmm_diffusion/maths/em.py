@@ -139,7 +139,7 @@ def pairs(memory_: Memory, tokens: Tokens, positions: Positions = Positions()) -
       jnp.sum((keys[:, None] - positions.key) ** 2, -1).T, memory_.alpha, keys.shape[1]
     )
     bias = term if bias is None else bias + term
-  if tokens.values is not None:
+  if tokens.values is not None and tokens.held is not None:
     values = jnp.where(tokens.held[:, None] > 0, tokens.values, 0)
     factors.append(mixtures.Factor(values, memory_.values, memory_.beta, tokens.held))
   return mixtures.Pairs(tuple(factors), memory_.log_priors, bias)
@@ -212,6 +212,7 @@ def propagate_values(
 ) -> Array:
   """Equations (2), by `pairs_`, and (5): values [J, V] pulled from their prior [J, V] to the held
   values."""
+  assert tokens.values is not None and tokens.held is not None
   held = tokens.held[:, None]
   y = jnp.concatenate([jnp.where(held > 0, held * tokens.values, 0), held], 1)
   _, sums = mixtures.pair_sums(pairs_, _e_step(pairs_, tokens, block), y, block)
@@ -266,7 +267,7 @@ def infer(
   if value_steps and tokens.values is not None:
     memory_, _ = jax.lax.scan(value_step, memory_, length=value_steps)
   values = value_map(memory_, pairs(memory_, tokens, positions), block)
-  if hold and tokens.values is not None:
+  if hold and tokens.values is not None and tokens.held is not None:
     values = jnp.where(tokens.held[:, None] > 0, tokens.values, values)
   return Inferred(values.astype(dtype), memory_)
 

@@ -175,7 +175,7 @@ def check(name: str, features: Features, source: Source, count: int, neighbours:
       f'covariance'
     )
   try:
-    metric.check(count, source.count(part), features.dimensions[metric.sample], neighbours)
+    metric.check(count, source.size(part), features.dimensions[metric.sample], neighbours)
   except UserError as error:
     raise UserError(f'metric {name!r}: {error}') from error
 

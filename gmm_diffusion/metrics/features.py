@@ -38,7 +38,7 @@ class Extracted(NamedTuple):
     spatial: [N, S], for the spatial Frechet distance.
   """
 
-  features: np.ndarray | None = None
+  features: Any = None
   logits: np.ndarray | None = None
   spatial: np.ndarray | None = None
 
@@ -94,8 +94,8 @@ def _train(net: Classifier, data: base.Data, params: Any) -> Any:
     return optax.apply_updates(params, updates), state
 
   state = optimiser.init(params)
-  for step in tqdm(range(steps), desc='feature network', unit='step', dynamic_ncols=True):
-    index = base.batch_indices(0, step, len(x), SETTINGS['batch'])
+  for step in tqdm(range(int(steps)), desc='feature network', unit='step', dynamic_ncols=True):
+    index = base.batch_indices(0, step, len(x), int(SETTINGS['batch']))
     params, state = update(params, state, x[index], data.train_labels[index])
   return params
 

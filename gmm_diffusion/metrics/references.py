@@ -28,7 +28,7 @@ class Source(NamedTuple):
   images: ImageSet | None
   known: dict[str, Statistics] = {}
 
-  def count(self, part: str) -> int | None:
+  def size(self, part: str) -> int | None:
     """Number of images behind a part of a Reference; None where it is not known."""
     stored = FIELDS.get(part) in self.known
     return len(self.images) if self.images is not None and not stored else None
@@ -42,18 +42,18 @@ class Reference(NamedTuple):
   """A reference on one feature network.
 
   Attributes:
-    moments: Statistics of the features.
+    moments: Statistics of the features; None where only the spatial ones were stored.
     features: float32 [M, D], where a metric needs them.
     spatial: Statistics of the spatial features, likewise.
-    count: M, or None where there are no images.
+    size: M, or None where there are no images.
     hash: of the images, of statistics that were stored, or of both.
     what: for people.
   """
 
-  moments: Statistics
+  moments: Statistics | None
   features: np.ndarray | None
   spatial: Statistics | None
-  count: int | None
+  size: int | None
   hash: str
   what: str
 

@@ -83,7 +83,8 @@ def attend(
       block=block,
     ).values
 
-  of_head = em.Positions(*(0 if x is not None and x.ndim == 4 else None for x in positions))
+  per_head = [0 if x is not None and x.ndim == 4 else None for x in positions]
+  of_head: Any = em.Positions(*per_head)  # type: ignore[arg-type]
   per_item = jax.vmap(head, (1, 1, 1, 1, None, 0, 0, 0, of_head, 0), 1)  # heads
   return jax.vmap(per_item, (0, 0, 0, 0, 0, 0, None, None, None, None))(
     q, k, v, held_values, held, bias, alpha, beta, positions, trust

@@ -94,11 +94,14 @@ def facts(of: dict[str, Any]) -> Html:
   )
 
 
+Section = tuple[str, Sequence[Html | str]]  # title, and what stands below it
+
+
 def document(
   path: str,
   title: str,
   lead: Sequence[str],
-  sections: Sequence[tuple[str, Sequence[Html | str]]],
+  sections: Sequence[Section],
   command: str,
   of: dict[str, Any],
   config: dict[str, Any],

@@ -27,8 +27,8 @@ def check_eta(eta: float) -> None:
 
 
 def gaussian(
-  tau: Callable[[StepGrid], np.ndarray],
-  std: Callable[[StepGrid, np.ndarray, int], np.ndarray] | None,
+  tau: Callable[[StepGrid], Array],
+  std: Callable[[StepGrid, Array, int], Array] | None,
 ) -> Kernel:
   """Kernel with tau(grid) in the mean and std(grid, tau, D) of added noise; None adds none."""
 

@@ -78,9 +78,12 @@ class Options(NamedTuple):
 
 def check(options: Options) -> Options:
   """The options with sequences as tuples; raises UserError unless they make sense together."""
-  options = Options(
-    *(tuple(value) if isinstance(value, (list, np.ndarray)) else value for value in options)
-  )
+  sequences: dict[str, Any] = {
+    name: tuple(value)
+    for name, value in options._asdict().items()
+    if isinstance(value, list | np.ndarray)
+  }
+  options = options._replace(**sequences)
   valid = {
     'offsets': mm.OFFSETS,
     'form': tuple(mm.COVARIANCES),
@@ -116,9 +119,10 @@ def check(options: Options) -> Options:
 def _scales(options: Options, grid: StepGrid) -> np.ndarray:
   """The scale of each step, [N]: what was asked for, but 0 where there are no offsets."""
   steps = len(grid.t)
-  if np.ndim(options.scale) and len(options.scale) != steps:
-    raise UserError(f'scale must be one number or one per step ({steps}), got {len(options.scale)}')
-  scales = np.broadcast_to(np.float64(options.scale), (steps,))
+  scale = np.asarray(options.scale, np.float64)
+  if scale.ndim and len(scale) != steps:
+    raise UserError(f'scale must be one number or one per step ({steps}), got {len(scale)}')
+  scales = np.broadcast_to(scale, (steps,))
   low, high = options.scale_interval or (0, np.inf)
   # products, not b / a: a may be 0, where only an infinite high is inside
   above = np.inf if np.isinf(high) else high * grid.a_t
@@ -194,7 +198,7 @@ def _report(options: Options, grid: StepGrid, tau: np.ndarray, dim: int):
   return rows, mixtures
 
 
-def _gmm(tau_of: Callable[[StepGrid, float], np.ndarray], eta: float, options: Options) -> Kernel:
+def _gmm(tau_of: Callable[[StepGrid, float], Array], eta: float, options: Options) -> Kernel:
   gaussian.check_eta(eta)
   options = check(options)
 
@@ -271,13 +275,13 @@ def precisions(
   tau = (marginals.flow_std if name.startswith('rfim') else marginals.posterior_std)(grid, eta)
   if name not in ('ddim_gmm', 'rfim_gmm'):
     with np.errstate(divide='ignore'):
-      return 1 / tau**2
-  options = check(Options(**options))
-  keys = _step_keys(options, len(tau))
-  draw, scales = _drawer(options, dim), _scales(options, grid)
+      return 1 / np.asarray(tau) ** 2
+  o = check(Options(**options))
+  keys = _step_keys(o, len(tau))
+  draw, scales = _drawer(o, dim), _scales(o, grid)
   mixture, out = None, []
   for n in range(len(tau)):
-    if mixture is None or not options.shared:
+    if mixture is None or not o.shared:
       mixture = draw(keys[n])
-    out.append(mm.precision(mixture, options.form, options.covariance, tau[n], scales[n]))
+    out.append(mm.precision(mixture, o.form, o.covariance, float(tau[n]), scales[n]))
   return np.array(out)

@@ -48,7 +48,7 @@ class CacheTest(parameterized.TestCase):
         found.moments.covariance, expected.covariance, rtol=1e-12, atol=1e-14
       )
       np.testing.assert_array_equal(found.features, fake().extract(IMAGES).features)
-      self.assertEqual((found.count, found.what, found.spatial), (50, path, None))
+      self.assertEqual((found.size, found.what, found.spatial), (50, path, None))
     self.assertEqual(counting.seen, 100)
 
   def test_cache(self):
@@ -60,7 +60,7 @@ class CacheTest(parameterized.TestCase):
     load = lambda kinds, source=source: references.load(source, counting.features, kinds, cache)
     first = load({'features', 'spatial'})
     again = load({'features', 'spatial'}, references.Source('y', ArraySet(IMAGES.copy(), 'y')))
-    self.assertEqual((counting.seen, again.hash, again.count), (50, first.hash, 50))
+    self.assertEqual((counting.seen, again.hash, again.size), (50, first.hash, 50))
     for a, b in zip(
       (first.features, *first.moments, *first.spatial),
       (again.features, *again.moments, *again.spatial),
@@ -129,8 +129,8 @@ class CacheTest(parameterized.TestCase):
     load = lambda skip: references.load(
       references.find(folder, fake(), (4, 4, 1), skip_unreadable=skip), fake(), set(), cache
     )
-    self.assertEqual(load(True).count, 49)
-    self.assertEqual(load(True).count, 49)
+    self.assertEqual(load(True).size, 49)
+    self.assertEqual(load(True).size, 49)
     with self.assertRaisesRegex(UserError, 'cannot read image .*007.png'):
       load(False)
 
@@ -142,7 +142,7 @@ class FindTest(parameterized.TestCase):
     np.savez(path, mu=known.mean, sigma=known.covariance)
     source = references.find(path, fake(), (9, 9, 3))  # says nothing of sizes
     found = references.load(source, fake(), {'moments'}, '')
-    self.assertEqual((found.count, found.features, source.count('moments')), (None, None, None))
+    self.assertEqual((found.size, found.features, source.size('moments')), (None, None, None))
     sample = features.Extracted(fake().extract(IMAGES[:30]).features)
     expected = frechet.frechet_distance(sample.features, fake().extract(IMAGES).features)
     np.testing.assert_allclose(
@@ -232,7 +232,7 @@ class StoredStatisticsTest(parameterized.TestCase):
       np.testing.assert_allclose(values[name], expected, rtol=1e-9)
     self.assertEqual(values['precision'].value, 1)  # the samples are among the images
     np.testing.assert_array_equal(found.features, fake().extract(IMAGES).features)
-    self.assertEqual((source.count('moments'), source.count('features')), (None, 50))
+    self.assertEqual((source.size('moments'), source.size('features')), (None, 50))
     self.assertIn('mu, sigma, mu_s, sigma_s for Frechet distances, its 50 images for', found.what)
 
   def test_spatial_statistics_that_are_not_stored_come_from_the_images(self):
@@ -241,7 +241,7 @@ class StoredStatisticsTest(parameterized.TestCase):
     np.testing.assert_array_equal(found.moments.mean, self.known.mean)
     expected = frechet.statistics(fake().extract(IMAGES).spatial)
     np.testing.assert_allclose(found.spatial.mean, expected.mean, rtol=1e-9)
-    self.assertEqual(source.count('spatial'), 50)
+    self.assertEqual(source.size('spatial'), 50)
 
   def test_no_image_is_read_for_what_is_stored(self):
     self.save()

@@ -27,6 +27,7 @@ from gmm_diffusion.checkpoints.importers.recipe import Recipe
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.nets.autoencoder import Autoencoder
 from gmm_diffusion.nets.unet import Classifier
+from gmm_diffusion.types import Array
 
 FORMATS = ('guided_diffusion', 'compvis', 'diffusers', 'dit')
 # of the folder of a diffusers model
@@ -80,7 +81,7 @@ def abstract(module: Any, shape: tuple[int, ...]) -> Any:
   """Shapes and dtypes of the variables of a network for one input of shape [H, W, C]."""
   x, t = jnp.zeros((1, *shape)), jnp.zeros(1)
   if isinstance(module, Autoencoder):
-    inputs = (x,)
+    inputs: tuple[Array, ...] = (x,)
   elif isinstance(module, Classifier):
     inputs = x, t
   elif getattr(module, 'context_dim', 0) and not module.classes:

@@ -27,8 +27,8 @@ class Calibration(NamedTuple):
 def calibrate(
   states: Array,
   grid: StepGrid,
-  network: Callable[[Array, Time], Array],
-  machine: Callable[[int], Callable[[Array, Time], Array]],
+  network: Callable[[Array, Time], np.ndarray],
+  machine: Callable[[int], Callable[[Array, Time], np.ndarray]],
   candidates: tuple[int, ...],
 ) -> Calibration:
   """Calibrates.
@@ -43,7 +43,7 @@ def calibrate(
   Returns:
     Calibration; equal cosines take the smaller patch.
   """
-  row = lambda n: Time(*(np.float32(value[n]) for value in grid.now))
+  row = lambda n: Time(*(np.asarray(value[n], np.float32) for value in grid.now))
   cosines = np.zeros((len(states), len(candidates)))
   for column, size in enumerate(candidates):
     answer = machine(size)

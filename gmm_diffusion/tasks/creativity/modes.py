@@ -3,6 +3,7 @@ from the same noise."""
 
 import dataclasses
 import os
+from typing import Any
 
 import numpy as np
 
@@ -110,7 +111,7 @@ def evaluate(spec: specs.Spec, data: base.Data, workdir: str, command: str) -> N
   first = wanted.networks[0]
   calibrations, machines = {}, {}
   for name in wanted.machines:
-    size = wanted.sizes[0]
+    size: Any = wanted.sizes[0]
     if name not in score_machines.WHOLE:
       calibrations[name] = calibrated(
         spec, data, denoisers[first], states[first][:, : wanted.probes], name
@@ -196,7 +197,7 @@ def evaluate(spec: specs.Spec, data: base.Data, workdir: str, command: str) -> N
       [float(grid_of(spec).b_t[n]) for n in middle],
       traces,
       known,
-      grid_of(spec).b_t,
+      np.asarray(grid_of(spec).b_t),
       FIXED[spec.net.padding],
       PUBLISHED,
     ),

@@ -16,7 +16,7 @@ from gmm_diffusion.types import Denoiser
 
 def quality(spec: specs.Spec, data: base.Data, images: np.ndarray) -> dict[str, Estimate]:
   """Consistency and novelty of the crafted set; of any set the distance to the training images."""
-  out = {}
+  out: dict[str, Any] = {}
   if spec.data.name == 'crafted':
     reading = crafted.read(images)
     sound = crafted.consistent(reading) & reading.recognised

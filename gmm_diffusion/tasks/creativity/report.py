@@ -160,7 +160,7 @@ def write(
   cell = lambda value: (
     '' if value is None else f'{value:.4f}' if isinstance(value, float) else str(value)
   )
-  sections = [
+  sections: list[page.Section] = [
     (
       'What they make',
       [

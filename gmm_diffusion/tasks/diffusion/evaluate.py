@@ -104,7 +104,7 @@ def facts_of(found: Bench) -> dict[str, Any]:
     'features': found.features.name,
     'preprocessing': features_lib.preprocessing(found.features, found.shape),
     'reference': found.reference.hash,
-    'n_reference': found.reference.count,
+    'n_reference': found.reference.size,
     'reference_is': found.reference.what,
     'interval_is': INTERVAL,
   }
@@ -184,7 +184,7 @@ def evaluate(
     'seconds': round(time.perf_counter() - start, 1),
     'versions': ', '.join(f'{name} {version}' for name, version in shared['versions'].items()),
   }
-  notes = NOTES[:1] if e.images else NOTES
+  notes: tuple[str, ...] = NOTES[:1] if e.images else NOTES
   notes += (OWN_FEATURES,) * bool(found.features.shape) + (OTHERS_MOMENTS,) * bool(
     found.source.known
   )
@@ -336,7 +336,8 @@ def features_of(
   )
   shards.fill(*where, make, f'{"features of" if stored else "sampling"} {title}')
   out = {name: np.empty((e.count, found.features.dimensions[name]), np.float32) for name in kept}
-  first, seconds, done = None, 0.0, 0
+  first: Any = None
+  seconds, done = 0.0, 0
   for part in shards.read(*where):
     first, seconds = (part if first is None else first), seconds + float(part['seconds'])
     for name in kept:

@@ -66,7 +66,7 @@ def write(
     notes: sentences below the table.
   """
   sampled = any(row.nfe for row in rows)
-  sections = [
+  sections: list[page.Section] = [
     ('Metrics', [_table(rows, lower), *notes]),
     (
       'Same seeds, side by side' if sampled else 'The first images',

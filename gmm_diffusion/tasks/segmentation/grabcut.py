@@ -32,7 +32,7 @@ def segment(image: np.ndarray, clicks: list, iterations: int = 5) -> np.ndarray:
     state[distance(click) <= SURE**2] = cv2.GC_FGD if click.positive else cv2.GC_BGD
   try:
     cv2.setRNGSeed(0)
-    cv2.grabCut(
+    cv2.grabCut(  # type: ignore[call-overload]
       image[..., ::-1].copy(),
       state,
       None,

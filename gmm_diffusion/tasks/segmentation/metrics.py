@@ -71,4 +71,5 @@ def table(rows: dict[str, np.ndarray], images: np.ndarray) -> dict[str, dict[str
 
 def pooled(curves: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """(mean, low, high) [K] of curves [N, K], for a plot."""
-  return tuple(np.array(part) for part in zip(*(_mean(values, images) for values in curves.T)))
+  mean, low, high = np.array([_mean(values, images) for values in curves.T]).T
+  return mean, low, high

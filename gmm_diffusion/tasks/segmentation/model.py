@@ -141,7 +141,7 @@ class Segmenter(nn.Module):
   def encode(self, image: Array, clicks: Clicks | None = None) -> Features:
     """image [B, H, W, 3] in [-1, 1]; clicks are needed for clicks='channels' alone."""
     B, H, W, _ = image.shape
-    if self.clicks == 'channels':
+    if self.clicks == 'channels' and clicks is not None:
       image = jnp.concatenate([image, draw(clicks, (H, W))], -1)
     half = nn.silu(self.stem(image))
     h = nn.silu(self.second(half))

@@ -38,10 +38,10 @@ def evaluate(run_: Run) -> None:
   records.add(workdir, _records(run_, objects, table, weights, speed, shared))
   for name, row in table.items():
     print(f'{name:44s} ' + '  '.join(f'{metric} {value}' for metric, value in row.items()))
-  speed = 'not measured' if speed is None else f'{speed:.0f}'
-  print(f'milliseconds per click: {speed}')
+  shown_speed = 'not measured' if speed is None else f'{speed:.0f}'
+  print(f'milliseconds per click: {shown_speed}')
   facts = {
-    'milliseconds per click': f'{speed} (both adaptations, after the first click)',
+    'milliseconds per click': f'{shown_speed} (both adaptations, after the first click)',
     **{f'weights of {method.title}': method.weights for method in methods if method.weights},
     'seconds': round(time.perf_counter() - start, 1),
     'versions': ', '.join(f'{k} {v}' for k, v in shared['versions'].items()),

@@ -16,6 +16,8 @@ BACKGROUND, OBJECT, IGNORE = 0, 1, 2
 LEAST, MOST = 0.03, 0.6  # an object's share of its image
 MASK_VALUES = (0, 128, 255)  # background, ignored, object
 EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
+# of label maps and of images, by their number of axes
+_FILTER = {2: Image.Resampling.NEAREST, 3: Image.Resampling.BILINEAR}
 MODES = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr')  # of 8 bits
 
 
@@ -79,9 +81,7 @@ def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
   """uint8 [H, W] or [H, W, 3]; images are filtered, masks keep their values."""
   if image.shape[:2] == shape:
     return image
-  return np.asarray(
-    Image.fromarray(image).resize(shape[::-1], Image.NEAREST if image.ndim == 2 else Image.BILINEAR)
-  )
+  return np.asarray(Image.fromarray(image).resize(shape[::-1], _FILTER[image.ndim]))
 
 
 def _open(path: str) -> Image.Image:
@@ -95,7 +95,7 @@ def _open(path: str) -> Image.Image:
       if (
         getattr(image, 'n_frames', 1) > 1 and image.format != 'MPO'
       ):  # a photograph and its preview
-        raise UserError(f'{path!r} has {image.n_frames} pictures; give a file with one')
+        raise UserError(f'{path!r} has {getattr(image, "n_frames")} pictures; give a file with one')
       image.load()
       return ImageOps.exif_transpose(image)
   except UserError:
@@ -133,7 +133,10 @@ def open_mask(path: str) -> np.ndarray:
   image, valid = _open(path), '0 background, 255 object, 128 ignored'
   if image.mode not in MODES:
     raise UserError(f'mask {path!r} is of mode {image.mode!r}; valid: 8 bits with {valid}')
-  if image.has_transparency_data and image.convert('RGBA').getchannel('A').getextrema()[0] < 255:
+  if image.has_transparency_data and image.convert('RGBA').getchannel('A').getextrema() != (
+    255,
+    255,
+  ):
     raise UserError(f'mask {path!r} is transparent in parts; save it without, with {valid}')
   mask = np.asarray(image.convert('L'))
   other = sorted(set(np.unique(mask).tolist()) - set(MASK_VALUES))
@@ -224,7 +227,7 @@ def digit_scenes(
       side = random.randint(size // 3, 2 * size // 3)
       shape = np.asarray(
         Image.fromarray(digits[random.randint(len(digits))][..., 0]).resize(
-          (side, side), Image.BICUBIC
+          (side, side), Image.Resampling.BICUBIC
         )
       )
       y, x = random.randint(0, size - side + 1, 2)
@@ -269,7 +272,7 @@ def _split(spec, split):
 
 
 def crop(
-  scene: Scene, number: int, shape: tuple[int, int], random: np.random.RandomState
+  scene: Scene, number: int, shape: tuple[int, ...], random: np.random.RandomState
 ) -> tuple[np.ndarray, np.ndarray]:
   """A random piece of a scene at a random scale, perhaps mirrored: image [*shape, 3] and mask
   [*shape], with some of the object in it."""
@@ -277,14 +280,17 @@ def crop(
   least = max(shape[0] / mask.shape[0], shape[1] / mask.shape[1])
   for _ in range(8):
     scale = random.uniform(least, max(1.0, least))
-    size = tuple(max(s, int(round(side * scale))) for s, side in zip(shape, mask.shape))
+    size = (
+      max(shape[0], int(round(mask.shape[0] * scale))),
+      max(shape[1], int(round(mask.shape[1] * scale))),
+    )
     y, x = (random.randint(0, side - s + 1) for side, s in zip(size, shape))
     piece = resize(mask, size)[y : y + shape[0], x : x + shape[1]]
     if (piece == OBJECT).mean() > 0.01 and (piece == BACKGROUND).any():
       break
   else:  # an object at the rim: all of the image
-    size, y, x = shape, 0, 0
-    piece = resize(mask, shape)
+    size, y, x = (shape[0], shape[1]), 0, 0
+    piece = resize(mask, size)
   image = resize(scene.image, size)[y : y + shape[0], x : x + shape[1]]
   if random.rand() < 0.5:
     image, piece = image[:, ::-1], piece[:, ::-1]

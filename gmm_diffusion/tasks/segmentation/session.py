@@ -31,7 +31,8 @@ def compiled(module: Segmenter) -> tuple[Any, Any]:
 def working_shape(shape: tuple[int, int], size: int) -> tuple[int, int]:
   """Where an image is worked on: as it is, or with its longer side reduced to `size`."""
   factor = min(1.0, size / max(shape))
-  return tuple(max(1, int(round(side * factor))) for side in shape)
+  height, width = (max(1, int(round(side * factor))) for side in shape)
+  return height, width
 
 
 def to_network(image: np.ndarray, size: int) -> np.ndarray:
@@ -49,7 +50,7 @@ def from_network(
   height, width = working_shape(shape, size)
   logits = np.asarray(logits)[:height, :width]
   if (height, width) != shape:
-    logits = np.asarray(Image.fromarray(logits).resize(shape[::-1], Image.BILINEAR))
+    logits = np.asarray(Image.fromarray(logits).resize(shape[::-1], Image.Resampling.BILINEAR))
   mask = logits > 0
   for click in clicks:
     mask[click.row, click.column] = click.positive

@@ -78,8 +78,8 @@ def _corrected(key, clicks: Clicks, wrong, mask) -> Clicks:
   )
   slot = jnp.sum(clicks.labels >= 0)
   return Clicks(
-    clicks.pixels.at[slot].set(pixel.astype(jnp.int32)),
-    clicks.labels.at[slot].set(label.astype(jnp.int32)),
+    jnp.asarray(clicks.pixels).at[slot].set(pixel.astype(jnp.int32)),
+    jnp.asarray(clicks.labels).at[slot].set(label.astype(jnp.int32)),
   )
 
 
