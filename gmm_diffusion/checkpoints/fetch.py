@@ -115,7 +115,7 @@ def _wrong(path, size, sha256):
   have = os.path.getsize(path)
   if size and have != size:
     return f'has {have:,} bytes, not {size:,}'
-  found = _sha256(path) if sha256 else ''
+  found = sha256_of(path) if sha256 else ''
   return '' if found.startswith(sha256.lower()) else f'has sha256 {found}, not {sha256}'
 
 
@@ -129,10 +129,11 @@ def _verify(url, partial, size, sha256):
       f'has changed'
     )
   if not sha256:
-    print(f'{url}: sha256 {_sha256(partial)}; no public sha256 is known to compare it with')
+    print(f'{url}: sha256 {sha256_of(partial)}; no public sha256 is known to compare it with')
 
 
-def _sha256(path):
+def sha256_of(path: str) -> str:
+  """The SHA-256 of a file in hexadecimal digits."""
   with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 

@@ -171,8 +171,7 @@ class Store:
   def difference(self, about: dict[str, Any]) -> tuple[str, Any, Any] | None:
     """(key, stored, wanted) of the first entry of `about` that the latest step was not made with.
 
-    Options that the step does not know are younger than it. But the address of released weights is
-    missing where none were used.
+    Options that the step does not know are younger than it.
     """
     stored = self.about()
     for key, wanted in json.loads(json.dumps(about)).items():
@@ -181,9 +180,8 @@ class Store:
           return key, stored.get(key), wanted
         continue
       for name, value in wanted.items():
-        found = stored[key].get(name)
-        if found != value and (name in stored[key] or name == 'weights'):
-          return f'{key}.{name}', found, value
+        if name in stored[key] and stored[key][name] != value:
+          return f'{key}.{name}', stored[key][name], value
     return None
 
   def weights(self, template: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ place.
 import dataclasses
 import hashlib
 import inspect
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -223,7 +222,8 @@ def random_weights(abstract: Any, seed: int) -> Any:
 
 
 def about(spec: specs.Spec, data: base.Data) -> dict[str, Any]:
-  """What weights belong to; stored beside them and compared when they are read."""
+  """What weights belong to; stored beside them and compared when they are read. Where released ones
+  came from is added when they are converted (released.py)."""
   size = lambda section: {
     key: value for key, value in dataclasses.asdict(section).items() if key not in _FREE
   }
@@ -243,15 +243,6 @@ def about(spec: specs.Spec, data: base.Data) -> dict[str, Any]:
     out['classifier'] = {
       key: value for key, value in size(spec.classifier).items() if key != 'scale'
     }
-  for name in ('net', 'autoencoder', 'classifier'):
-    weights = getattr(spec, name).weights
-    if name in out and weights.format not in (
-      '',
-      RANDOM,
-    ):  # models of one size differ in nothing else
-      out[name]['weights'] = (
-        os.path.abspath(os.path.expanduser(weights.path)) if weights.path else weights.url
-      )
   return out
 
 

@@ -2,6 +2,7 @@
 sampling loads."""
 
 import contextlib
+import hashlib
 import os
 import shutil
 import urllib.parse
@@ -11,8 +12,8 @@ import jax
 import numpy as np
 
 from gmm_diffusion import files, parallel, specs
-from gmm_diffusion.checkpoints import importers
-from gmm_diffusion.checkpoints.fetch import check, needed
+from gmm_diffusion.checkpoints import importers, tensor_files
+from gmm_diffusion.checkpoints.fetch import check, needed, sha256_of
 from gmm_diffusion.checkpoints.fetch import fetch as download
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.data import base
@@ -107,11 +108,67 @@ def convert(spec: specs.Spec, data: base.Data, workdir: str) -> None:
     with Store(workdir) as store:
       there = store.latest() is not None
       if there:
-        build.check_about(store, spec, data)
+        _check(store, spec, data, workdir)
     if not there:
-      _save(_read(spec, data, workdir), build.about(spec, data), workdir)
+      converted, about = _read(spec, data, workdir), build.about(spec, data)
+      for name, weights in _wanted(spec, data).items():
+        about[name]['weights'] = _origin(weights, workdir)
+      _save(converted, about, workdir)
   files.remove_lock(path)
   print(f'{"already converted:" if there else "converted to"} {store.path}')
+
+
+def _address(weights):
+  return os.path.abspath(os.path.expanduser(weights.path)) if weights.path else weights.url
+
+
+def _origin(weights, workdir):
+  """What identifies released weights: the hash of their file, and the published one, which may be
+  of an archive. Address and time save hashing a file again that was not touched."""
+  path = place(weights, workdir)
+  return {
+    'address': _address(weights),
+    'sha256': _sha256(path),
+    'published': weights.sha256.lower(),
+    'modified': _modified(path),
+  }
+
+
+def _modified(path):
+  return os.stat(importers.file_of(path)).st_mtime_ns
+
+
+def _sha256(path):
+  """Of a file of weights; of an index together with its shards."""
+  path = importers.file_of(path)
+  if not path.endswith(tensor_files.INDEX):
+    return sha256_of(path)
+  shards = sorted(set(files.read_json(path, {})['weight_map'].values()))
+  paths = [path] + [os.path.join(os.path.dirname(path), shard) for shard in shards]
+  return hashlib.sha256(''.join(map(sha256_of, paths)).encode()).hexdigest()
+
+
+def _check(store, spec, data, workdir):
+  """Raises UserError unless a checkpoint was made of the files that the config names."""
+  build.check_about(store, spec, data)
+  about = store.about()
+  for name, weights in _wanted(spec, data).items():
+    stored, path = about[name].get('weights'), place(weights, workdir)
+    # a conversion that did not store hashes has an address alone, a trained step has nothing
+    stored = stored if isinstance(stored, dict) else {'address': stored}
+    stored = {'address': '', 'sha256': '', 'published': '', 'modified': None} | stored
+    known = [stored[key] for key in ('sha256', 'published') if stored[key]]
+    same = stored['address'] == _address(weights)
+    if weights.sha256 and known:
+      same = any(value.startswith(weights.sha256.lower()) for value in known)
+    elif known and os.path.exists(path) and not (same and stored['modified'] == _modified(path)):
+      same = stored['sha256'] == _sha256(path)
+    if not same:
+      raise UserError(
+        f'the checkpoint in {store.path} was made with {name}.weights = {stored["address"]} '
+        f'(sha256 {stored["sha256"][:12] or "not known"}), the config says {_address(weights)}, '
+        f'which is another file; use its config, or another --workdir'
+      )
 
 
 def _read(spec: specs.Spec, data: base.Data, workdir: str) -> dict[str, Any]:
@@ -154,6 +211,8 @@ def ensure(spec: specs.Spec, data: base.Data, workdir: str) -> None:
   not there."""
   if spec.denoiser.name == 'network' and is_released(spec):
     with Store(workdir) as store:
-      missing = store.latest() is None
-    if missing:
+      there = store.latest() is not None
+      if there:
+        _check(store, spec, data, workdir)
+    if not there:
       convert(spec, data, workdir)

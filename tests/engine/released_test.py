@@ -6,6 +6,7 @@ import http.server
 import importlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from absl.testing import absltest, parameterized
 
 from experiments.lib import released_layout
 from gmm_diffusion import specs, tasks
-from gmm_diffusion.checkpoints import importers, tensor_files
+from gmm_diffusion.checkpoints import fetch, importers, tensor_files
 from gmm_diffusion.checkpoints.importers import recipe as recipes
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.engine import build, drawing, released
@@ -135,24 +136,68 @@ class ConvertTest(parameterized.TestCase):
     config = config_of('celebahq256', 'ldm')
     write(*spec_of(config), workdir)
     tasks.run('convert', workdir, config, 'test')
-    with self.assertRaisesRegex(
-      UserError, 'was made with net.weights = .*celeba.zip, the config says .*ffhq.zip'
-    ):
-      tasks.run('sample', workdir, config_of('ffhq256', 'ldm'), 'test')
-    with self.assertRaisesRegex(
-      UserError, 'was made with net.weights = .*celeba.zip, the config says /data/mine.ckpt'
-    ):
-      tasks.run(
+    for mode, other, says in (
+      ('sample', config_of('ffhq256', 'ldm'), '.*ffhq.zip'),
+      (
         'convert',
-        workdir,
         config_of('celebahq256', 'ldm', **{'net.weights.path': '/data/mine.ckpt'}),
-        'test',
-      )
+        '/data/mine.ckpt',
+      ),
+    ):
+      with self.assertRaisesRegex(
+        UserError,
+        rf'was made with net.weights = .*celeba.zip \(sha256 \w{{12}}\), the config says {says}, '
+        f'which is another file; use its config, or another --workdir',
+      ):
+        tasks.run(mode, workdir, other, 'test')
     with self.assertRaisesRegex(
       UserError, 'was made with autoencoder.scale = 1.0, the config says 2.0'
     ):
       tasks.run(
         'sample', workdir, config_of('celebahq256', 'ldm', **{'autoencoder.scale': 2.0}), 'test'
+      )
+
+  def test_a_model_is_known_by_the_hash_of_its_file(self):
+    workdir, folder = self.create_tempdir().full_path, self.create_tempdir().full_path
+    moved, other = (os.path.join(folder, name) for name in ('moved.pt', 'other.pt'))
+    config = config_of('imagenet256', 'adm')
+    (path,) = write(*spec_of(config), workdir)
+    tasks.run('convert', workdir, config, 'test')
+    shutil.copyfile(path, moved)
+    shutil.copyfile(path, other)
+    with open(other, 'ab') as file:
+      file.write(b'0')
+    convert = lambda **changes: tasks.run(
+      'convert', workdir, config_of('imagenet256', 'adm', **changes), 'test'
+    )
+    convert(**{'net.weights.path': moved})
+    with self.assertRaisesRegex(UserError, 'the config says .*other.pt, which is another file'):
+      convert(**{'net.weights.path': other})
+    convert(**{'net.weights.path': '/nowhere.pt', 'net.weights.sha256': fetch.sha256_of(path)[:9]})
+    with self.assertRaisesRegex(UserError, 'which is another file'):
+      convert(**{'net.weights.sha256': 'abc'})
+    os.replace(other, path)  # under the same name
+    with self.assertRaisesRegex(UserError, 'which is another file'):
+      convert()
+    os.remove(path)
+    convert()
+
+  def test_conversions_of_before_hashes_were_stored(self):
+    workdir = self.create_tempdir().full_path
+    config = config_of('imagenet256', 'adm')
+    spec, data = spec_of(config)
+    (path,) = write(spec, data, workdir)
+    converted, about = released._read(spec, data, workdir), build.about(spec, data)
+    about['net']['weights'] = config.net.weights.url
+    with Store(workdir, create=True) as store:
+      store.save(0, converted, None, about)
+    os.remove(path)
+    tasks.run('convert', workdir, config, 'test')
+    with self.assertRaisesRegex(
+      UserError, r'\(sha256 not known\), the config says /x.pt, which is'
+    ):
+      tasks.run(
+        'convert', workdir, config_of('imagenet256', 'adm', **{'net.weights.path': '/x.pt'}), 'test'
       )
 
   def test_files_of_one_name_have_places_of_their_own(self):
