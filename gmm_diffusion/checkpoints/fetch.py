@@ -17,6 +17,7 @@ import zlib
 
 from tqdm import tqdm
 
+from gmm_diffusion import files
 from gmm_diffusion.errors import UserError
 
 TRIES = 5  # requests in a row that bring nothing new
@@ -56,20 +57,31 @@ def fetch(url: str, path: str, size: int = 0, sha256: str = '') -> None:
   if os.path.exists(path):
     check(url, path, size, sha256)
     return
-  partial = path + ('.zip.partial' if _zipped(url, path) else '.partial')
   try:
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    _download(url, partial, size)
-    _verify(url, partial, size, sha256)
-    if _zipped(url, path):
-      _extract(url, partial, path)
-    else:
-      os.replace(partial, path)
-    _remove(partial, partial + '.etag')
+    with files.locked(path):  # of several processes one downloads
+      there = os.path.exists(path)
+      if not there:
+        _make(url, path, size, sha256)
   except (OSError, http.client.HTTPException) as error:
     raise UserError(
       f'cannot download {url} ({_reason(error)}); {_by_hand("it", url, path, size, sha256)}'
     ) from error
+  finally:
+    files.remove_lock(path)
+  if there:
+    check(url, path, size, sha256)
+
+
+def _make(url, path, size, sha256):
+  partial = path + ('.zip.partial' if _zipped(url, path) else '.partial')
+  _download(url, partial, size)
+  _verify(url, partial, size, sha256)
+  if _zipped(url, path):
+    _extract(url, partial, path)
+  else:
+    os.replace(partial, path)
+  _remove(partial, partial + '.etag')
 
 
 def _zipped(url, path):
@@ -272,10 +284,12 @@ def _size(path):
 
 
 def _read(path):
+  """A name that the server gave, which can be sent back; '' where there is none or it is damaged."""
   if not os.path.exists(path):
     return ''
-  with open(path, encoding='utf-8') as file:
-    return file.read()
+  with open(path, encoding='ascii', errors='replace') as file:
+    found = file.read()
+  return found if found.isascii() and found.isprintable() else ''
 
 
 def _remove(*paths):

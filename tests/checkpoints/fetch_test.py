@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import zipfile
+from concurrent import futures
 from unittest import mock
 
 from absl.testing import absltest, parameterized
@@ -310,6 +311,24 @@ class FetchTest(parameterized.TestCase):
       '/c/d.ckpt',
     )
 
+  def test_two_at_once_download_it_once(self):
+    self.set(pause=0.002)
+    run = lambda: fetch.fetch(self.url(), self.path, len(DATA), HASH)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+      with futures.ThreadPoolExecutor() as pool:
+        for done in [pool.submit(run) for _ in range(2)]:
+          done.result()
+    self.assertLen(self.server.asked, 1)
+    self.assertEqual(os.listdir(self.folder), ['net.pt'])
+
+  @parameterized.parameters(b'\xff\xfe', b'"a"\r\nHost: b', b'')
+  def test_a_damaged_etag_starts_anew(self, content):
+    for name, data in (('net.pt.partial', b'other'), ('net.pt.partial.etag', content)):
+      with open(os.path.join(self.folder, name), 'wb') as file:
+        file.write(data)
+    self.fetch(sha256=HASH)
+    self.assertEqual(self.server.asked, [None])
+
   def test_killed(self):
     self.server.pause = 0.005
     code = (
@@ -322,7 +341,9 @@ class FetchTest(parameterized.TestCase):
       while fetch._size(self.path + '.partial') < 10_000 and time.monotonic() < deadline:
         time.sleep(0.01)
       process.send_signal(signal.SIGKILL)
-    self.assertEqual(sorted(os.listdir(self.folder)), ['net.pt.partial', 'net.pt.partial.etag'])
+    self.assertCountEqual(
+      os.listdir(self.folder), ['net.pt.lock', 'net.pt.partial', 'net.pt.partial.etag']
+    )
     have = os.path.getsize(self.path + '.partial')
     self.assertBetween(have, 10_000, len(DATA) - 1)
     self.server.pause, self.server.asked = 0, []
