@@ -144,17 +144,26 @@ def _train(spec, mode, name):
 
 
 def _sampler(spec, mode, name):
-  if name in ('name', 'steps', 'grid', 'end'):
+  own = spec.sampler
+  if name in ('name', 'end', 'times'):
     return ''
+  if own.times and name in ('steps', 'grid', 'rho'):
+    return 'sampler.times says which steps there are'
+  if name == 'rho' and own.grid != 'karras':
+    return f"sampler.grid {own.grid!r} has none; it belongs to 'karras'"
+  if name in ('steps', 'grid', 'rho'):
+    return ''
+  if name.startswith('churn_') and not own.churn:
+    return 'sampler.churn is 0, so that nothing is added'
   compared = spec.evaluate.samplers if spec.task == 'diffusion' else ()
   names = {
-    'sample': (spec.sampler.name,),
+    'sample': (own.name,),
     'evaluate': compared,
     'all': compared,
-  }.get(mode, (spec.sampler.name, *compared))
-  names = names or (spec.sampler.name,)
+  }.get(mode, (own.name, *compared))
+  names = names or (own.name,)
   if spec.train.loss == 'elbo':
-    names += (spec.sampler.name,)
+    names += (own.name,)
   if any(name in samplers.options_of(one) for one in names):
     return ''
   takers = [one for one in SAMPLERS if name in samplers.options_of(one)]
