@@ -20,6 +20,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from gmm_diffusion import samplers, specs, tasks
+from gmm_diffusion.checkpoints import importers
 from gmm_diffusion.engine import build
 from helpers import cases
 
@@ -162,6 +163,10 @@ class PagesTest(parameterized.TestCase):
     with contextlib.ExitStack() as stack:
       if page.endswith('attention.md'):
         stack.enter_context(trained_segmentation())
+      random = lambda path, format, net, shape: build.random_weights(
+        importers.abstract(net, shape), 0
+      )
+      stack.enter_context(mock.patch.object(importers, 'load_weights', random))
       for block in blocks(page, 'python'):
         exec(block, scope)  # pylint: disable=exec-used
     if page.endswith('your_own_model.md'):
