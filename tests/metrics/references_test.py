@@ -246,7 +246,7 @@ class StoredStatisticsTest(parameterized.TestCase):
   def test_no_image_is_read_for_what_is_stored(self):
     self.save()
     with_statistics = self.found({'moments'})[1]
-    self.assertEqual((self.counting.seen, with_statistics.count), (0, 50))
+    self.assertEqual((self.counting.seen, with_statistics.size), (0, 50))
     only_images = self.found({'moments'}, self.features._replace(published=False))[1]
     self.assertNotEqual(with_statistics.hash, only_images.hash)
     self.assertEqual(self.counting.seen, 50)
