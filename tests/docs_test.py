@@ -22,6 +22,7 @@ from PIL import Image
 from gmm_diffusion import samplers, specs, tasks
 from gmm_diffusion.checkpoints import importers
 from gmm_diffusion.engine import build
+from gmm_diffusion.tasks import effects
 from helpers import cases
 
 PACKAGE = os.path.join(cases.ROOT, 'gmm_diffusion')
@@ -104,6 +105,7 @@ def check_main(words):
   spec = specs.from_config(config)
   if given['mode'] not in tasks.TASKS[spec.task]:
     raise AssertionError(f'{spec.task} has no mode {given["mode"]}')
+  effects.check(spec, given['mode'], [key.removeprefix('config.') for key in values])
   if set(given) != {'mode', 'workdir', *values}:
     raise AssertionError(f'unknown flags in {words}')
 
@@ -132,7 +134,7 @@ class PagesTest(parameterized.TestCase):
   @parameterized.parameters(*PAGES)
   def test_commands(self, page):
     for words in commands(page):
-      if words[0] == 'gmm_diffusion.main':
+      if words[0] == 'gmm_diffusion.main' and words[1:]:
         with self.subTest(' '.join(words)):
           check_main(words)
       elif words[0].startswith('experiments'):
