@@ -45,11 +45,14 @@ def nearest(
   return np.concatenate(index), np.sqrt(np.concatenate(squares) / x.shape[1])
 
 
-def median(values: np.ndarray, resamples: int = 1000) -> Estimate:
-  """Median with a 95 % interval by the bootstrap over the values."""
-  return bootstrap(
+def median(
+  values: np.ndarray, resamples: int = 1000, low: float = -np.inf, high: float = np.inf
+) -> Estimate:
+  """Median with a 95 % interval by the bootstrap over the values, cut where values cannot be."""
+  out = bootstrap(
     lambda counts: np.median(np.repeat(values, counts.astype(int))), len(values), resamples
   )
+  return Estimate(out.value, max(low, out.low), min(high, out.high))
 
 
 def share(flags: np.ndarray) -> Estimate:
@@ -57,13 +60,17 @@ def share(flags: np.ndarray) -> Estimate:
   n, p, z = len(flags), float(np.mean(flags)), 1.96
   centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
   half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-  return Estimate(p, centre - half, centre + half)
+  return Estimate(p, max(0.0, centre - half), min(1.0, centre + half))  # rounding leaves [0, 1]
 
 
 def agreement(machine: np.ndarray, network: np.ndarray) -> dict[str, Estimate]:
   """Medians of Pearson's r, of its square, and of the cosine, between images of the same noise."""
   r = pearson(machine, network)
-  return {'r': median(r), 'r2': median(r**2), 'cosine': median(cosine(machine, network))}
+  return {
+    'r': median(r, low=-1, high=1),
+    'r2': median(r**2, low=0, high=1),
+    'cosine': median(cosine(machine, network), low=-1, high=1),
+  }
 
 
 def baselines(network: np.ndarray, known: np.ndarray) -> dict[str, Estimate]:
@@ -71,8 +78,8 @@ def baselines(network: np.ndarray, known: np.ndarray) -> dict[str, Estimate]:
   network."""
   index, _ = nearest(network, known)
   return {
-    'nearest training image': median(pearson(known[index], network)),
-    'random pair': median(pearson(np.roll(network, 1, 0), network)),
+    'nearest training image': median(pearson(known[index], network), low=-1, high=1),
+    'random pair': median(pearson(np.roll(network, 1, 0), network), low=-1, high=1),
   }
 
 
@@ -82,7 +89,7 @@ def memorised(images: np.ndarray, known: np.ndarray, held_out: np.ndarray) -> di
   _, distance = nearest(images, known)
   _, usual = nearest(held_out, known)
   return {
-    'distance': median(distance),
-    'held-out distance': median(usual),
+    'distance': median(distance, low=0),
+    'held-out distance': median(usual, low=0),
     'memorised': share(distance < np.quantile(usual, 0.05)),
   }

@@ -1,7 +1,6 @@
-"""Score machines with the settings of a run: samples, calibration."""
+"""Score machines with the settings of a run: calibration, samples."""
 
 import functools
-import hashlib
 import os
 from typing import Any
 
@@ -12,8 +11,14 @@ from gmm_diffusion import files, parallel, specs
 from gmm_diffusion.data import base
 from gmm_diffusion.denoisers import score_machines
 from gmm_diffusion.engine import build, drawing
+from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.tasks.creativity import calibrate
+from gmm_diffusion.tasks.creativity.networks import Network
 from gmm_diffusion.types import Denoiser, StepGrid, Time
+
+# by padding: the machine that knows what the plain CNN knows, shown at one patch size for all noise
+# levels
+FIXED = {'zero': 'bbELS', 'circular': 'ELS'}
 
 
 @functools.cache
@@ -35,9 +40,9 @@ def bind_machine(spec: specs.Spec, name: str, size: Any, shared: bool):
   )
 
 
-def machine_images(spec: specs.Spec, data: base.Data) -> np.ndarray:
-  """The training images that machines see, float32 in [-1, 1]."""
-  return base.to_model(data.train[: spec.creativity.images or None])
+def known(spec: specs.Spec, data: base.Data) -> np.ndarray:
+  """The training images that machines see, uint8 [N, H, W, C]."""
+  return data.train[: spec.creativity.images or None]
 
 
 def machine_samples(
@@ -48,7 +53,7 @@ def machine_samples(
 
   The training images are split over all devices; each step joins what the devices find.
   """
-  images = machine_images(spec, data)
+  images = base.to_model(known(spec, data))
   parts = (
     parallel.split_uneven(images, 0),
     parallel.split_uneven(np.zeros(len(images), np.float32), -np.inf),
@@ -59,39 +64,27 @@ def machine_samples(
   )
 
 
-def stored_samples(
-  spec: specs.Spec, data: base.Data, name: str, size: Any, workdir: str
-) -> np.ndarray:
-  """machine_samples for all pairs, from the workdir where an earlier run left them."""
-  parts = (
-    name,
-    size,
-    spec.sampler,
-    spec.schedule,
-    spec.net.padding,
-    spec.seed,
-    spec.creativity.images,
-    spec.creativity.pairs,
-    spec.data,
-  )
-  path = os.path.join(
-    workdir, 'machines', f'{name}_{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}.npz'
-  )
-  if os.path.exists(path):
-    with np.load(path) as stored:
-      return stored['arr_0']
-  out = machine_samples(spec, data, name, size, spec.creativity.pairs)
-  if parallel.is_main():
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    files.write(path, lambda temporary: np.savez(temporary, out))
-  return out
+def stored_samples(run: Run, name: str, size: Any) -> np.ndarray:
+  """machine_samples for all pairs, from the workdir where an earlier run left them for the same
+  training images."""
+  spec, count = run.spec, run.spec.creativity.pairs
+  settings = name, size, spec.sampler, spec.schedule, spec.net.padding, spec.seed, count
+  mark = files.fingerprint(*settings, known(spec, run.data))
+  path = os.path.join(run.workdir, 'machines', f'{name}_{mark}.npz')
+  found = files.load(path, mark)
+  if found is None:  # all hosts draw together, so none may wait for the lock of another
+    found = {'x': machine_samples(spec, run.data, name, size, count)}
+    if parallel.is_main():
+      os.makedirs(os.path.dirname(path), exist_ok=True)
+      files.save(path, mark, found)
+  return found['x']
 
 
 def calibrated(
   spec: specs.Spec, data: base.Data, denoiser: Denoiser, states: np.ndarray, name: str
 ) -> calibrate.Calibration:
   """Patch sizes of a machine along trajectories (`states`) of a network."""
-  arrays = machine_images(spec, data)
+  arrays = base.to_model(known(spec, data))
   priors = np.zeros(len(arrays), np.float32)
   labels = np.zeros(states.shape[1], np.int32)
   eps = lambda bound: jax.jit(lambda x, time, arrays: bound(arrays)(x, time, labels).eps)
@@ -104,3 +97,20 @@ def calibrated(
   return calibrate.calibrate(
     states, grid_of(spec), lambda x, time: network(x, time, ()), machine, spec.creativity.sizes
   )
+
+
+def draw(
+  run: Run, network: Network
+) -> tuple[dict[str, np.ndarray], dict[str, calibrate.Calibration]]:
+  """Samples of all machines, with the patch sizes that make them most like a network, and these
+  sizes."""
+  wanted, samples, calibrations = run.spec.creativity, {}, {}
+  for name in wanted.machines:
+    size: Any = wanted.sizes[0]
+    if name not in score_machines.WHOLE:
+      probes = network.states[:, : wanted.probes]
+      calibrations[name] = calibrated(run.spec, run.data, network.denoiser, probes, name)
+      size = calibrations[name].sizes
+      print(f'{name}: patch sizes ' + ', '.join(f'{k} to b = {b:.3g}' for b, k in size), flush=True)
+    samples[name] = stored_samples(run, name, size)
+  return samples, calibrations

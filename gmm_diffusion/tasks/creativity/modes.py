@@ -1,42 +1,26 @@
 """The modes of task 'creativity': networks that differ in their final layer beside score machines,
 from the same noise."""
 
-import dataclasses
 import os
-from typing import Any
 
 import numpy as np
 
 from gmm_diffusion import parallel, specs
 from gmm_diffusion.data import base, sources
 from gmm_diffusion.denoisers import score_machines
-from gmm_diffusion.engine import build, drawing, loss, sample_sets
+from gmm_diffusion.engine import drawing
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.nets import cnn
 from gmm_diffusion.reports import records
-from gmm_diffusion.tasks.creativity import compare, locality, provenance
-from gmm_diffusion.tasks.creativity import report as figures
-from gmm_diffusion.tasks.creativity.machines import (
-  calibrated,
-  grid_of,
-  stored_samples,
-  time_at,
+from gmm_diffusion.tasks.creativity import (
+  locality,
+  machines,
+  networks,
+  provenance,
+  quality,
+  report,
 )
-from gmm_diffusion.tasks.creativity.quality import early, plain, quality
-
-PUBLISHED = (
-  'Published on another data set whose details are not public: 21.64 % consistency for a CNN with '
-  'top-1 attention, 25.44 % with identity attention, over 100 trials.'
-)
-# by padding: the machine that knows what the plain CNN knows, shown at one patch size for all noise
-# levels
-FIXED = {'zero': 'bbELS', 'circular': 'ELS'}
-
-
-def network_spec(spec: specs.Spec, final: str) -> specs.Spec:
-  """The spec of the network with this final layer."""
-  return dataclasses.replace(spec, net=dataclasses.replace(spec.net, final=final))
 
 
 def check(spec: specs.Spec, data: base.Data) -> None:
@@ -75,131 +59,61 @@ def check(spec: specs.Spec, data: base.Data) -> None:
   drawing.prepare(spec, spec.sampler, data)
 
 
-def train(spec: specs.Spec, data: base.Data, workdir: str) -> None:
-  """--mode=train: every network, each in a folder of its own; resumes."""
-  for final in spec.creativity.networks:
-    print(f'network {final}', flush=True)
-    os.makedirs(os.path.join(workdir, final), exist_ok=True)
-    loss.train(network_spec(spec, final), data, os.path.join(workdir, final))
-
-
 def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
   """Runs a mode: train, evaluate, or all of it."""
-  data = sources.load(spec.data)
-  check(spec, data)
+  this = Run(spec, sources.load(spec.data), workdir, command)
+  check(spec, this.data)
   if mode in ('train', 'all'):
-    train(spec, data, workdir)
+    networks.train(this)
   if mode in ('evaluate', 'all'):
-    evaluate(spec, data, workdir, command)
+    evaluate(this)
 
 
-def evaluate(spec: specs.Spec, data: base.Data, workdir: str, command: str) -> None:
+def evaluate(this: Run) -> None:
   """--mode=evaluate: samples of all networks and machines, results.json, figures and
   report.html."""
-  wanted, pairs = spec.creativity, spec.creativity.pairs
-  networks, denoisers, states = {}, {}, {}
-  for final in wanted.networks:
-    one, folder = network_spec(spec, final), os.path.join(workdir, final)
-    weights = build.weights(one, data, folder)
-    model, made = drawing.Model(one, data, weights), drawing.prepare(one, one.sampler, data)
-    source = model.drawer(made, spec.sample.count)
-    stored = sample_sets.write(Run(one, data, folder, command), source, spec.sample.count)
-    with np.load(stored.path) as file:
-      networks[final] = file['arr_0']
-    states[final] = model.states(made, pairs)
-    denoisers[final] = build.denoiser(one, data)(weights)
-  first = wanted.networks[0]
-  calibrations, machines = {}, {}
-  for name in wanted.machines:
-    size: Any = wanted.sizes[0]
-    if name not in score_machines.WHOLE:
-      calibrations[name] = calibrated(
-        spec, data, denoisers[first], states[first][:, : wanted.probes], name
-      )
-      size = calibrations[name].sizes
-      print(f'{name}: patch sizes ' + ', '.join(f'{k} to b = {b:.3g}' for b, k in size), flush=True)
-    machines[name] = stored_samples(spec, data, name, size, workdir)
-  fixed = {
-    size: stored_samples(spec, data, FIXED[spec.net.padding], size, workdir)
-    for size in wanted.sizes
-  }
-  result = {
-    'quality': {
-      **{name: quality(spec, data, x) for name, x in networks.items()},
-      **{f'machine {name}': quality(spec, data, x) for name, x in machines.items()},
-    },
-    'agreement': {
-      final: {name: compare.agreement(made, x[:pairs]) for name, made in machines.items()}
-      for final, x in networks.items()
-    },
-    'baselines': {final: compare.baselines(x[:pairs], data.train) for final, x in networks.items()},
-    'fixed': {size: quality(spec, data, x) for size, x in fixed.items()},
-    'early': {final: early(spec, denoiser, states[final]) for final, denoiser in denoisers.items()},
-  }
-  middle = np.argsort(grid_of(spec).b_t)[[len(grid_of(spec).b_t) // 4, len(grid_of(spec).b_t) // 2]]
-  maps = {}
-  for final, denoiser in denoisers.items():
-    sensitivity, probes = locality.sensitivity(denoiser), states[final][:, : wanted.probes]
-    maps[final] = [
-      sensitivity(probes[n], time_at(spec, n), np.zeros(wanted.probes, np.int32)) for n in middle
-    ]
-  known = data.train[: wanted.images or None]
-  size = min(wanted.sizes)
-  traces = {
-    name: (
-      x[:6],
-      provenance.trace(base.to_model(x[:6]), base.to_model(known), size, spec.net.padding, 'all'),
-    )
-    for name, x in {
-      **{f'CNN {final}': x for final, x in networks.items()},
-      **{f'machine {name}': x for name, x in machines.items()},
-    }.items()
-  }
+  spec, wanted = this.spec, this.spec.creativity
+  nets = {final: networks.draw(this, final) for final in wanted.networks}
+  made, calibrations = machines.draw(this, nets[wanted.networks[0]])
+  fixed_machine = machines.FIXED[spec.net.padding]
+  fixed = {size: machines.stored_samples(this, fixed_machine, size) for size in wanted.sizes}
+  numbers = quality.measure(this, nets, made, fixed)
+  maps = quality.sensitivity(this, nets)
+  samples = {final: network.samples for final, network in nets.items()}
+  samples.update({f'machine {name}': x for name, x in made.items()})
+  traces = {name: quality.trace(this, x) for name, x in samples.items()}
   if not parallel.is_main():
     return
-  shared = records.common(spec, command)
-  records.add(
-    workdir,
-    [
-      {
-        'kind': 'creativity',
-        'sampler': spec.sampler.name,
-        'metric': metric,
-        'value': plain(value),
-        'seed': spec.seed,
-        'n': spec.sample.count,
-        'pairs': pairs,
-        **shared,
-      }
-      for metric, value in {
-        **result,
-        'patch sizes': {name: found.sizes for name, found in calibrations.items()},
-        'cosines': {name: found.cosines.tolist() for name, found in calibrations.items()},
-        'reach': {name: [locality.reach(part) for part in found] for name, found in maps.items()},
-        'pieces': {
-          name: float(np.mean(provenance.pieces(found))) for name, (_, found) in traces.items()
-        },
-      }.items()
-    ],
-  )
-  figures.write(
-    workdir,
-    spec,
-    command,
-    shared['config'],
-    figures.Found(
-      networks,
-      machines,
-      fixed,
-      result,
-      calibrations,
-      maps,
-      [float(grid_of(spec).b_t[n]) for n in middle],
-      traces,
-      known,
-      np.asarray(grid_of(spec).b_t),
-      FIXED[spec.net.padding],
-      PUBLISHED,
-    ),
-  )
-  print(f'report: {os.path.join(workdir, "report.html")}')
+  found = report.Found(samples, numbers, calibrations, maps, traces, fixed_machine)
+  records.add(this.workdir, _records(this, found))
+  report.write(this, found)
+  print(f'report: {os.path.join(this.workdir, "report.html")}')
+
+
+def _records(this: Run, found: report.Found) -> list[dict]:
+  """The records of an evaluation, one for each kind of number."""
+  reach = {
+    name: [locality.reach(one) for one in found_at] for name, found_at in found.maps.of.items()
+  }
+  pieces = {
+    name if name.startswith('machine ') else f'CNN {name}': float(np.mean(provenance.pieces(trace)))
+    for name, trace in found.traces.items()
+  }
+  values = {
+    **found.numbers,
+    'patch sizes': {name: one.sizes for name, one in found.calibrations.items()},
+    'cosines': {name: one.cosines.tolist() for name, one in found.calibrations.items()},
+    'reach': reach,
+    'pieces': pieces,
+  }
+  about = {
+    'kind': 'creativity',
+    'sampler': this.spec.sampler.name,
+    'seed': this.spec.seed,
+    'n': this.spec.sample.count,
+    'pairs': this.spec.creativity.pairs,
+    **records.common(this.spec, this.command),
+  }
+  return [
+    {'metric': name, 'value': quality.plain(value), **about} for name, value in values.items()
+  ]

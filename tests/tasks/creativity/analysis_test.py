@@ -49,6 +49,20 @@ class CompareTest(parameterized.TestCase):
     ]
     self.assertGreater(sum(held), 170)
 
+  @parameterized.parameters(0, 1, 7, 200, 1000)
+  def test_intervals_of_shares_hold_the_share_and_stay_in_0_1(self, n):
+    for count in {0, n // 2, n} if n else {0}:
+      found = compare.share(np.arange(max(1, n)) < count)
+      self.assertTrue(0 <= found.low <= found.value <= found.high <= 1, found)
+
+  def test_intervals_of_r_stay_where_r_can_be(self):
+    one = RANDOM.randn(8, 4, 4, 1)
+    other = one + RANDOM.randn(8, 1, 1, 1) ** 2 * RANDOM.randn(*one.shape)  # r from 0.2 to 1
+    for found in (compare.agreement(one, other), compare.agreement(one, -other)):
+      self.assertTrue(-1 <= found['r'].low and found['r'].high <= 1, found)
+      self.assertTrue(0 <= found['r2'].low and found['r2'].high <= 1, found)
+      self.assertTrue(-1 <= found['cosine'].low and found['cosine'].high <= 1, found)
+
   def test_baselines(self):
     known = RANDOM.randn(20, 4, 4, 1)
     found = compare.baselines(known[:8], known)
