@@ -9,11 +9,12 @@ def get_config(arg=''):
   config = common.defaults()
   config.data.name = 'toy'
   config.denoiser.name = 'mixture'
-  # A plane has room for at most two components.
-  config.sampler.update(name='ddim_gmm', steps=10, grid='log_snr', components=2, scale=0.05)
+  # A plane has room for at most two components. The scale is the largest that keeps the moments.
+  config.sampler.update(name='ddim_gmm', steps=10, grid='log_snr', eta=1.0)
+  config.sampler.update(components=2, scale=1.0, infeasible='shrink')
   config.sample.update(count=2000, batch=2000)
-  config.evaluate.update(samplers=common.SOURCE_VARIANTS, count=2000, features='identity')
+  config.evaluate.update(samplers=('ddim', 'ddim_gmm'), count=2000, features='identity')
   if 'runlocal' in variants:
     config.sample.count = 200
-    config.evaluate.update(samplers=('ddim', 'ddim_gmm'), count=200)
+    config.evaluate.count = 200
   return config

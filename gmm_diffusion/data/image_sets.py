@@ -70,7 +70,8 @@ class ArraySet:
   """Images in memory, or vectors [N, D]."""
 
   def __init__(self, images: np.ndarray, what: str):
-    self.images, self.what, self.shape, self.skipped = images, what, images.shape[1:], []
+    self.images, self.what, self.shape = images, what, images.shape[1:]
+    self.skipped: list[str] = []
 
   def __len__(self):
     return len(self.images)
@@ -89,7 +90,8 @@ class NpzSet:
   after another."""
 
   def __init__(self, path: str):
-    self.path, self.what, self.skipped = path, path, []
+    self.path, self.what = path, path
+    self.skipped: list[str] = []
     with npz.Npz(path) as file:
       if 'arr_0' not in file.heads:
         raise UserError(
@@ -147,7 +149,10 @@ class FolderSet:
     names = sorted(name for name in names if name.lower().endswith(EXTENSIONS))
     if not names:
       raise UserError(f'no images in {path}; valid: {", ".join(EXTENSIONS)}, at any depth')
-    self.names, self.skipped, self.turned, kinds = [], [], False, {}
+    self.names: list[str] = []
+    self.skipped: list[str] = []
+    self.turned = False
+    kinds: dict[tuple[tuple[int, int], str], str] = {}
     with self._pool() as pool:
       for start in range(0, len(names), _AHEAD):  # all at once would queue a task for each file
         part = names[start : start + _AHEAD]
@@ -161,7 +166,7 @@ class FolderSet:
       raise UserError(f'none of the {len(names)} images in {path} can be read')
     self._check(kinds)
     (width, height), mode = next(iter(kinds))
-    self.shape = (height, width, MODES[mode])
+    self.shape: tuple[int, ...] = (height, width, MODES[mode])
 
   def _check(self, kinds):
     (size, mode), first = next(iter(kinds.items()))
@@ -246,7 +251,8 @@ class TfdsSet:
         f'reading {name!r} needs tensorflow-datasets ({error}); install the extra: pip install -e '
         f"'.[tfds]'"
       ) from error
-    self.what, self.split, self.skipped = f'tfds {name}, {split}', split, []
+    self.what, self.split = f'tfds {name}, {split}', split
+    self.skipped: list[str] = []
     folder = os.path.expanduser(data_dir) or None
     try:
       self.info = tensorflow_datasets.builder(name, data_dir=folder).info
@@ -257,7 +263,7 @@ class TfdsSet:
     except Exception as error:  # tfds raises many kinds
       reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
       raise UserError(
-        f'cannot read {name!r}, split {split!r}, from data.path {data_dir!r}: {reason}; '
+        f'cannot read {name!r}, split {split!r}, from data.path {folder!r}: {reason}; '
         'give the folder of a set with images, prepared in array_record form'
       ) from error
 

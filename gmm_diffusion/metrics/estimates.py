@@ -36,6 +36,12 @@ class Estimate(NamedTuple):
     return f'{self.value:.{digits}f} ± {self.half:.{digits}f}'
 
 
+class OfSamples(Estimate):
+  """An Estimate from a jackknife, with the influence [N] of each sample."""
+
+  influence: np.ndarray
+
+
 class Spread(NamedTuple):
   """Mean and standard deviation (that of a population) over splits or subsets. The second is no
   standard error."""
@@ -49,14 +55,29 @@ def spread(values: list[float]) -> Spread:
   return Spread(float(np.mean(values)), float(np.std(values)))
 
 
-def within(value: float, error: float) -> Estimate:
+def within(value: float | np.floating | np.ndarray, error: float | np.floating) -> Estimate:
   """Estimate of a value with a standard error."""
   return Estimate(float(value), float(value - 1.96 * error), float(value + 1.96 * error))
 
 
-def jackknife(value: float, influence: np.ndarray) -> Estimate:
+def jackknife(value: float | np.floating | np.ndarray, influence: np.ndarray) -> OfSamples:
   """Estimate of a value from the influence [N] of each sample; N is at least 2."""
-  return within(value, np.std(influence, ddof=1) / np.sqrt(len(influence)))
+  out = OfSamples(*within(value, np.std(influence, ddof=1) / np.sqrt(len(influence))))
+  out.influence = influence
+  return out
+
+
+def difference(first: Estimate, second: Estimate) -> Estimate:
+  """first - second, for two sets of samples with the same ids and noise.
+
+  Sample by sample, where both come from a jackknife: what two samples of the same noise have in
+  common then widens nothing. Otherwise the error is the sum of both, which is never too small.
+  """
+  a, b = (getattr(one, 'influence', None) for one in (first, second))
+  value = first.value - second.value
+  if a is not None and b is not None and len(a) == len(b):
+    return jackknife(value, a - b)
+  return within(value, (first.half + second.half) / 1.96)
 
 
 def bootstrap(

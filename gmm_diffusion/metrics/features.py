@@ -74,7 +74,13 @@ class Classifier(nn.Module):
     return features, nn.Dense(self.classes)(features)
 
 
-SETTINGS = {'steps': 1000, 'batch': 128, 'learning_rate': 1e-3, 'weight_decay': 1e-4, 'version': 1}
+SETTINGS: dict[str, Any] = {
+  'steps': 1000,
+  'batch': 128,
+  'learning_rate': 1e-3,
+  'weight_decay': 1e-4,
+  'version': 1,
+}
 
 
 def _train(net: Classifier, data: base.Data, params: Any) -> Any:
@@ -229,6 +235,7 @@ def stream(features: Features, images: ImageSet, title: str, batch: int = 0) -> 
 
 def check_finite(found: Extracted, what: str, first: int) -> None:
   """Raises UserError where a feature is not finite; `first` is the number of the first image."""
+  assert found.features is not None
   bad = ~np.isfinite(found.features).all(1)
   if bad.any():
     raise UserError(
@@ -258,8 +265,9 @@ def gather(
   kept = {name: np.empty((len(images), features.dimensions[name]), np.float32) for name in keep}
   sums, done = {name: Accumulator() for name in moments}, 0
   for found in stream(features, images, title, batch):
-    n = len(found.features)
     check_finite(found, images.what, done)
+    assert found.features is not None
+    n = len(found.features)
     for name, array in kept.items():
       array[done : done + n] = getattr(found, name)
     for name, total in sums.items():

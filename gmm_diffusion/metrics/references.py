@@ -108,8 +108,9 @@ def _moments(file, names, features, field):
   """Statistics of an open .npz, for a field of the features."""
   D, heads = features.dimensions[field], [file.heads[name] for name in names]
   if [head.shape for head in heads] != [(D,), (D, D)]:
+    shapes = ' and '.join(str(list(head.shape)) for head in heads)
     raise UserError(
-      f'{" and ".join(names)} of {file.path} are {" and ".join(str(list(head.shape)) for head in heads)}; '
+      f'{" and ".join(names)} of {file.path} are {shapes}; '
       f'the features {features.name} need [{D}] and [{D}, {D}]'
     )
   if any(head.dtype.kind not in 'fiu' for head in heads):
@@ -142,7 +143,7 @@ def load(source: Source, features: Features, kinds: Iterable[str], cache: str) -
   if images is None or all(FIELDS.get(kind) in known for kind in kinds):
     count, hashes = (None, []) if images is None else (len(images), [images.hash])
     return Reference(
-      known.get('features'),
+      known['features'],
       None,
       known.get('spatial'),
       count,

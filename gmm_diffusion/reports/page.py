@@ -14,12 +14,13 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 1120px; margin: 2em auto
 h1 { font-size: 1.6em; margin-bottom: .4em } h2 { font-size: 1.2em; margin-top: 2em }
 p, li { max-width: 46em } .lead p { font-size: 1.1em; margin: .3em 0 }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: 14px }
-td, th { padding: .3em .8em; text-align: right; border-bottom: 1px solid #ddd }
+td, th { padding: .3em .7em; text-align: right; border-bottom: 1px solid #ddd;
+  font-variant-numeric: tabular-nums }
 td { white-space: nowrap } th { vertical-align: bottom }
 td:first-child, th:first-child { text-align: left; padding-left: 0 }
 tr.best td { font-weight: 600 } tr.quiet td { color: #767676 }
 .strip { display: flex; align-items: center; gap: 1em; margin: .3em 0; font-size: 14px }
-.strip span { flex: none; width: 13em } .strip div { flex: 1 }
+.strip span { flex: none; width: 13em; overflow-wrap: anywhere } .strip div { flex: 1 }
 .row { display: flex; flex-wrap: wrap; gap: 1em; align-items: flex-start } .row figure { flex: 1 }
 figure { margin: 1em 0 } .row figure { margin: 0 } figcaption { font-size: 14px; max-width: 52em }
 img { image-rendering: pixelated; max-width: 100%; display: block }
@@ -47,6 +48,11 @@ def figure(png: bytes, caption: str = '', smooth: bool = False) -> Html:
   """A picture with a line below it; `smooth` is for plots."""
   kind = ' class=smooth' if smooth else ''
   return Html(f'<figure{kind}>{image(png)}<figcaption>{_text(caption)}</figcaption></figure>')
+
+
+def lines(texts: Sequence[str]) -> Html:
+  """Texts below each other."""
+  return Html('<br>'.join(map(_text, texts)))
 
 
 def row(parts: Sequence[Html]) -> Html:
@@ -77,12 +83,11 @@ def table(
   return Html(f'<div class=wide><table><tr>{line("th", head)}</tr>{body}</table></div>')
 
 
-def folded(title: str, text: str, shown: bool = False) -> Html:
-  """Text in a fixed-width font behind its title, open where it is `shown`."""
-  return Html(
-    f'<details{" open" if shown else ""}><summary>{_text(title)}</summary>'
-    f'<pre>{_text(text)}</pre></details>'
-  )
+def folded(title: str, part: Html | str, shown: bool = False) -> Html:
+  """A part behind its title, open where it is `shown`; text has a fixed-width font."""
+  content = part if isinstance(part, Html) else f'<pre>{_text(part)}</pre>'
+  start = '<details open>' if shown else '<details>'
+  return Html(f'{start}<summary>{_text(title)}</summary>{content}</details>')
 
 
 def facts(of: dict[str, Any]) -> Html:

@@ -7,6 +7,7 @@ import platform
 from typing import Any
 
 from gmm_diffusion import files, parallel, specs
+from gmm_diffusion.errors import UserError
 
 
 def versions() -> dict[str, str]:
@@ -43,6 +44,33 @@ def add(workdir: str, records: list[dict[str, Any]]) -> None:
       kept.pop(key(record), None)
       kept[key(record)] = {**plain, 'undefined': undefined} if undefined else plain
     files.write_json(path, list(kept.values()))
+
+
+def remember(workdir: str, spec: specs.Spec, anew: bool) -> None:
+  """Stores the settings of a run in its workdir, as config.json; those that are there stay unless
+  the run made the weights `anew`."""
+  path = os.path.join(workdir, 'config.json')
+  if anew or not os.path.exists(path):
+    files.write_json(path, dataclasses.asdict(spec))
+
+
+def config_of(workdir: str) -> dict[str, Any]:
+  """The settings that a workdir was made with: those of config.json, or else of its last record.
+
+  Raises:
+    UserError: it holds neither.
+  """
+  config = files.read_json(os.path.join(workdir, 'config.json'), {})
+  if config:
+    return config
+  found = files.read_json(os.path.join(workdir, 'results.json'), [], _are_records)
+  for record in reversed(found):
+    if isinstance(record.get('config'), dict):
+      return record['config']
+  raise UserError(
+    f'{workdir} holds no finished run: neither config.json nor results.json is there; give the '
+    f'config too, as load(CONFIG, workdir={workdir!r}), or run --mode=train'
+  )
 
 
 def _are_records(found):

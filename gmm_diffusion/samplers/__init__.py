@@ -166,3 +166,8 @@ def draw(
 def control_of(name: str) -> str | None:
   """The energy-matched isotropic control of a mixture sampler; None for any other."""
   return name.replace('_gmm', '_noise') if '_gmm' in name else None
+
+
+def is_control(name: str) -> bool:
+  """Whether a sampler is the control of a mixture."""
+  return '_noise' in name

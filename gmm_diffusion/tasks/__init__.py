@@ -4,14 +4,16 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from gmm_diffusion import files, options, specs
+from gmm_diffusion import files, options, parallel, specs
 from gmm_diffusion.errors import UserError
+from gmm_diffusion.reports import records
 from gmm_diffusion.tasks import effects
 from gmm_diffusion.tasks.creativity import modes as creativity
 from gmm_diffusion.tasks.diffusion import modes as diffusion
 from gmm_diffusion.tasks.segmentation import modes as segmentation
 
 MODES = ('train', 'fetch', 'convert', 'sample', 'evaluate', 'all')
+MAKES_WEIGHTS = ('train', 'fetch', 'convert', 'all')
 
 TASKS = {  # task -> mode -> loop(spec, workdir, command)
   'diffusion': {mode: functools.partial(diffusion.run, mode) for mode in MODES},
@@ -47,3 +49,5 @@ def run(mode: str, workdir: str, config: Any, command: str, given: Sequence[str]
   effects.check(spec, mode, given)
   files.make_workdir(workdir)
   TASKS[spec.task][mode](spec, workdir, command)
+  if parallel.is_main():
+    records.remember(workdir, spec, anew=mode in MAKES_WEIGHTS)

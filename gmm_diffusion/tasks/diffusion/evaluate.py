@@ -15,23 +15,28 @@ from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.metrics import features as features_lib
 from gmm_diffusion.metrics import references
-from gmm_diffusion.metrics.estimates import INTERVAL
+from gmm_diffusion.metrics.estimates import INTERVAL, difference
 from gmm_diffusion.reports import images as pictures
 from gmm_diffusion.reports import records
 from gmm_diffusion.tasks.diffusion import report as report_page
+from gmm_diffusion.tasks.diffusion import verdict
 
-NOTES = (
+INTERVALS = (
   f'Intervals: {INTERVAL}. They say nothing of the bias of Frechet distances, which falls with N: '
-  f'compare equal N only.',
+  f'compare equal N only.'
+)
+CONTROLS = (
   'A control adds isotropic Gaussian noise of the same total variance as its mixture, step by '
   'step. Where a mixture does not beat its control, the gain over DDIM comes from added variance '
-  'and not from the mixture.',
-  'At eta = 0 nothing can be subtracted from tau = 0, so "ortho" and "ortho_vub" are the same '
-  'kernel.',
+  'and not from the mixture.'
+)
+SAME = (
+  'Names joined by "=" drew the same samples: with these settings they are one kernel, such as '
+  '"ortho" and "ortho_vub" at eta = 0, where nothing can be subtracted from tau = 0.'
 )
 OWN_FEATURES = (
-  'The distances are computed on the features named above. They compare samplers on this data set '
-  'and cannot be set beside numbers on Inception features.'
+  'The distances are computed on features of this data set, which are named below. They compare '
+  'samplers, and cannot be set beside numbers on Inception features.'
 )
 OTHERS_MOMENTS = (
   'The mean and covariance of the reference were computed by another program, whose resize and '
@@ -113,25 +118,28 @@ def facts_of(found: Bench) -> dict[str, Any]:
 def samplers_with_controls(spec: specs.Spec, data: base.Data) -> list[tuple[drawing.Prepared, str]]:
   """[(sampler, name of its control or '')], controls after what needs them; each planned once.
 
-  Mixtures that add the same variance in every step share a control.
+  Mixtures that add the same variance in every step share a control. A control that is named too is
+  not drawn twice.
   """
-  out, seen = [], {}
-  for name in spec.evaluate.samplers:
-    out.append((drawing.prepare(spec, dataclasses.replace(spec.sampler, name=name), data), ''))
-    control, added = samplers.control_of(name), None
-    if control:
-      added = drawing.prepare(spec, dataclasses.replace(spec.sampler, name=control), data)
-      std = added.plan.rows.std
-      control = next(
-        (other for other, rows in seen.items() if np.allclose(rows, std, rtol=1e-5)), None
-      )
-      if control is None:
-        control = added.sampler.name
-        seen[control] = std
-      else:
-        added = None
-      out[-1] = (out[-1][0], control)
-    if added:
+  prepared = lambda name: drawing.prepare(spec, dataclasses.replace(spec.sampler, name=name), data)
+  out, controls = [], {}
+  for name in dict.fromkeys(spec.evaluate.samplers):
+    if name in controls:
+      continue
+    made, wanted = prepared(name), samplers.control_of(name)
+    if wanted is None:
+      out.append((made, ''))
+      if samplers.is_control(name):
+        controls[name] = made
+      continue
+    added = controls.get(wanted) or prepared(wanted)
+    alike = lambda other, rows=added.plan.rows: all(
+      np.allclose(a, b, rtol=1e-5) for a, b in zip(other.plan.rows, rows)
+    )
+    control = next((other for other, plan in controls.items() if alike(plan)), None)
+    out.append((made, control or wanted))
+    if control is None:
+      controls[wanted] = added
       out.append((added, ''))
   return out
 
@@ -145,71 +153,78 @@ def check(spec: specs.Spec, data: base.Data) -> list[tuple[drawing.Prepared, str
   return samplers_with_controls(spec, data)
 
 
-def evaluate(
-  spec: specs.Spec,
-  data: base.Data,
-  workdir: str,
-  command: str,
-  todo: list[tuple[drawing.Prepared, str]] | None = None,
-) -> None:
-  """--mode=evaluate: metrics of stored images, or of every sampler in spec.evaluate.samplers (`todo`,
+def evaluate(one: Run, todo: list[tuple[drawing.Prepared, str]] | None = None) -> None:
+  """--mode=evaluate: metrics of stored images, or of every sampler in evaluate.samplers (`todo`,
   where `check` has prepared them); results.json and report.html."""
-  start = time.perf_counter()
-  e, shared = spec.evaluate, records.common(spec, command)
+  start, e = time.perf_counter(), one.spec.evaluate
+  shared = records.common(one.spec, one.command)
+  about: dict[str, Any]
   if e.images:
-    images = image_sets.load(e.images, spec.data.path, e.skip_unreadable)
-    found = bench(spec, data, workdir, images.shape, len(images))
+    images = image_sets.load(e.images, one.spec.data.path, e.skip_unreadable)
+    found = bench(one.spec, one.data, one.workdir, images.shape, len(images))
     rows, new = _of_images(found, images, shared)
+    sizes = features_lib.sizes(images.shape)
     title, about = (
-      images.what,
-      {'images': f'{new[0]["n"]} of {features_lib.sizes(images.shape)}, hash {images.hash}'},
+      f'Images: {rows[0].name}',
+      {'images': f'{new[0]["n"]} of {sizes}, hash {images.hash}'},
     )
   else:
-    _check_reference(spec, data)  # before weights are fetched and read
-    todo = todo or samplers_with_controls(spec, data)
-    released.ensure(spec, data, workdir)
-    weights = build.weights(spec, data, workdir)
-    found = bench(spec, data, workdir, data.shape, e.count)
-    rows, new = _of_samplers(found, todo, spec, data, weights, workdir, command, shared)
-    title, about = _title(spec), _about(spec, data, new[0]['weights'])
-    about['sample sets'] = ', '.join(dict.fromkeys(record['set'] for record in new))
+    _check_reference(one.spec, one.data)  # before weights are fetched and read
+    todo = todo or samplers_with_controls(one.spec, one.data)
+    released.ensure(one.spec, one.data, one.workdir)
+    model = drawing.Model(one.spec, one.data, build.weights(one.spec, one.data, one.workdir))
+    found = bench(one.spec, one.data, one.workdir, one.data.shape, e.count)
+    rows, new = _of_samplers(found, todo, model, one, shared)
+    title, about = _title(one.spec), _about(one.spec, one.data, new)
   if not parallel.is_main():
     return
-  records.add(workdir, new)
-  facts = {
-    **about,
+  records.add(one.workdir, new)
+  about |= {
     'reference': f'{found.reference.what}, hash {found.reference.hash}',
     'features': found.features.name,
     'preprocessing': features_lib.preprocessing(found.features, found.shape),
     'seconds': round(time.perf_counter() - start, 1),
     'versions': ', '.join(f'{name} {version}' for name, version in shared['versions'].items()),
   }
-  notes: tuple[str, ...] = NOTES[:1] if e.images else NOTES
-  notes += (OWN_FEATURES,) * bool(found.features.shape) + (OTHERS_MOMENTS,) * bool(
-    found.source.known
-  )
-  curve = None if e.images else _read(os.path.join(workdir, 'training.png'))
-  report_page.write(
-    os.path.join(workdir, 'report.html'),
+  path = os.path.join(one.workdir, 'report.html')
+  words = report_page.write(
+    path,
     title,
-    command,
-    facts,
+    one.command,
+    about,
     rows,
     metrics.LOWER_IS_BETTER,
-    curve,
+    None if e.images else _read(os.path.join(one.workdir, 'training.png')),
     shared['config'],
-    notes,
+    _notes(found, rows),
+    vectors=not one.data.is_image,
   )
-  print(f'report: {os.path.join(workdir, "report.html")}')
+  print('\n'.join([*words, f'report: {path}']))
 
 
-def _record(sampler, metric, value, **more):
+def _notes(found, rows):
+  """What has to be known to read these rows."""
+  which = {
+    INTERVALS: True,
+    CONTROLS: any(row.control for row in rows),
+    SAME: any(len(row.names) > 1 for row in rows),
+    OWN_FEATURES: bool(found.features.shape),
+    OTHERS_MOMENTS: bool(found.source.known) and found.source.images is None,
+  }
+  return [note for note, holds in which.items() if holds]
+
+
+def _record(found, sampler, metric, value, **more):
+  """A record of a metric; `n_reference` is None where others computed what it is compared with."""
+  known = found.source.size(metrics.METRICS[metric].reference) is not None
   return {
     'kind': 'metric',
     'sampler': sampler,
     'metric': metric,
     'value': value.value,
     'interval': [value.low, value.high],
+    **facts_of(found),
+    'n_reference': found.reference.size if known else None,
     **more,
   }
 
@@ -225,82 +240,78 @@ def _of_images(found, images, shared):
   if images.skipped:
     print(f'skipped {len(images.skipped)} unreadable images, the first is {images.skipped[0]}')
   print(f'{images.what} (N = {count})  {_line(values)}')
-  seconds = time.perf_counter() - start
+  about = {
+    'n': count,
+    'seed': None,
+    'weights': None,
+    'images': images.hash,
+    'skipped': len(images.skipped),
+    'seconds': time.perf_counter() - start,
+    **shared,
+  }
   new = [
-    _record(
-      f'images {images.what}',
-      metric,
-      value,
-      n=count,
-      seed=None,
-      weights=None,
-      images=images.hash,
-      skipped=len(images.skipped),
-      seconds=seconds,
-      **facts_of(found),
-      **shared,
-    )
+    _record(found, f'images {images.what}', metric, value, **about)
     for metric, value in values.items()
   ]
-  rows = [
-    report_page.Row(
-      os.path.basename(images.what.rstrip('/')), 'sampler', '', 0, values, _first(images), ''
-    )
-  ]
+  name = os.path.basename(images.what.rstrip('/'))
+  rows = [verdict.Row((name,), 'sampler', '', 0, values, _first(images))]
   if found.source.images:
-    rows.append(report_page.Row('reference', 'data', '', 0, {}, _first(found.source.images), ''))
+    rows.append(verdict.Row(('reference',), 'data', '', 0, {}, _first(found.source.images)))
   return rows, new
 
 
-def _of_samplers(found, todo, spec, data, weights, workdir, command, shared):
+def _of_samplers(found, todo, model, one, shared):
   """(rows of the page, records) of samplers and their controls, and of held-out data."""
-  rows, new, model = [], [], drawing.Model(spec, data, weights)
-  held_out = image_sets.ArraySet(data.test[: spec.evaluate.count], 'held-out data')
-  possible = [name for name in found.names if _possible(name, found, len(held_out))]
-  if possible and not spec.evaluate.reference:
-    values, n = measure(found._replace(names=possible), held_out, 'held-out data')
-    rows.append(
-      report_page.Row(
-        f'held-out data (N = {n})',
-        'data',
-        '',
-        0,
-        values,
-        pictures.png(_strip(held_out.images, data)),
-        '',
-      )
-    )
+  rows, firsts, new, count = [], [], [], one.spec.evaluate.count
   for made, control in todo:
-    source, sampler = model.drawer(made, spec.evaluate.count), made.sampler
-    sample, first, nfe, seconds = features_of(found, source, Run(spec, data, workdir, command))
+    source, name = model.drawer(made, count), made.sampler.name
+    sample, first, nfe, seconds = features_of(found, source, one)
     values = metrics.compare(sample, found.reference, found.names, found.neighbours)
-    print(f'{sampler.name:26s} {_line(values)}')
-    report = sample_sets.format_report(made.report)
-    kind = 'control' if any(sampler.name == other for _, other in todo) else 'sampler'
-    rows.append(
-      report_page.Row(
-        sampler.name, kind, control, nfe, values, pictures.png(_strip(first, data)), report
-      )
-    )
-    new += [
-      _record(
-        sampler.name,
-        metric,
-        value,
-        n=spec.evaluate.count,
-        seed=spec.seed,
-        nfe=nfe,
-        control=control,
-        settings=dataclasses.asdict(sampler),
-        weights=model.hash,
-        set=sample_sets.name_of(source),
-        seconds=seconds,
-        **facts_of(found),
-        **shared,
-      )
-      for metric, value in values.items()
-    ]
-  return rows, new
+    print(f'{name:26s} {_line(values)}')
+    kind = 'control' if any(name == other for _, other in todo) else 'sampler'
+    row = verdict.Row((name,), kind, control, nfe, values, _strip(first, one.data), made.report)
+    same = next((i for i, other in enumerate(rows) if _alike(row, first, other, firsts[i])), None)
+    if same is None:
+      rows.append(row)
+      firsts.append(first)
+    else:
+      rows[same] = verdict.merged(rows[same], row)
+    about = {
+      'n': count,
+      'seed': one.spec.seed,
+      'nfe': nfe,
+      'control': control,
+      'settings': dataclasses.asdict(made.sampler),
+      'weights': model.hash,
+      'set': sample_sets.name_of(source),
+      'seconds': seconds,
+      **shared,
+    }
+    new += [_record(found, name, metric, value, **about) for metric, value in values.items()]
+  for record in new:
+    row = next(row for row in rows if record['sampler'] in row.names)
+    control = verdict.control_of(row, rows) if record['control'] else None
+    if control:
+      away = difference(*(both.metrics[record['metric']] for both in (row, control)))
+      record['minus_control'] = {'value': away.value, 'interval': [away.low, away.high]}
+  return _held_out(found, one) + rows, new
+
+
+def _alike(row, first, other, other_first):
+  """Whether two samplers drew the same samples, up to rounding."""
+  values, others = ([v.value for v in one.metrics.values()] for one in (row, other))
+  return np.allclose(values, others, rtol=1e-4) and np.allclose(first, other_first, atol=1e-4)
+
+
+def _held_out(found, one):
+  """The row of held-out data, where there are enough of them."""
+  held_out = image_sets.ArraySet(one.data.test[: one.spec.evaluate.count], 'held-out data')
+  possible = [name for name in found.names if _possible(name, found, len(held_out))]
+  if not possible or one.spec.evaluate.reference:
+    return []
+  values, n = measure(found._replace(names=possible), held_out, 'held-out data')
+  picture = _strip(held_out.images, one.data)
+  return [verdict.Row((f'held-out data (N = {n})',), 'data', '', 0, values, picture)]
 
 
 def features_of(
@@ -336,10 +347,10 @@ def features_of(
   )
   shards.fill(*where, make, f'{"features of" if stored else "sampling"} {title}')
   out = {name: np.empty((e.count, found.features.dimensions[name]), np.float32) for name in kept}
-  first: Any = None
+  first: shards.Arrays = {}
   seconds, done = 0.0, 0
   for part in shards.read(*where):
-    first, seconds = (part if first is None else first), seconds + float(part['seconds'])
+    first, seconds = first or part, seconds + float(part['seconds'])
     for name in kept:
       out[name][done : done + len(part[name])] = part[name]
     done += len(part[kept[0]])
@@ -360,9 +371,9 @@ def _first(stored: image_sets.ImageSet) -> bytes:
   return pictures.png(pictures.picture(first, first, columns=16, most=16))
 
 
-def _strip(x: np.ndarray, data: base.Data):
-  """The first sixteen ids in one row; for vectors a scatter plot."""
-  return pictures.picture(x, data.train, columns=16, most=16)
+def _strip(x: np.ndarray, data: base.Data) -> bytes:
+  """PNG of the first sixteen ids in one row; for vectors a scatter plot."""
+  return pictures.png(pictures.picture(x, data.train, columns=16, most=16))
 
 
 def _title(spec):
@@ -370,14 +381,14 @@ def _title(spec):
   return f'{spec.data.dataset or spec.data.name}: {spec.sampler.steps} steps, eta {eta:g}'
 
 
-def _about(spec, data, weights) -> dict[str, Any]:
+def _about(spec, data, new) -> dict[str, Any]:
   _, mixture = samplers.resolve('ddim_gmm', spec.sampler.options())
   return {
     'data': ', '.join(f'{name} {value}' for name, value in base.summary(data).items()),
-    'samples': f'{spec.evaluate.count} per sampler, seed {spec.seed}, the same noise for every '
-    f'sampler',
+    'samples': f'{spec.evaluate.count} per sampler, seed {spec.seed}',
+    'sample sets': ', '.join(dict.fromkeys(record['set'] for record in new)),
     'mixture': 'K = {components}, scale {scale:g}, infeasible: {infeasible}'.format(**mixture),
-    'weights': weights,
+    'weights': new[0]['weights'],
   }
 
 

@@ -25,7 +25,7 @@ def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
   if mode == 'sample':
     sample(Run(spec, data, workdir, command))
   if mode in ('evaluate', 'all'):
-    evaluate.evaluate(spec, data, workdir, command, todo)
+    evaluate.evaluate(Run(spec, data, workdir, command), todo)
 
 
 def sample(one: Run) -> None:

@@ -1,0 +1,198 @@
+"""The Python API: a model with its weights, and the Frechet distance between sets of images.
+
+model = gmm_diffusion.load('runs/digits')
+images = model.sample(16, sampler='unipc', steps=10)
+print(gmm_diffusion.fid('photos', 'reference.npz'))
+"""
+
+import dataclasses
+import os
+import runpy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gmm_diffusion import command_line, specs
+from gmm_diffusion.data import base, image_sets, sources
+from gmm_diffusion.engine import build, drawing, released
+from gmm_diffusion.errors import UserError
+from gmm_diffusion.metrics import features as features_lib
+from gmm_diffusion.metrics import frechet, references
+from gmm_diffusion.metrics.estimates import Estimate
+from gmm_diffusion.reports import records
+
+CACHE = '~/.cache/gmm_diffusion'  # statistics of references, and where Inception weights are sought
+
+
+class Model:
+  """A denoiser with its weights, ready to sample.
+
+  Attributes:
+    spec: its settings.
+    data: the data that it was made for; their shape is that of a sample.
+  """
+
+  def __init__(self, spec: specs.Spec, data: base.Data, weights: Any):
+    self.spec, self.data = spec, data
+    self._model = drawing.Model(spec, data, weights)
+
+  def sample(
+    self,
+    count: int,
+    sampler: str = '',
+    labels: str | int | Sequence[int | str] = '',
+    seed: int | None = None,
+    **options: Any,
+  ) -> np.ndarray:
+    """Images uint8 [count, H, W, C], or float32 vectors [count, D].
+
+    Sample number i depends on the seed, i and the sampler alone, whatever `count` is.
+
+    Args:
+      count: how many, at least 1.
+      sampler: a name in samplers.NAMES, such as 'ddim' or 'unipc'; '' is that of the config.
+      labels: classes by number or name, taken in turn; '' is that of the config.
+      seed: of the noise; None is that of the config.
+      **options: settings of the sampler and its grid, such as steps=10, eta=0.5 or order=3; those
+        that are left out are as in the config.
+
+    Raises:
+      UserError: a bad value, or an option that the sampler does not take.
+    """
+    changes: dict[str, Any] = {'sampler': {**options, **({'name': sampler} if sampler else {})}}
+    changes['sample'] = {'count': count}
+    if seed is not None:
+      changes['seed'] = seed
+    labels = [labels] if isinstance(labels, (int, np.integer)) else labels
+    text = labels if isinstance(labels, str) else ','.join(str(label) for label in labels)
+    if text:
+      changes['sample']['label'] = text
+    spec = _changed(self.spec, changes)
+    taken = drawing.settings(spec.sampler)
+    for name in options:
+      if name not in taken:
+        raise UserError(
+          f'sampler {spec.sampler.name!r} takes no {name!r}; valid: '
+          f'{", ".join(sorted(set(taken) - {"name"}))}'
+        )
+    made = drawing.prepare(spec, spec.sampler, self.data)
+    return self._model.on(spec).sample(made, count, spec.seed).x
+
+
+def _changed(spec: specs.Spec, changes: dict[str, Any]) -> specs.Spec:
+  """The spec with other values, checked as those of a config are."""
+
+  def merge(old, new):
+    inner = lambda key, value: merge(old[key], value) if isinstance(old.get(key), dict) else value
+    return {**old, **{key: inner(key, value) for key, value in new.items()}}
+
+  return specs.from_config(merge(dataclasses.asdict(spec), changes))
+
+
+def load(source: Any, workdir: str = '') -> Model:
+  """A model with its weights.
+
+  Args:
+    source: the workdir of a finished run; or a config: its name ('digits', 'digits:runlocal'), its
+      file ('configs/digits.py:runlocal'), a ConfigDict or a nested dict.
+    workdir: where the weights are, if `source` is a config. Exact denoisers and random weights need
+      none; released weights are converted there once.
+
+  Raises:
+    UserError: there is no such config or run, or its weights are not there.
+  """
+  if hasattr(source, 'items'):
+    spec = specs.from_config(source)
+  elif not isinstance(source, (str, os.PathLike)):
+    raise UserError(f'a model is loaded from a workdir or a config, got {source!r}')
+  elif os.path.isdir(os.path.expanduser(source)):
+    workdir = workdir or os.path.expanduser(source)
+    spec = specs.from_config(records.config_of(os.path.expanduser(source)))
+  else:
+    spec = specs.from_config(_config(os.fspath(source)))
+  if spec.task != 'diffusion':
+    raise UserError(
+      f'load gives models of task diffusion, and this config is of task {spec.task!r}'
+    )
+  needs = spec.denoiser.name == 'network' and spec.net.weights.format != build.RANDOM
+  if needs and not workdir:
+    raise UserError(
+      f'the weights of {source!r} are in no folder; give the workdir of a finished run, as '
+      'load(WORKDIR) or load(CONFIG, workdir=WORKDIR)'
+    )
+  data = sources.load(spec.data)
+  if needs:
+    released.ensure(spec, data, workdir)
+  return Model(spec, data, build.weights(spec, data, workdir))
+
+
+def _config(source: str) -> Any:
+  """The ConfigDict of NAME[:ARG] or FILE.py[:ARG]."""
+  try:
+    path, _, arg = command_line.locate(source).partition(':')
+  except UserError as error:
+    raise UserError(f'there is no workdir {source!r}, and {error}') from error
+  try:
+    return runpy.run_path(path)['get_config'](arg)
+  except ValueError as error:
+    raise UserError(str(error)) from error
+
+
+def fid(
+  a: Any,
+  b: Any,
+  features: str = 'inception',
+  weights: str = '',
+  data_dir: str = '',
+  cache: str = CACHE,
+) -> Estimate:
+  """Frechet distance of images `a` to a reference `b`, with a 95 % interval over the images `a`.
+
+  Args:
+    a: a folder of images, an .npz with arr_0, 'tfds:NAME:SPLIT', or uint8 [N, H, W, 1 or 3].
+    b: likewise, or an .npz with mu and sigma.
+    features: 'inception', which published values use, or 'identity': the pixels themselves.
+    weights: file of the Inception weights; '' is that of the public name in `cache`.
+    data_dir: folder of tensorflow-datasets.
+    cache: folder that keeps the statistics of references.
+
+  Raises:
+    UserError: the two do not fit together, are too few, or the Inception weights are not there.
+  """
+  if features not in ('inception', 'identity'):
+    raise UserError(f"unknown features {features!r}; valid: 'inception', 'identity'")
+  cache, images = os.path.expanduser(cache), _images(a, data_dir)
+  empty = np.zeros((0, *images.shape), np.uint8)
+  none = np.zeros(0, np.int32)
+  network = features_lib.load(features, base.Data(empty, none, empty, none, 0), cache, weights)
+  if isinstance(b, (str, os.PathLike)):
+    source = references.find(os.fspath(b), network, images.shape, data_dir)
+  else:
+    others = _images(b, data_dir)
+    if others.shape != images.shape:
+      raise UserError(
+        f'the reference has images of {features_lib.sizes(others.shape)}, the others are '
+        f'{features_lib.sizes(images.shape)}; give images of one size'
+      )
+    source = references.Source('reference', others)
+  for count, what in ((len(images), 'samples'), (source.size('moments'), 'reference images')):
+    if count is not None:
+      frechet.check_count(count, network.dimensions['features'], what=what)
+  reference = references.load(source, network, {'moments'}, cache)
+  sample = features_lib.gather(network, images, 'images', {'features'})[0]
+  assert sample.features is not None and reference.moments is not None
+  return frechet.frechet_distance(sample.features, reference.moments)
+
+
+def _images(images: Any, data_dir: str) -> image_sets.ImageSet:
+  """Images at a path or in an array."""
+  if isinstance(images, (str, os.PathLike)):
+    return image_sets.load(os.fspath(images), data_dir)
+  array = np.asarray(images)
+  if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] not in (1, 3) or not array.size:
+    raise UserError(
+      f'images must be a path, or an array uint8 [N, H, W, 1 or 3], got {array.dtype} '
+      f'{list(array.shape)}'
+    )
+  return image_sets.ArraySet(array, f'{len(array)} images')
