@@ -4,11 +4,31 @@ import os
 import re
 from typing import Any
 
-from gmm_diffusion import options, specs
+from gmm_diffusion import denoisers, metrics, options, samplers, specs
+from gmm_diffusion.checkpoints import importers
+from gmm_diffusion.denoisers import score_machines
 from gmm_diffusion.errors import UserError
+from gmm_diffusion.maths import grids, marginals, schedules
+from gmm_diffusion.metrics import features
+from gmm_diffusion.nets import NETS, cnn
 
 # beside the package, in a checkout as in an installation
 CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'configs')
+TABLES = {  # the names that keys may have which the specs, below all of these, do not know
+  'schedule.name': schedules.SCHEDULES,
+  'net.name': NETS,
+  'net.final': cnn.FINALS,
+  'denoiser.name': denoisers.NAMES,
+  'denoiser.prediction': marginals.PREDICTIONS,
+  'sampler.name': samplers.NAMES,
+  'sampler.grid': grids.GRIDS,
+  'evaluate.samplers': samplers.NAMES,
+  'evaluate.features': features.FEATURES,
+  'evaluate.metrics': metrics.METRICS,
+  'creativity.networks': cnn.FINALS,
+  'creativity.machines': score_machines.MACHINES,
+  **{f'{part}.weights.format': importers.FORMATS for part in ('net', 'autoencoder', 'classifier')},
+}
 LONGEST = 400  # characters of an error
 USAGE = """\
 gmm-diffusion --config=NAME[:VARIANT,...] --mode=MODE --workdir=FOLDER [--config.KEY=VALUE ...]
@@ -66,7 +86,7 @@ def help_of(config: dict[str, Any] | None, modes: tuple[str, ...]) -> str:
   if config is None:
     return usage + '\n--help with a --config lists every --config.KEY with its value and meaning.'
   return f'{usage}\nkeys, with their values in this config:\n\n' + options.describe(
-    specs.Spec, config
+    specs.Spec, config, TABLES
   )
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from gmm_diffusion.errors import UserError
@@ -131,8 +131,9 @@ def _value(kind, value, key, default):
   return value
 
 
-def describe(cls: type, values: Any) -> str:
-  """A text of all keys with their values in a nested mapping, their meaning and what is valid."""
+def describe(cls: type, values: Any, names: dict[str, Iterable[str]]) -> str:
+  """A text of all keys with their values in a nested mapping, their meaning and what is valid;
+  names: those that are known elsewhere."""
   out = []
   for key, kind, field in leaves(cls):
     value, name = values, getattr(kind, '__name__', '')
@@ -140,7 +141,7 @@ def describe(cls: type, values: Any) -> str:
       name = f'tuple of {typing.get_args(kind)[0].__name__}'
     for part in key.split('.'):
       value = value[part] if value is not None and part in value else None
-    valid = field.metadata['valid']
+    valid = field.metadata['valid'] or tuple(names.get(key, ()))
     valid = f', in {valid}' if isinstance(valid, str) else f': {", ".join(map(repr, valid))}'
     head = f'--config.{key}' + ('' if value is None else f'={value!r}')
     out.append(

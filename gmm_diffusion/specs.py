@@ -338,6 +338,11 @@ class Spec:
 
   def __post_init__(self):
     options.check(self)
+    if self.task == 'creativity' and self.denoiser.name != 'network':
+      raise UserError(
+        f"task 'creativity' compares networks with creativity.machines; denoiser.name must be "
+        f'network, got {self.denoiser.name!r}'
+      )
     net, wanted, interval = self.net, self.segmentation, self.denoiser.guidance_interval
     for name in ('net', 'autoencoder', 'classifier'):
       if getattr(self, name).multipliers == ():

@@ -15,6 +15,7 @@ from configs import digits, toy
 from gmm_diffusion import main, options, specs, tasks
 from gmm_diffusion.data import sources
 from gmm_diffusion.errors import UserError
+from gmm_diffusion.tasks import effects
 from helpers import cases, cli
 
 
@@ -162,6 +163,7 @@ class TypedTest(parameterized.TestCase):
       self.assertIn(code, (0, None))
       for key, _, _ in options.leaves(specs.Spec):
         self.assertRegex(out, rf'--config\.{key}(=|\n)')
+      self.assertRegex(out, r"--config.denoiser.name='network'\n +.*'ELS', 'bbELS', 'consistent'")
       self.assertIn('--config.sampler.scale=0.3\n      mixture: length of the offsets', out)
       self.assertIn(
         '--config.train.steps=60\n      optimiser updates (int, in [1, 100000000])', out
@@ -239,6 +241,17 @@ class EffectTest(parameterized.TestCase):
   )  # fmt: skip
   def test_all(self, changes, given, reason):
     self.assertEffect('all', changes, given, reason)
+
+  def test_every_name_is_known(self):
+    choices = {key: field.metadata['valid'] for key, _, field in options.leaves(specs.Spec)}
+    self.assertCountEqual(effects.DATA, choices['data.name'])
+    self.assertCountEqual(effects.SECTIONS, choices['task'])
+    sections = {key.split('.')[0] for key in choices} - {'task', 'seed'}
+    self.assertEqual(set().union(*effects.SECTIONS.values()), sections)
+
+  def test_creativity_compares_networks(self):
+    with self.assertRaisesRegex(UserError, "denoiser.name must be network, got 'ELS'"):
+      specs.from_config({'task': 'creativity', 'denoiser': {'name': 'ELS'}})
 
   def test_clip_of_points(self):
     with self.assertRaisesRegex(UserError, 'points are not clipped'):

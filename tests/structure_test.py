@@ -2,7 +2,9 @@
 read."""
 
 import ast
+import configparser
 import dataclasses
+import fnmatch
 import functools
 import glob
 import importlib
@@ -38,8 +40,6 @@ LONG = {
   'nets/em_attention.py:__call__': 'a layer in the order in which it computes',
   'tasks/creativity/modes.py:evaluate': 'the order of an evaluation',
   'tasks/creativity/report.py:write': 'a page from top to bottom',
-  'tasks/segmentation/modes.py:evaluate': 'the order of an evaluation',
-  'tasks/segmentation/model.py:_read': 'one adaptation in the order in which it computes',
 }
 FILES = sorted(glob.glob(os.path.join(PACKAGE, '**', '*.py'), recursive=True))
 MODULES = {
@@ -185,6 +185,19 @@ class StructureTest(parameterized.TestCase):
         data = sources.load(spec.data)
         build.denoiser(spec, data)  # checks everything but the weights
         build.sample_shape(spec, data)
+
+  def test_an_installation_has_everything(self):
+    setup = configparser.ConfigParser()
+    setup.read(os.path.join(cases.ROOT, 'setup.cfg'))
+    patterns = setup['options.packages.find']['include'].split()
+    for module in [*MODULES, 'configs.digits']:
+      is_package = MODULES.get(module, '').endswith('__init__.py')
+      package = module if is_package else module.rpartition('.')[0]
+      self.assertTrue(any(fnmatch.fnmatch(package, one) for one in patterns), module)
+      self.assertTrue(os.path.exists(os.path.join(cases.ROOT, *package.split('.'), '__init__.py')))
+    _, target = setup['options.entry_points']['console_scripts'].split('=')
+    module, function = target.strip().split(':')
+    self.assertTrue(callable(getattr(importlib.import_module(module), function)))
 
   def test_variants_that_exclude_each_other(self):
     with self.assertRaisesRegex(ValueError, "'adm and dit' exclude each other"):
