@@ -19,6 +19,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from PIL import Image
 
+import gmm_diffusion
 from gmm_diffusion import samplers, specs, tasks
 from gmm_diffusion.checkpoints import importers
 from gmm_diffusion.engine import build
@@ -169,6 +170,10 @@ class PagesTest(parameterized.TestCase):
         importers.abstract(net, shape), 0
       )
       stack.enter_context(mock.patch.object(importers, 'load_weights', random))
+      if page == 'README.md':  # its workdir: digits with their exact denoiser
+        config = {'denoiser': {'name': 'empirical'}, 'data': {'limit': 200}}
+        model = gmm_diffusion.load(config)
+        stack.enter_context(mock.patch.object(gmm_diffusion, 'load', lambda workdir: model))
       for block in blocks(page, 'python'):
         exec(block, scope)  # pylint: disable=exec-used
     if page.endswith('your_own_model.md'):
