@@ -6,13 +6,14 @@ With windows w_p(x) at place p,
 
 Three forms of (1), equal but for rounding; C channels, operations per pair of windows:
 
-  patches  one matrix product of unrolled windows       2 (k^2 C + 2)
+  patches  one matrix product of unrolled windows       2 (k^2 C + 2 k)
   strips   matrix product of k x 1 strips, box sums     2 (k C + 2), and log2(k) additions
            along the columns
   boxes    matrix product of pixels, box sums along     2 (C + 2), and 2 log2(k) additions:
            rows and columns                             an integral image for every displacement
 
-The products give whole squared distances: of vectors (-2 u, |u|^2, 1) and (x, 1, |x|^2). Box sums
+The products give whole squared distances: of vectors (-2 u, |u|^2, 1) and (x, 1, |x|^2), in
+`patches` strip by strip, so that all forms round alike where windows are near each other. Box sums
 are made by doubling (windows of 1, 2, 4, ...), so nothing is subtracted and rounding stays that of
 a sum. No array is larger than images x places x pixels of a block (times the overhang of k - 1
 pixels on each axis in the box forms): (images x places x pixels x window) never exists.
@@ -114,7 +115,7 @@ def cost(form: str, query: tuple[int, ...], image: tuple[int, ...], size: int) -
   (H, W, C), (U, V, _) = query, image
   h, w, u, v = (n - size + 1 for n in (H, W, U, V))
   return {
-    'patches': 2.0 * (size**2 * C + 2) * h * w * u * v,
+    'patches': 2.0 * (size**2 * C + 2 * size) * h * w * u * v,
     'strips': (2.0 * (size * C + 2) + _COLUMN_PASS) * h * W * u * V,
     'boxes': (2.0 * (C + 2) + _ROW_PASS) * H * W * U * V + _COLUMN_PASS * h * W * u * V,
   }[form]
@@ -140,7 +141,7 @@ def distances(query: Array, images: Array, size: int, form: str = '') -> Array:
   form = form or cheapest(query.shape, images.shape[1:], size)
   query, images = _centred(query, images)
   if form == 'patches':
-    out = vector_distances(windows(images, size), windows(query, size))
+    out = vector_distances(windows(images, size), windows(query, size), size)
   elif form == 'strips':
     # a loop over images: what it returns exists once, and is not computed again in each use
     right = strips(query, size)
@@ -162,20 +163,28 @@ def _centred(query, images):
   )
 
 
-def _sides(left, right):
-  """Vectors [..., K + 2] whose inner products are the squared distances of left and right; but for
-  rounding, which may make them negative."""
-  one = lambda x: jnp.ones_like(x[..., :1])
-  square = lambda x: jnp.sum(x**2, -1, keepdims=True)
-  return jnp.concatenate([-2 * left, square(left), one(left)], -1), jnp.concatenate(
-    [right, one(right), square(right)], -1
-  )
+def _sides(left, right, pieces=1):
+  """Vectors [..., K + 2 pieces] whose inner products are the squared distances of left and right;
+  but for rounding, which may make them negative.
+
+  Each of the equal pieces of a vector is followed by its own square. Where long vectors are near
+  each other, the products of a piece then cancel before those of the next are added, so that
+  rounding is that of a piece and not that of the whole.
+  """
+
+  def build(x, factor, square_first):
+    x = x.reshape(x.shape[:-1] + (pieces, -1))
+    ends = [jnp.sum(x**2, -1, keepdims=True), jnp.ones_like(x[..., :1])]
+    x = jnp.concatenate([factor * x, *(ends if square_first else ends[::-1])], -1)
+    return x.reshape(x.shape[:-2] + (-1,))
+
+  return build(left, -2, True), build(right, 1, False)
 
 
-def vector_distances(left: Array, right: Array) -> Array:
+def vector_distances(left: Array, right: Array, pieces: int = 1) -> Array:
   """|l - r|^2 of all vectors of left [..., K] and right [..., K], as one matrix product: the axes
-  of left, then those of right."""
-  left, right = _sides(left, right)
+  of left, then those of right. More pieces (see `_sides`) round less."""
+  left, right = _sides(left, right, pieces)
   return jnp.tensordot(left, right, ((left.ndim - 1,), (right.ndim - 1,)), precision=_HIGHEST)
 
 
