@@ -32,6 +32,7 @@ from gmm_diffusion.engine import build
 from gmm_diffusion.errors import UserError
 
 COMPONENTS = (1, 2, 4, 8, 64, 1024)
+SETTINGS = ('trailing', 'leading')
 PARTS = ('everywhere', 'first third', 'middle third', 'last third', 'all but the last step')
 
 
@@ -59,19 +60,17 @@ def lab(args) -> Lab:
   subject = common.load_subject(spec, args.workdir, args.count)
   base = spec.sampler
   free = common.with_denoiser(subject, clip=False)
-  return Lab(
-    {
-      'trailing': (
-        cells_lib.Cells(subject, args.workdir, args.count),
-        dataclasses.replace(base, grid='trailing'),
-      ),
-      'leading': (
-        cells_lib.Cells(free, args.workdir, args.count),
-        dataclasses.replace(base, grid='leading'),
-      ),
-    },
-    args,
-  )
+  settings = {
+    'trailing': (
+      cells_lib.Cells(subject, args.workdir, args.count),
+      dataclasses.replace(base, grid='trailing'),
+    ),
+    'leading': (
+      cells_lib.Cells(free, args.workdir, args.count),
+      dataclasses.replace(base, grid='leading'),
+    ),
+  }
+  return Lab({name: settings[name] for name in args.settings}, args)
 
 
 def compare(
@@ -180,7 +179,7 @@ def answer(rows: list[Comparison], choose: bool) -> tuple[str, list[dict]]:
 def components(here: Lab) -> list[Comparison]:
   """K with uniform priors, and K = 8 with unequal ones, at one scale and the first eta and number
   of steps."""
-  cells, base = here.settings['trailing']
+  cells, base = next(iter(here.settings.values()))
   dim = int(np.prod(build.sample_shape(cells.subject.spec, cells.subject.data)))
   ladder, halves = np.arange(1, 9) / 36, 0.5 ** np.append(np.arange(1, 8), 7)
   cases = {f'{K}': (K, ()) for K in COMPONENTS}
@@ -198,7 +197,11 @@ def components(here: Lab) -> list[Comparison]:
     here,
     'components',
     [
-      ({'K': label}, 'trailing', dataclasses.replace(one, components=K, priors=priors))
+      (
+        {'K': label},
+        next(iter(here.settings)),
+        dataclasses.replace(one, components=K, priors=priors),
+      )
       for label, (K, priors) in cases.items()
       if K <= dim
     ],
@@ -282,6 +285,7 @@ def main():
   parser.add_argument(
     '--questions', nargs='+', default=['cost', *QUESTIONS], choices=['cost', *QUESTIONS]
   )
+  parser.add_argument('--settings', nargs='+', default=list(SETTINGS), choices=SETTINGS)
   parser.add_argument('--mixture', default='ddim_gmm_ortho_vub', help='a mixture sampler')
   parser.add_argument('--etas', type=float, nargs='+', default=[0.0, 0.5, 1.0])
   parser.add_argument('--steps', type=int, nargs='+', default=[5, 10])
@@ -311,7 +315,7 @@ def main():
   stored = files.read_json(name + '.json', {'answers': {}})
   for question in args.questions:
     if question == 'cost':
-      cells, base = here.settings['trailing']
+      cells, base = next(iter(here.settings.values()))
       text, rows = mixture_cost.table(
         cells.subject, dataclasses.replace(base, steps=args.steps[-1]), COMPONENTS, args.repeats
       )
@@ -329,7 +333,7 @@ def main():
         'n': args.count,
         'seeds': args.seeds,
         'mixture': args.mixture,
-        **here.settings['trailing'][0].subject.facts,
+        **next(iter(here.settings.values()))[0].subject.facts,
       }
     )
     files.write_json(name + '.json', stored)

@@ -502,17 +502,15 @@ class QuestionsTest(absltest.TestCase):
 
   def test_cost(self):
     one = dataclasses.replace(SPEC.sampler, steps=2)
-    rows = mixture_cost.timed(
-      SPEC,
+    place = mixture_cost.Place(
+      'alone',
+      build.schedule(SPEC.schedule),
       lambda weights: exact.gaussian(0.0, 0.25),
       (),
       np.zeros(2, np.int32),
       (3, 3, 1),
-      one,
-      (2,),
-      2,
-      'alone',
     )
+    rows = mixture_cost.timed(place, one, (2,), 2)
     self.assertEqual(
       [(row['sampler'], row['eta'], row['D']) for row in rows],
       [('ddim', 0, 9), ('ddim_gmm', 0, 9), ('ddim', 1, 9), ('ddim_gmm', 1, 9)],
