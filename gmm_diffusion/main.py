@@ -45,9 +45,18 @@ def parse(argv: list[str]) -> list[str]:
     sys.exit(f'error: {command_line.one_line(error)}')
 
 
+def _show(unraisable: Any) -> None:
+  """Shows what is raised where nobody can catch it, but for what tensorstore has still to say after
+  orbax has ended with an error, which is shown."""
+  if str(unraisable.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(unraisable)
+
+
 def main(argv: list[str]) -> None:
   del argv
-  logging.set_verbosity(logging.ERROR)  # libraries report their progress as info
+  # libraries report their progress as info, and as errors, with tracebacks, what they raise anyway
+  logging.set_verbosity(logging.FATAL)
+  sys.unraisablehook = _show
   parallel.start()
   command = 'python -m gmm_diffusion.main ' + ' '.join(sys.argv[1:])
   given = tuple(config_flags.get_override_values(FLAGS['config']))

@@ -40,6 +40,8 @@ class Store:
     self.path = os.path.abspath(os.path.join(workdir, 'checkpoints'))
     self._manager: Any = None
     self._saving: int | None = None
+    if os.path.exists(self.path) and not os.path.isdir(self.path):
+      raise UserError(f'{self.path} is not a folder; remove it, or give another --workdir')
     if create or os.path.isdir(self.path):
       try:
         self._manager = self._open(create, copy)

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
+from gmm_diffusion import files
 from gmm_diffusion.checkpoints import store as store_lib
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.errors import UserError
+from helpers import cases, cli
 
 WEIGHTS = {
   'net': {'a': np.float32([[1.5, -2.0]]), 'n.0': {'b': np.float32([0.1])}},
@@ -127,6 +129,13 @@ class StoreTest(absltest.TestCase):
     file = self.create_tempfile('file', 'text').full_path
     with self.assertRaisesRegex(UserError, 'cannot open .*/file/checkpoints: .*; give another'):
       Store(file, create=True)
+    os.makedirs(os.path.join(self.workdir, 'other'))
+    files.write_text(os.path.join(self.workdir, 'other', 'checkpoints'), '')
+    for create in (False, True):
+      with self.assertRaisesRegex(
+        UserError, 'other/checkpoints is not a folder; remove it, or give'
+      ):
+        Store(os.path.join(self.workdir, 'other'), create)
 
   def test_none(self):
     empty = self.create_tempdir().full_path
@@ -136,6 +145,26 @@ class StoreTest(absltest.TestCase):
     ):
       Store(empty).about()
     self.assertEqual(os.listdir(empty), [])
+
+
+class CommandTest(absltest.TestCase):
+  def test_a_disk_that_fills_up_is_one_line(self):
+    workdir = self.create_tempdir().full_path
+    script = (
+      'import resource, runpy, signal\n'
+      'signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
+      'resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n'
+      'runpy.run_module("gmm_diffusion.main", run_name="__main__")'
+    )
+    code, _, error = cases.python(
+      *('-c', script, '--config=configs/digits.py:runlocal', '--mode=train'),
+      *(f'--workdir={workdir}', '--config.train.steps=1', *cli.TINY),
+    )
+    self.assertEqual(code, 1)
+    last = error.replace('\r', '\n').splitlines()[-1]
+    self.assertRegex(last, '^error: cannot write the checkpoint to .*; free space there, or give')
+    self.assertNotIn('Traceback', error)
+    self.assertIsNone(Store(workdir).latest())
 
 
 if __name__ == '__main__':
