@@ -1,4 +1,5 @@
-"""What the pages show exists and runs: links, commands, Python, keys, files and numbers of lines."""
+"""What the pages show exists and runs: links, commands, Python, keys, files and numbers of
+lines."""
 
 import argparse
 import ast

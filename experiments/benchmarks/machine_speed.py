@@ -1,7 +1,7 @@
 """Cost of the ELS machine: our forms against the bare matrix products of its distances, and against
 the formula as published.
 
-Per query and noise level a batch of 8 queries meets all k x k patches of 5,000 images of 32 x 32 x 3.
+For each noise level a batch of 8 queries meets all k x k patches of 5,000 images, 32 x 32 x 3 each.
 Timed on --measured images and scaled, the cost being linear in them; ratios are of the fastest of
 --repeats runs within one process, and beside them those of processor time, which other work on the
 machine disturbs less.

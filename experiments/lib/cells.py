@@ -28,8 +28,8 @@ CHOOSE, REPORT = (
 
 
 class Cells:
-  """The cells of a subject in workdir/cells with `count` samples each, with all metrics or the Frechet
-  distance alone."""
+  """The cells of a subject in workdir/cells with `count` samples each, with all metrics or the
+  Frechet distance alone."""
 
   def __init__(self, subject: common.Subject, workdir: str, count: int, everything: bool = False):
     self.subject, self.count, self.everything = subject, count, everything

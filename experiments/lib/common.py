@@ -179,8 +179,8 @@ def draw(subject: Subject, sampler: specs.Sampler, count: int, seed: int) -> Dra
 def measure(
   subject: Subject, found: features_lib.Extracted, everything: bool
 ) -> dict[str, Estimate]:
-  """All metrics of samples against the subject's reference, or the Frechet distance alone (the others
-  take most of the time)."""
+  """All metrics of samples against the subject's reference, or the Frechet distance alone (the
+  others take most of the time)."""
   return metrics.compare(
     found,
     subject.bench.reference,

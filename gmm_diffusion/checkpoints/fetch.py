@@ -95,7 +95,8 @@ def _by_hand(what, url, path, size, sha256):
   facts = ', '.join([f'{size:,} bytes'] * bool(size) + [f'sha256 {sha256}'] * bool(sha256))
   facts, path = f' ({facts})' * bool(facts), os.path.abspath(path)
   if _zipped(url, path):
-    return f'download {what}{facts} on another machine, unpack it and put its {_extension(path)} file at {path}'
+    inside = f'unpack it and put its {_extension(path)} file at {path}'
+    return f'download {what}{facts} on another machine, {inside}'
   return f'download {what} on another machine and put it at {path}{facts}'
 
 
@@ -284,7 +285,8 @@ def _size(path):
 
 
 def _read(path):
-  """A name that the server gave, which can be sent back; '' where there is none or it is damaged."""
+  """A name that the server gave, which can be sent back; '' where there is none or it is
+  damaged."""
   if not os.path.exists(path):
     return ''
   with open(path, encoding='ascii', errors='replace') as file:

@@ -2,8 +2,8 @@
 
 A step is written under a temporary name and renamed when complete, so a killed run leaves either
 the whole step or nothing. Beside the arrays lie checksums of their files, which are verified before
-a file is read; steps without them are read as they are. Sampling reads the networks that it uses and
-nothing else, in the dtype asked for.
+a file is read; steps without them are read as they are. Sampling reads the networks that it uses
+and nothing else, in the dtype asked for.
 """
 
 import functools

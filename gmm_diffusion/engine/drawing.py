@@ -74,7 +74,8 @@ class Prepared(NamedTuple):
 
 
 class Samples(NamedTuple):
-  """x: uint8 images [N, H, W, C] or float32 vectors [N, D]; nfe: calls of the denoiser per sample."""
+  """x: uint8 images [N, H, W, C] or float32 vectors [N, D]; nfe: calls of the denoiser per
+  sample."""
 
   x: np.ndarray
   nfe: int

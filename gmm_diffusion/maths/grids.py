@@ -16,6 +16,7 @@ times from next to it. A grid of one's own is given by its times or its sigmas.
 """
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -75,7 +76,8 @@ def from_sigmas(schedule: Schedule, sigmas) -> StepGrid:
   if sigmas.ndim != 1 or len(sigmas) < 2:
     raise UserError(f'sigmas must be a list of at least 2 numbers, got shape {sigmas.shape}')
   with np.errstate(divide='ignore'):
-    most = schedule.noise(schedule.last) / schedule.signal(schedule.last)
+    last = np.float64(schedule.last)
+    most = schedule.noise(last) / schedule.signal(last)
   if not (np.all(np.diff(sigmas) < 0) and 0 <= sigmas[-1] and sigmas[0] <= most * (1 + 1e-9)):
     raise UserError(
       f'sigmas must be strictly decreasing in [0, {most:g}], got {np.array2string(sigmas)}'
@@ -152,7 +154,7 @@ def _karras(schedule, n, rho):
   return times
 
 
-GRIDS = {
+GRIDS: dict[str, Callable[..., np.ndarray]] = {
   'uniform': _uniform,
   'trailing': _trailing,
   'leading': _leading,

@@ -125,7 +125,8 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0
   sigma_min < sigma_max."""
   if not 0 < sigma_min < sigma_max:
     raise UserError(
-      f'sigma_min must be in (0, sigma_max), got sigma_min {sigma_min:g} and sigma_max {sigma_max:g}'
+      f'sigma_min must be in (0, sigma_max), got sigma_min {sigma_min:g} and sigma_max '
+      f'{sigma_max:g}'
     )
   as_float = lambda t: np.asarray(t, np.float64)
 

@@ -143,7 +143,8 @@ def classifier(data: base.Data, cache: str, weights: str) -> Features:
     features, logits = call(shared, base.to_model(x))
     return Extracted(features / size, logits)
 
-  name = f'classifier-{key}-{files.fingerprint(*jax.tree.leaves(jax.tree.map(np.asarray, params)))}-float32'
+  weights = files.fingerprint(*jax.tree.leaves(jax.tree.map(np.asarray, params)))
+  name = f'classifier-{key}-{weights}-float32'
   return Features(extract, name, {'features': 64, 'logits': data.classes}, data.shape)
 
 

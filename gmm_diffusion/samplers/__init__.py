@@ -68,7 +68,8 @@ def options_of(name: str) -> set[str]:
 
 
 def resolve(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-  """(name of a sampler or of a source variant, options) -> (name in SAMPLERS, all options it takes).
+  """(name of a sampler or of a source variant, options) -> (name in SAMPLERS, all options it
+  takes).
 
   Options that are not given have the sampler's own defaults. Options that only other samplers take
   are left out, so that one set of options serves for a comparison; a variant's own settings win.

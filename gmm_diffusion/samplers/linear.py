@@ -156,7 +156,8 @@ def embed(kernel: Kernel, grid: StepGrid, shape: tuple[int, ...]) -> Table:
 
 
 def _probed(kernel, grid, plan, scale) -> tuple[np.ndarray, list[tuple[float, float, float]]]:
-  """The states at every call and at the end as coefficients of the basis, and times of the calls."""
+  """The states at every call and at the end as coefficients of the basis, and times of the
+  calls."""
   steps = len(grid.t)
   most = 2 * steps  # room for the calls
   size = 1 + 2 * most

@@ -66,8 +66,9 @@ def rising_orders(steps: int, order: int) -> np.ndarray:
 def log_snr_orders(grid: StepGrid, order: int, lower_final: str, source: bool) -> np.ndarray:
   """The order of every step of a method in lambda, shape [N].
 
-  A step that ends at clean data is of order 1 in any case, since no polynomial reaches lambda = inf.
-  It counts as the last one, so lowering then acts on the steps before it: on none with order 2.
+  A step that ends at clean data is of order 1 in any case, since no polynomial reaches lambda =
+  inf. It counts as the last one, so lowering then acts on the steps before it: on none with order
+  2.
 
   Args:
     grid: N steps.

@@ -237,7 +237,8 @@ class ConvertTest(parameterized.TestCase):
     write(spec, data, workdir)
     script = (
       'import resource, signal, sys; sys.path.insert(0, "tests"); from helpers import '
-      'released_files as p\nfrom gmm_diffusion import tasks\nfrom gmm_diffusion.errors import UserError\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN); '
+      'released_files as p\nfrom gmm_diffusion import tasks\nfrom gmm_diffusion.errors import '
+      f'UserError\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN); '
       f'resource.setrlimit(resource.RLIMIT_FSIZE, (200000, 200000))\ntry: tasks.run("convert", '
       f'{workdir!r}, p.config_of("imagenet256", "adm"), "test")\nexcept UserError as error: '
       f'print("refused:", error)'
@@ -265,8 +266,9 @@ class ConvertTest(parameterized.TestCase):
     spec, data = spec_of(config_of('imagenet256', 'adm'))
     write(spec, data, workdir)
     script = (
-      'import sys; sys.path.insert(0, "tests"); from helpers import released_files as p; from gmm_diffusion import tasks; '
-      f'tasks.run("convert", {workdir!r}, p.config_of("imagenet256", "adm"), "test")'
+      'import sys; sys.path.insert(0, "tests"); from helpers import released_files as p; from '
+      f'gmm_diffusion import tasks; tasks.run("convert", {workdir!r}, p.config_of("imagenet256", '
+      f'"adm"), "test")'
     )
     environment = dict(os.environ, JAX_PLATFORMS='cpu')
     process = subprocess.Popen(

@@ -35,7 +35,8 @@ def make(ids, advance):
 
 print('ready', flush=True)
 shards.fill(folder, 'mark', {COUNT}, {SIZE}, make, 'work')
-files.write_npz(folder + '.npz', {{'arr_0': (({COUNT}, 1), np.float32, (part['x'] for part in shards.read(folder, 'mark', {COUNT}, {SIZE})))}})
+rows = (part['x'] for part in shards.read(folder, 'mark', {COUNT}, {SIZE}))
+files.write_npz(folder + '.npz', {{'arr_0': (({COUNT}, 1), np.float32, rows)}})
 """
 
 

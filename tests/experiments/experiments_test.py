@@ -37,7 +37,10 @@ class NotebookTest(absltest.TestCase):
 
   def test_probabilistic_attention(self):
     folder = self.create_tempdir().full_path
-    start = f"import os, sys\nsys.path.insert(0, {cases.ROOT!r})\nos.chdir({folder!r})\nHTML, display = len, lambda x: print('shown:', getattr(x, 'size', x))\n"
+    start = (
+      f'import os, sys\nsys.path.insert(0, {cases.ROOT!r})\nos.chdir({folder!r})\n'
+      "HTML, display = len, lambda x: print('shown:', getattr(x, 'size', x))\n"
+    )
     small = 'config.segmentation.update(baseline=False, clicks=2, objects=2)'
     source = '\n'.join(self.cells('probabilistic_attention_colab.ipynb')).replace(
       'config.segmentation.baseline = False', small

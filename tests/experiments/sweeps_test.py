@@ -43,8 +43,8 @@ SPEC = common.spec_of('digits', TINY)
 
 
 def facade(value):
-  """Patches of load_subject, draw and measure: the metrics of a sample set are value(sampler, seed);
-  and the list of what was drawn."""
+  """Patches of load_subject, draw and measure: the metrics of a sample set are value(sampler,
+  seed); and the list of what was drawn."""
   drawn = []
   data = mock.Mock(shape=(8, 8, 1), is_image=True)
   features = features_lib.Features(None, 'none-0', {'features': 1})

@@ -94,7 +94,10 @@ class LoadTest(absltest.TestCase):
   def test_wrong_file(self):
     folder = self.create_tempdir().full_path
     path = os.path.join(folder, 'weights.pth')
-    message = 'no Inception weights at .*weights.pth; download https://github.com/mseitzer/.*95,628,359 bytes, sha256 6726825d'
+    message = (
+      'no Inception weights at .*weights.pth; download https://github.com/mseitzer/'
+      '.*95,628,359 bytes, sha256 6726825d'
+    )
     with self.assertRaisesRegex(UserError, message) as caught:
       inception.load(path)
     self.assertNotIn('\n', str(caught.exception))

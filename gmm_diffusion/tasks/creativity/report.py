@@ -74,8 +74,8 @@ def lead(found: Found) -> list[str]:
     share = lambda name: quality[name]['consistent']
     best = max(networks, key=lambda name: share(name).value)
     text = (
-      f'The {label(first)} makes images with one theme throughout in {percent(share(first))} of the '
-      f'cases; independent cells would in {percent(quality[first]["chance"])}.'
+      f'The {label(first)} makes images with one theme throughout in {percent(share(first))} of '
+      f'the cases; independent cells would in {percent(quality[first]["chance"])}.'
     )
     if best != first:
       apart = share(best).low > share(first).high

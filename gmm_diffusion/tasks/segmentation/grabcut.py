@@ -47,7 +47,8 @@ def segment(image: np.ndarray, clicks: list, iterations: int = 5) -> np.ndarray:
 
 
 def predictor(objects):
-  """predict of tasks/segmentation/benchmark.py:click_through, on images of the size that the network sees."""
+  """predict of tasks/segmentation/benchmark.py:click_through, on images of the size that the
+  network sees."""
 
   def predict(clicks, advance):
     out = []

@@ -132,9 +132,9 @@ def _tables(table: dict[str, dict[str, Estimate]], most: int) -> list:
   low, high = metrics.LEVELS
   return [
     page.table(['', *head], rows(False)),
-    f'IoU@k: mean intersection over union after k clicks, in %. NoC@{low}: clicks until {low} %; an '
-    f'object that does not get there within the {most} clicks counts as {most}. failures@{low}: % of '
-    f'objects that do not get there. NoC@{high} and failures@{high} likewise.',
+    f'IoU@k: mean intersection over union after k clicks, in %. NoC@{low}: clicks until {low} %; '
+    f'an object that does not get there within the {most} clicks counts as {most}. failures@{low}: '
+    f'% of objects that do not get there. NoC@{high} and failures@{high} likewise.',
     *NOTES,
     page.table(['minus no adaptation', *head], rows(True)),
     'Differences object by object: what differs between objects drops out. There is a difference '

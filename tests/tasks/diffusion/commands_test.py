@@ -232,7 +232,9 @@ def draw(shared, batch):  # as floats, before they are rounded to images
 
 samples = {}
 for batch in sys.argv[3:]:
-  samples[batch] = parallel.map_batches(draw, int(batch))(parallel.replicate((weights, steps), local=True), (ids, sample.labels_of(spec, data, ids)))
+  shared = parallel.replicate((weights, steps), local=True)
+  labels = sample.labels_of(spec, data, ids)
+  samples[batch] = parallel.map_batches(draw, int(batch))(shared, (ids, labels))
 np.savez(out, **samples)
 """
 
