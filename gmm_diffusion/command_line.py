@@ -29,7 +29,7 @@ TABLES = {  # the names that keys may have which the specs, below all of these, 
   'creativity.machines': score_machines.MACHINES,
   **{f'{part}.weights.format': importers.FORMATS for part in ('net', 'autoencoder', 'classifier')},
 }
-LONGEST = 400  # characters of an error
+LONGEST = 1500  # characters of an error
 USAGE = """\
 gmm-diffusion --config=NAME[:VARIANT,...] --mode=MODE --workdir=FOLDER [--config.KEY=VALUE ...]
 

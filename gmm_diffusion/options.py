@@ -8,6 +8,7 @@ option has the default; such an option is passed on only where it was set.
 """
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -24,6 +25,7 @@ def option(default: Any, help: str, valid: str | tuple[str, ...] = ()) -> Any:
   return dataclasses.field(default=default, metadata={'help': help, 'valid': valid})
 
 
+@functools.cache  # reading annotations takes most of the time
 def kind_of(cls: type, name: str) -> Any:
   """The type of a field without the None of `float | None`."""
   kind = typing.get_type_hints(cls)[name]

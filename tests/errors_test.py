@@ -56,7 +56,7 @@ class TypedTest(parameterized.TestCase):
     code, out = typed(*words)
     self.assertIsInstance(code, str, f'{words}: not refused')
     self.assertRegex(code, '^error: ' + pattern)
-    self.assertTrue(code.isprintable() and len(code) < 500, code)
+    self.assertTrue(code.isprintable() and len(code) < 1520, code)
     self.assertEqual(out, '')
     self.assertFalse(os.path.exists(self.workdir))
 
