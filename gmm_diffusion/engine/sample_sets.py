@@ -54,7 +54,7 @@ def name_of(source: drawing.Drawer) -> str:
   text = ''
   for word in words:
     text += f'-{word}' if len(text) + len(word) < _WORDS else ''
-  return f'{sampler.name}-{sampler.steps}{text}-{source.mark[:8]}'
+  return f'{sampler.name}-{len(source.made.grid.t)}{text}-{source.mark[:8]}'
 
 
 def _different(sampler):

@@ -72,7 +72,7 @@ class TracesTest(parameterized.TestCase):
     schedule = build.schedule(specs.Schedule())
 
     def program(sampler):
-      grid = drawing.grids.make(schedule, sampler.steps, sampler.grid, sampler.end)
+      grid = build.grid(schedule, sampler)
       kernel = samplers.make(sampler.name, sampler.options(), schedule)
       plan, _ = kernel.plan(grid, (4,))
       denoiser = exact.gaussian(0.0, 0.25)
@@ -90,6 +90,7 @@ class TracesTest(parameterized.TestCase):
       dict(scale_interval=(0.5, 2.0)),
       dict(grid='leading'),
       dict(end='first'),
+      dict(times=(900.0, 400.0, 100.0)),
     ):
       other = specs.Sampler(**{**base, **change})
       self.assertEqual(drawing.form_of(other), drawing.form_of(first))

@@ -110,6 +110,7 @@ class NamesTest(parameterized.TestCase):
   @parameterized.parameters(
     (dict(name='unipc', order=3), 0, 'unipc-10-order3-'),
     (dict(name='ddim'), 0, 'ddim-10-'),
+    (dict(name='ddim', times=(900.0, 400.0)), 0, 'ddim-2-times900_400-'),
     (
       dict(name='ddim', eta=0.5, grid='leading', end='first'),
       7,
