@@ -20,8 +20,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from PIL import Image
 
-import gmm_diffusion
-from gmm_diffusion import samplers, specs, tasks
+from gmm_diffusion import api, samplers, specs, tasks
 from gmm_diffusion.checkpoints import importers
 from gmm_diffusion.engine import build
 from gmm_diffusion.tasks import effects
@@ -165,16 +164,13 @@ class PagesTest(parameterized.TestCase):
     layer = lambda x, *_: 0.1 * x
     scope = {'my_model': layer, 'model': layer}
     with contextlib.ExitStack() as stack:
+      stack.enter_context(folders_of_a_reader())
       if page.endswith('attention.md'):
         stack.enter_context(trained_segmentation())
       random = lambda path, format, net, shape: build.random_weights(
         importers.abstract(net, shape), 0
       )
       stack.enter_context(mock.patch.object(importers, 'load_weights', random))
-      if page == 'README.md':  # its workdir: digits with their exact denoiser
-        config = {'denoiser': {'name': 'empirical'}, 'data': {'limit': 200}}
-        model = gmm_diffusion.load(config)
-        stack.enter_context(mock.patch.object(gmm_diffusion, 'load', lambda workdir: model))
       for block in blocks(page, 'python'):
         exec(block, scope)  # pylint: disable=exec-used
     if page.endswith('your_own_model.md'):
@@ -226,8 +222,33 @@ class PagesTest(parameterized.TestCase):
 
 
 @contextlib.contextmanager
+def folders_of_a_reader():
+  """Two folders of images, where distances are those of pixels; a run of an exact denoiser."""
+  load, fid = api.load, api.fid
+  config = importlib.import_module('configs.digits').get_config('runlocal')
+  config.denoiser.name = 'empirical'
+  before = os.getcwd()
+  with tempfile.TemporaryDirectory() as folder:
+    random = np.random.RandomState(0)
+    for name in ('my_samples', 'cifar10_train'):
+      os.makedirs(os.path.join(folder, name))
+      for i in range(20):
+        pixels = random.randint(256, size=(4, 4)).astype(np.uint8)
+        Image.fromarray(pixels).save(os.path.join(folder, name, f'{i}.png'))
+    os.chdir(folder)
+    try:
+      with (
+        mock.patch.object(api, 'load', lambda workdir: load(config)),
+        mock.patch.object(api, 'fid', lambda a, b: fid(a, b, features='identity', cache=folder)),
+      ):
+        yield
+    finally:
+      os.chdir(before)
+
+
+@contextlib.contextmanager
 def trained_segmentation():
-  """A folder with a photo, and a network in place of the one that a workdir would have."""
+  """A photo in this folder, and a network in place of the one that a workdir would have."""
   from configs import segmentation
   from gmm_diffusion.tasks.segmentation import training
   from gmm_diffusion.tasks.segmentation.model import Clicks
@@ -237,15 +258,9 @@ def trained_segmentation():
   clicks = Clicks(jnp.zeros((1, 2, 2), jnp.int32), jnp.zeros((1, 2), jnp.int32))
   shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 64, 96, 3)), clicks)
   params = build.random_weights(shapes, 0)
-  before = os.getcwd()
-  with tempfile.TemporaryDirectory() as folder:
-    Image.fromarray(np.full((64, 96, 3), 128, np.uint8)).save(os.path.join(folder, 'photo.png'))
-    os.chdir(folder)
-    try:
-      with mock.patch.object(training, 'load', lambda spec, workdir: (module, params)):
-        yield
-    finally:
-      os.chdir(before)
+  Image.fromarray(np.full((64, 96, 3), 128, np.uint8)).save('photo.png')
+  with mock.patch.object(training, 'load', lambda spec, workdir: (module, params)):
+    yield
 
 
 if __name__ == '__main__':
