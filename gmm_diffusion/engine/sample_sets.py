@@ -176,21 +176,27 @@ def write_gif(model: drawing.Model, made: drawing.Prepared, stored: Stored, coun
   return path
 
 
+# of the moment report
+_COLUMNS = (
+  *('step', 't', 'largest scale', 'scale used', '', 'tau', 'b_s'),
+  *('mean resid.', 'cov. resid.', 'added var.'),
+)
+_WIDTHS = (4, 9, 14, 11, 8, 10, 10, 12, 12, 11)
+
+
 def format_report(report: list[dict[str, Any]]) -> str:
   """The moment report as a text table; a Gaussian kernel has none."""
   if not report:
     return ''
-  lines = [
-    'step      t  largest scale   scale used              tau        b_s  mean resid.   cov. '
-    'resid.  added var.'
-  ]
+  line = lambda cells: ' '.join(f'{cell:>{width}s}' for width, cell in zip(_WIDTHS, cells))
+  lines = [line(_COLUMNS)]
   for row in report:
     largest = 'any' if row['largest_scale'] is None else f'{row["largest_scale"]:.4g}'
-    lines.append(
-      f'{row["step"]:4d} {row["t"]:6.4g}  {largest:>13s} {row["scale"]:12.4g} '
-      f'{row["infeasible"]:>8s} {row["tau"]:12.4g} {row["b_s"]:10.4g} {row["mean_residual"]:12.3g} '
-      f'{row["covariance_residual"]:13.3g} {row["added_variance"]:11.3g}'
-    )
+    values = [f'{row[name]:.4g}' for name in ('scale', 'tau', 'b_s')]
+    last = ('mean_residual', 'covariance_residual', 'added_variance')
+    residuals = [f'{row[name]:.3g}' for name in last]
+    cells = str(row['step']), f'{row["t"]:.4g}', largest, values[0], row['infeasible'], *values[1:]
+    lines.append(line([*cells, *residuals]))
   words = [row['infeasible'] for row in report if row['infeasible']]
   if words:
     word = words[0]
