@@ -155,7 +155,8 @@ def _shards(path, files):
     if not index:
       raise Bad('names no shards; copy or download it again')
     for shard in index.values():
-      if os.path.basename(shard) != shard or shard.endswith(INDEX) or not shard.isprintable():
+      one_line = shard.isprintable() and len(shard) <= 255
+      if os.path.basename(shard) != shard or shard.endswith(INDEX) or not one_line:
         raise Bad(
           f'names the shard {shard!r:.80}; shards must be files of weights in the folder of the '
           f'index'

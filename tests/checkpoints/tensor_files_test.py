@@ -570,6 +570,7 @@ class TensorFilesTest(parameterized.TestCase):
       (b'{"weight_map":{"x":' + b'[' * 10**5 + b']' * 10**5 + b'}}', 'RecursionError'),
       (b'{"weight_map":{"x":"..","x":"."}}', 'names a tensor twice'),
       (b'{"weight_map":{"x":"a\\nb"}}', r"names the shard 'a\\nb'"),
+      (b'{"weight_map":{"x":"' + b'k' * 10**5 + b'"}}', "names the shard 'kkk"),
     ):
       with self.quick(limit=2**22):
         self.refused(self.file(content, 'a.index.json'), message)

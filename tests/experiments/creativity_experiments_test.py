@@ -1,4 +1,4 @@
-"""The notebook and the experiments on creativity at a small size."""
+"""The experiments on creativity at a small size."""
 
 import json
 import os
@@ -7,32 +7,7 @@ import re
 from absl.testing import absltest
 
 from experiments.studies import creativity_table
-from helpers import cases, creativity_config
-
-NOTEBOOK = os.path.join(cases.ROOT, 'experiments', 'notebooks', 'creativity_colab.ipynb')
-
-
-class NotebookTest(absltest.TestCase):
-  def test_runs(self):
-    with open(NOTEBOOK, encoding='utf-8') as file:
-      cells = [cell for cell in json.load(file)['cells'] if cell['cell_type'] == 'code']
-    shown = []
-    self.addCleanup(os.chdir, os.getcwd())
-    os.chdir(self.create_tempdir().full_path)
-    scope = {'display': shown.append, 'HTML': str}
-    for cell in cells:
-      tags = cell['metadata'].get('tags', [])
-      source = ''.join(cell['source'])
-      self.assertEqual(cell['outputs'], [])  # no machine's results are kept in the file
-      source = {'variant': 'COUNT, STEPS = 6, 2', 'config': 'config = tiny()'}.get(
-        ''.join(tags), source
-      )
-      scope['tiny'] = creativity_config.tiny
-      source = source.replace('from IPython.display import HTML, display\n', '')  # not a dependency
-      if 'install' not in tags:
-        exec(compile(source, NOTEBOOK, 'exec'), scope)  # pylint: disable=exec-used
-    self.assertLen(shown, 4)
-    self.assertIn('Machine against network', shown[3])
+from helpers import cases
 
 
 class ExperimentsTest(absltest.TestCase):

@@ -1,4 +1,4 @@
-"""The notebook and the experiments at a small size."""
+"""The experiments at a small size."""
 
 import json
 import os
@@ -8,47 +8,6 @@ from absl.testing import absltest
 from experiments.benchmarks import released_end_to_end
 from gmm_diffusion import tasks
 from helpers import cases, released_files
-
-NOTEBOOKS = os.path.join(cases.ROOT, 'experiments', 'notebooks')
-
-
-class NotebookTest(absltest.TestCase):
-  def cells(self, name):
-    """The code of a notebook at a small size."""
-    with open(os.path.join(NOTEBOOKS, name), encoding='utf-8') as file:
-      cells = [cell for cell in json.load(file)['cells'] if cell['cell_type'] == 'code']
-    for cell in cells:
-      tags = cell['metadata'].get('tags', [])
-      self.assertEqual(cell['outputs'], [])  # no machine's results are kept in the file
-      source = "VARIANT = 'runlocal'" if 'variant' in tags else ''.join(cell['source'])
-      if 'install' not in tags:
-        yield source.replace('from IPython.display import HTML, display\n', '')  # not a dependency
-
-  def test_ddim_gmm(self):
-    shown = []
-    self.addCleanup(os.chdir, os.getcwd())
-    os.chdir(self.create_tempdir().full_path)
-    scope = {'display': shown.append, 'HTML': str}
-    for source in self.cells('ddim_gmm_colab.ipynb'):
-      exec(compile(source, 'notebook', 'exec'), scope)  # pylint: disable=exec-used
-    self.assertLen(shown, 2)
-    self.assertIn('its control', shown[1])
-    self.assertEqual(int(scope['result'].nfe), 10)
-
-  def test_probabilistic_attention(self):
-    folder = self.create_tempdir().full_path
-    start = (
-      f'import os, sys\nsys.path.insert(0, {cases.ROOT!r})\nos.chdir({folder!r})\n'
-      "HTML, display = len, lambda x: print('shown:', getattr(x, 'size', x))\n"
-    )
-    small = 'config.segmentation.update(baseline=False, clicks=2, objects=2)'
-    source = '\n'.join(self.cells('probabilistic_attention_colab.ipynb')).replace(
-      'config.segmentation.baseline = False', small
-    )
-    code, out, error = cases.python('-c', start + source, flags=cases.FAST)
-    self.assertEqual(code, 0, error[-2000:])
-    self.assertIn('100% of the tokens on the right side', out)
-    self.assertRegex(out, r'shown: \d{4,}\n(.*\n)*shown: \(96, 96\)')
 
 
 class ExperimentsTest(absltest.TestCase):

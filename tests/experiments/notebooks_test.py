@@ -1,0 +1,114 @@
+"""The notebooks at a small size, their first cell as on Colab, and the outputs stored in them."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+
+from helpers import cases, creativity_config
+
+FOLDER = os.path.join(cases.ROOT, 'experiments', 'notebooks')
+NAMES = sorted(os.listdir(FOLDER))
+
+
+def cells(name):
+  with open(os.path.join(FOLDER, name), encoding='utf-8') as file:
+    return json.load(file)['cells']
+
+
+def code(name, replacements=()):
+  """The sources of a notebook's code without the installation and the displays, some exchanged."""
+  for cell in cells(name):
+    tags, source = ''.join(cell['metadata'].get('tags', [])), ''.join(cell['source'])
+    if cell['cell_type'] == 'code' and tags != 'install':
+      for old, new in dict(replacements).items():
+        source = new if old == tags else source.replace(old, new)
+      yield re.sub(r'from IPython\..*\n', '', source)
+
+
+class NotebooksTest(parameterized.TestCase):
+  def run_cells(self, name, **scope):
+    shown = []
+    self.addCleanup(os.chdir, os.getcwd())
+    os.chdir(self.create_tempdir().full_path)
+    scope.update(display=shown.append, HTML=str, Image=str)
+    replacements = scope.pop('replacements', {})
+    for source in code(name, replacements):
+      exec(compile(source, name, 'exec'), scope)  # pylint: disable=exec-used
+    return shown, scope
+
+  def test_ddim_gmm(self):
+    shown, scope = self.run_cells('ddim_gmm_colab.ipynb')
+    self.assertLen(shown, 3)
+    self.assertIn('its control', shown[2])
+    self.assertEqual(int(scope['result'].nfe), 10)
+
+  def test_creativity(self):
+    shown, _ = self.run_cells(
+      'creativity_colab.ipynb',
+      tiny=creativity_config.tiny,
+      replacements={'variant': 'COUNT, STEPS = 6, 2', 'config': 'config = tiny()'},
+    )
+    self.assertLen(shown, 4)
+    self.assertIn('Machine against network', shown[3])
+
+  def test_probabilistic_attention(self):
+    folder = self.create_tempdir().full_path
+    start = f'import os, sys\nsys.path.insert(0, {cases.ROOT!r})\nos.chdir({folder!r})\n'
+    start += "HTML, display = len, lambda x: print('shown:', getattr(x, 'size', x))\n"
+    small = 'config = config_lib.get_config("runlocal")\n'
+    small += 'config.segmentation.update(baseline=False, clicks=2, objects=2)\ntasks.run('
+    source = '\n'.join(code('probabilistic_attention_colab.ipynb', {'tasks.run(': small}))
+    found, out, error = cases.python('-c', start + source, flags=cases.FAST)
+    self.assertEqual(found, 0, error[-2000:])
+    self.assertIn('100% of the tokens on the right side', out)
+    self.assertRegex(out, r'shown: \d{4,}\n(.*\n)*shown: \(96, 96\)')
+
+  @parameterized.parameters(*NAMES)
+  def test_first_cell_on_colab(self, name):
+    """Clones, and installs what is missing beside a jax that stays as it is."""
+    self.addCleanup(os.chdir, os.getcwd())
+    os.chdir(self.create_tempdir().full_path)
+    commands = []
+
+    def run(command, check):
+      commands.append((command, check))
+      if command[0] == 'git':
+        os.mkdir(command[-1])
+
+    source = ''.join(next(cell for cell in cells(name) if cell['cell_type'] == 'code')['source'])
+    with (
+      mock.patch.dict(sys.modules, {'google.colab': mock.Mock()}),
+      mock.patch.object(subprocess, 'run', run),
+      mock.patch.object(sys, 'path', list(sys.path)),
+    ):
+      exec(compile(source, name, 'exec'), {})  # pylint: disable=exec-used
+    (clone, _), (install, check) = commands
+    self.assertEqual((clone[:2], check), (['git', 'clone'], True))
+    self.assertEqual(install[:4], [sys.executable, '-m', 'pip', 'install'])
+    with open(install[install.index('-c') + 1], encoding='utf-8') as file:
+      self.assertRegex(file.read(), r'(?m)^jax==[\d.]+$')
+    self.assertEqual(os.path.basename(os.getcwd()), 'gmm_diffusion')
+
+  @parameterized.parameters(*NAMES)
+  def test_stored_outputs(self, name):
+    self.assertLess(os.path.getsize(os.path.join(FOLDER, name)), 2**21)
+    outputs, counts = [], []
+    for cell in cells(name):
+      if cell['cell_type'] == 'code':
+        counts.append(cell['execution_count'])
+        outputs += cell['outputs']
+    self.assertEqual(counts, list(range(1, len(counts) + 1)))  # one run from top to bottom
+    self.assertNotIn('error', [output['output_type'] for output in outputs])
+    pictures = [output for output in outputs if 'image/png' in output.get('data', {})]
+    self.assertGreaterEqual(len(pictures), 2)
+    text = json.dumps(outputs)
+    self.assertNotRegex(text, r'"(/home|/root|/work|/tmp)/')
+
+
+if __name__ == '__main__':
+  absltest.main()
