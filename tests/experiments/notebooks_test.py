@@ -59,7 +59,7 @@ class NotebooksTest(parameterized.TestCase):
   def test_probabilistic_attention(self):
     folder = self.create_tempdir().full_path
     start = f'import os, sys\nsys.path.insert(0, {cases.ROOT!r})\nos.chdir({folder!r})\n'
-    start += "HTML, display = len, lambda x: print('shown:', getattr(x, 'size', x))\n"
+    start += "HTML, Image, display = len, len, lambda x: print('shown:', getattr(x, 'size', x))\n"
     small = 'config = config_lib.get_config("runlocal")\n'
     small += 'config.segmentation.update(baseline=False, clicks=2, objects=2)\ntasks.run('
     source = '\n'.join(code('probabilistic_attention_colab.ipynb', {'tasks.run(': small}))
