@@ -106,7 +106,7 @@ def lead(found: Found) -> list[str]:
 
 def _rows(path: str, rows: dict[str, np.ndarray], columns: int) -> bytes:
   """Named rows of images."""
-  left, width = 2.4, 11.2
+  left, width = 2.9, 11.2
   figure, axes = plots.new(len(rows), 1, (width, 1.06 * len(rows) * (width - left) / columns))
   figure.set_layout_engine('none')
   figure.subplots_adjust(left=left / width, right=1, bottom=0, top=1, hspace=0.06)
@@ -114,7 +114,7 @@ def _rows(path: str, rows: dict[str, np.ndarray], columns: int) -> bytes:
     sheet = np.asarray(images.grid(row[:columns], columns))
     axis.imshow(sheet, cmap='gray', vmin=0, vmax=255, interpolation='nearest')
     axis.set_axis_off()
-    axis.text(-0.01, 0.5, name, transform=axis.transAxes, ha='right', va='center', fontsize=9)
+    axis.text(-0.01, 0.5, name, transform=axis.transAxes, ha='right', va='center', fontsize=8)
   return plots.png(figure, path)
 
 
