@@ -82,7 +82,7 @@ class AllTest(absltest.TestCase):
     )
     self.assertEqual(code, 0, error[-3000:])
     self.assertIn('20 samples, 5 network evaluations each', out)
-    self.assertIn('5 of 5 steps are clipped', out)
+    self.assertIn('4 of 5 steps are clipped', out)
 
     # and again: what is there is not drawn twice
     code, out, error = cli.main(
