@@ -76,7 +76,7 @@ def from_sigmas(schedule: Schedule, sigmas) -> StepGrid:
   if sigmas.ndim != 1 or len(sigmas) < 2:
     raise UserError(f'sigmas must be a list of at least 2 numbers, got shape {sigmas.shape}')
   with np.errstate(divide='ignore'):
-    last = np.float64(schedule.last)
+    last = np.asarray(schedule.last, np.float64)
     most = schedule.noise(last) / schedule.signal(last)
   if not (np.all(np.diff(sigmas) < 0) and 0 <= sigmas[-1] and sigmas[0] <= most * (1 + 1e-9)):
     raise UserError(
