@@ -20,24 +20,23 @@ def cells(name):
     return json.load(file)['cells']
 
 
-def code(name, replacements=()):
-  """The sources of a notebook's code without the installation and the displays, some exchanged."""
+def code(name, by_tag=(), replace=('', '')):
+  """The sources of a notebook's code without the installation and the imports of displays; cells
+  with a tag in by_tag become what it says, in others one text is replaced."""
   for cell in cells(name):
-    tags, source = ''.join(cell['metadata'].get('tags', [])), ''.join(cell['source'])
-    if cell['cell_type'] == 'code' and tags != 'install':
-      for old, new in dict(replacements).items():
-        source = new if old == tags else source.replace(old, new)
+    tag, source = ''.join(cell['metadata'].get('tags', [])), ''.join(cell['source'])
+    if cell['cell_type'] == 'code' and tag != 'install':
+      source = dict(by_tag).get(tag, source.replace(*replace) if replace[0] else source)
       yield re.sub(r'from IPython\..*\n', '', source)
 
 
 class NotebooksTest(parameterized.TestCase):
-  def run_cells(self, name, **scope):
+  def run_cells(self, name, by_tag=(), **scope):
     shown = []
     self.addCleanup(os.chdir, os.getcwd())
     os.chdir(self.create_tempdir().full_path)
     scope.update(display=shown.append, HTML=str, Image=str)
-    replacements = scope.pop('replacements', {})
-    for source in code(name, replacements):
+    for source in code(name, by_tag):
       exec(compile(source, name, 'exec'), scope)  # pylint: disable=exec-used
     return shown, scope
 
@@ -51,7 +50,7 @@ class NotebooksTest(parameterized.TestCase):
     shown, _ = self.run_cells(
       'creativity_colab.ipynb',
       tiny=creativity_config.tiny,
-      replacements={'variant': 'COUNT, STEPS = 6, 2', 'config': 'config = tiny()'},
+      by_tag={'variant': 'COUNT, STEPS = 6, 2', 'config': 'config = tiny()'},
     )
     self.assertLen(shown, 4)
     self.assertIn('Machine against network', shown[3])
@@ -62,7 +61,7 @@ class NotebooksTest(parameterized.TestCase):
     start += "HTML, Image, display = len, len, lambda x: print('shown:', getattr(x, 'size', x))\n"
     small = 'config = config_lib.get_config("runlocal")\n'
     small += 'config.segmentation.update(baseline=False, clicks=2, objects=2)\ntasks.run('
-    source = '\n'.join(code('probabilistic_attention_colab.ipynb', {'tasks.run(': small}))
+    source = '\n'.join(code('probabilistic_attention_colab.ipynb', replace=('tasks.run(', small)))
     found, out, error = cases.python('-c', start + source, flags=cases.FAST)
     self.assertEqual(found, 0, error[-2000:])
     self.assertIn('100% of the tokens on the right side', out)
