@@ -258,11 +258,15 @@ def intervals(spec, sampler) -> dict[str, tuple[float, ...]]:
 
 def interval(here: Lab) -> list[Comparison]:
   """Each part of the trajectory with its best scale, at the first eta and the last number of
-  steps."""
+  steps; with the last step of the source, as a part of its own."""
   wanted = []
   for setting, (cells, base) in here.settings.items():
     one = dataclasses.replace(
-      base, name=here.args.mixture, eta=here.args.etas[0], steps=here.args.steps[-1]
+      base,
+      name=here.args.mixture,
+      eta=here.args.etas[0],
+      steps=here.args.steps[-1],
+      last_step='source',
     )
     wanted += [
       ({'offsets': part}, setting, dataclasses.replace(one, scale_interval=ends))

@@ -10,7 +10,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from PIL import Image
 
-from gmm_diffusion import tasks
+from gmm_diffusion import specs, tasks
 from gmm_diffusion.engine import build, drawing
 from gmm_diffusion.maths import schedules
 from helpers import cases
@@ -150,21 +150,22 @@ class ConfigTest(parameterized.TestCase):
     ),
   )
   def test_released_settings(self, name, variant, expected):
-    c = importlib.import_module('configs.' + name).get_config(variant)
+    c = specs.from_config(importlib.import_module('configs.' + name).get_config(variant))
+    schedule, net = build.schedule_options(c.schedule), build.net_options(c.net)
     found = dict(
       guidance=c.denoiser.guidance,
       classifier=c.classifier.scale,
       labels=c.net.labels,
       clip=c.denoiser.clip,
       end=c.sampler.end,
-      T=c.schedule.T,
+      T=schedule.get('T'),
       schedule=c.schedule.name,
-      beta_min=c.schedule.beta_min,
-      beta_max=c.schedule.beta_max,
+      beta_min=schedule.get('beta_min'),
+      beta_max=schedule.get('beta_max'),
       scale=c.autoencoder.scale,
       autoencoder=c.autoencoder.name,
-      eps=c.net.eps,
-      freq_shift=c.net.freq_shift,
+      eps=net.get('eps'),
+      freq_shift=net.get('freq_shift'),
     )
     self.assertEqual({key: found[key] for key in expected}, expected)
 

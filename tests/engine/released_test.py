@@ -325,7 +325,7 @@ class ConvertTest(parameterized.TestCase):
       said += out
     self.assertLen(re.findall('^already converted', said, re.MULTILINE), 1, said)
     self.assertLen(re.findall('^converted to', said, re.MULTILINE), 1, said)
-    self.assertEqual(sorted(os.listdir(workdir)), ['checkpoints', 'released'])
+    self.assertEqual(sorted(os.listdir(workdir)), ['checkpoints', 'config.json', 'released'])
     self.assertEqual(os.listdir(os.path.join(workdir, 'checkpoints')), ['0'])
 
   def test_leftovers_of_killed_conversions_go(self):

@@ -476,7 +476,9 @@ class QuestionsTest(absltest.TestCase):
       )
 
   def test_parts_of_the_trajectory(self):
-    one = dataclasses.replace(SPEC.sampler, name='ddim_gmm', steps=10, scale=1.0)
+    one = dataclasses.replace(
+      SPEC.sampler, name='ddim_gmm', steps=10, scale=1.0, last_step='source'
+    )
     for grid in ('trailing', 'leading'):
       here = dataclasses.replace(one, grid=grid)
       steps = grids.make(build.schedule(SPEC.schedule), 10, grid)
