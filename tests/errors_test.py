@@ -12,7 +12,7 @@ from absl import flags
 from absl.testing import absltest, parameterized
 
 from configs import digits, toy
-from gmm_diffusion import main, options, specs, tasks
+from gmm_diffusion import main, options, parallel, specs, tasks
 from gmm_diffusion.data import sources
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.tasks import effects
@@ -46,11 +46,15 @@ def typed(*words):
 
 
 class TypedTest(parameterized.TestCase):
-  """Command lines in this process, which takes milliseconds each."""
-
   def setUp(self):
     super().setUp()
     self.workdir = os.path.join(self.create_tempdir().full_path, 'run')
+
+  def test_who_started_it_is_said(self):
+    words = '--config=configs/digits.py', '--mode=sample', f'--workdir={self.workdir}'
+    with mock.patch.object(parallel, 'start', lambda: 'Slurm'):
+      self.assertRegex(typed(*words)[1], r'^joined by Slurm: \d+ x cpu')
+    self.assertNotIn('joined', typed(*words)[1])
 
   def assertRefused(self, words, pattern):
     code, out = typed(*words)
