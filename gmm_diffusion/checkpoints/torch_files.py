@@ -43,8 +43,9 @@ _TORCH = {
 # What .ckpt files of training runs hold beside the weights. Never looked up, so a name here costs
 # nothing.
 _LEFTOVERS = re.compile(
-  r'(pytorch_lightning|lightning|lightning_fabric|omegaconf|typing|pathlib|torch\.optim)\.[\w.]+|argparse\.Namespace'
-  r'|numpy\.(_?core\.multiarray\.(scalar|_reconstruct)|dtype|ndarray)|_codecs\.encode|collections\.defaultdict'
+  r'(pytorch_lightning|lightning|lightning_fabric|omegaconf|typing|pathlib|torch\.optim)\.[\w.]+'
+  r'|argparse\.Namespace|_codecs\.encode|collections\.defaultdict'
+  r'|numpy\.(_?core\.multiarray\.(scalar|_reconstruct)|dtype|ndarray)'
   r'|(builtins|__builtin__)\.(dict|list|tuple|str|int|float|bool)'
   r'|torch\.(device|bool|bfloat16|(float|u?int|complex)\d+)|torch\.storage\.TypedStorage'
 )
@@ -282,7 +283,7 @@ class _Unpickler(pickle._Unpickler):  # pylint: disable=protected-access
         (pickle.FLOAT, _load_float),
         (pickle.BUILD, _load_build),
         # the original makes an array as large as is announced, before it reads
-        (pickle.BYTEARRAY8, pickle._Unpickler.load_binbytes8),  # type: ignore[attr-defined]  # pylint: disable=protected-access
+        (pickle.BYTEARRAY8, pickle._Unpickler.load_binbytes8),  # type: ignore[attr-defined]
       )
     }
   )
