@@ -232,6 +232,13 @@ class Sampler:
   solver: str | None = option(None, 'dpmpp: published or exact')
   lower_final: str | None = option(None, 'dpmpp, unipc: always, never or source')
   bh: str | None = option(None, 'unipc: bh1 or bh2')
+  extrapolate: int | None = option(
+    None, 'dpmpp, dpmpp_sde, unipc: degree in which x_0 is extrapolated to clean data', '[0, 2]'
+  )
+  ratios: tuple[float, ...] | None = option(
+    None, 'multistep samplers: how far ahead each prediction is moved (DC-Solver); () is 1'
+  )
+  compensate: int | None = option(None, 'with ratios: degree in which they are moved', '[1, 2]')
   gamma: float | None = option(None, 'bdia: in [0, 1]')
   churn: float | None = option(None, 'heun: noise added to each step', '[0, 1e6]')
   churn_min: float | None = option(None, 'heun: only from this b_t / a_t on', '[0, 1e6]')

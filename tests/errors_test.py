@@ -201,6 +201,13 @@ class EffectTest(parameterized.TestCase):
     ({}, {'sampler.rho': 3.0}, "sampler.grid 'trailing' has none; it belongs to 'karras'"),
     ({'sampler.grid': 'karras'}, {'sampler.rho': 3.0}, ''),
     ({'sampler.name': 'heun'}, {'sampler.churn_min': 3.0}, 'sampler.churn is 0'),
+    ({'sampler.name': 'unipc'}, {'sampler.compensate': 1}, 'sampler.ratios are 1'),
+    (
+      {'sampler.name': 'unipc', 'sampler.end': 'first'},
+      {'sampler.extrapolate': 1},
+      "sampler.end is 'first'",
+    ),
+    ({'sampler.name': 'unipc'}, {'sampler.extrapolate': 1}, ''),
     ({}, {'evaluate.count': 10}, '--mode=sample reads sample.count'),
     ({}, {'evaluate.samplers': ('ddim',)}, '--mode=sample reads sampler.name'),
     ({}, {'data.path': '/my/photos'}, "data.name 'digits' reads data.name, "),

@@ -13,6 +13,7 @@ import numpy as np
 from gmm_diffusion.maths.schedules import Schedule
 from gmm_diffusion.samplers import multistep
 from gmm_diffusion.samplers.base import Kernel, require
+from gmm_diffusion.samplers.compensation import Compensation
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(6)
 
@@ -28,12 +29,18 @@ def _moments(schedule: Schedule, t: float, s: float, count: int) -> np.ndarray:
   return -(r ** np.arange(1, count + 1)[:, None]) @ (half * WEIGHTS).ravel()
 
 
-def deis(order: int = 2, schedule: Schedule | None = None) -> Kernel:
+def deis(
+  order: int = 2,
+  schedule: Schedule | None = None,
+  ratios: tuple[float, ...] = (),
+  compensate: int = 2,
+) -> Kernel:
   """tAB-DEIS.
 
   Args:
     order: 1 (DDIM) to 4; the source's tAB-r is order r + 1.
     schedule: the schedule of the grid.
+    ratios, compensate: see compensation.Compensation, of eps.
 
   Raises:
     UserError: on other orders, or without a schedule.
@@ -46,4 +53,5 @@ def deis(order: int = 2, schedule: Schedule | None = None) -> Kernel:
     moments = lambda n, k: grid.a_s[n] * _moments(schedule, grid.t[n], grid.s[n], k - 1)
     return np.zeros_like(grid.t), multistep.weights(order, orders, grid.t, grid.s, moments)
 
-  return multistep.kernel(order, 'eps', coefficients)
+  moved = Compensation(tuple(ratios), compensate)
+  return multistep.kernel(order, 'eps', coefficients, moved=moved)

@@ -15,6 +15,7 @@ from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import marginals
 from gmm_diffusion.samplers import multistep
 from gmm_diffusion.samplers.base import Kernel
+from gmm_diffusion.samplers.compensation import Compensation
 from gmm_diffusion.types import StepGrid
 
 SOLVERS = ('published', 'exact')
@@ -38,7 +39,14 @@ def _weights(
   return multistep.weights(order, orders, begin, end, moments)
 
 
-def dpmpp(order: int = 2, solver: str = 'published', lower_final: str = 'always') -> Kernel:
+def dpmpp(
+  order: int = 2,
+  solver: str = 'published',
+  lower_final: str = 'always',
+  ratios: tuple[float, ...] = (),
+  compensate: int = 2,
+  extrapolate: int = 0,
+) -> Kernel:
   """DPM-Solver++(kM) for the ODE.
 
   Args:
@@ -47,6 +55,7 @@ def dpmpp(order: int = 2, solver: str = 'published', lower_final: str = 'always'
     lower_final: 'always', 'never' or 'source' (below 10 steps only, where 3M with large last steps
       can go wrong: on the grids leading and uniform at 10 steps it loses to DDIM); see
       multistep.log_snr_orders.
+    ratios, compensate, extrapolate: see compensation.Compensation.
 
   Raises:
     UserError: on other values.
@@ -59,15 +68,24 @@ def dpmpp(order: int = 2, solver: str = 'published', lower_final: str = 'always'
     tau = np.zeros_like(grid.t)
     return tau, _weights(grid, tau, order, solver, lower_final)
 
-  return multistep.kernel(order, 'x0', coefficients)
+  moved = Compensation(tuple(ratios), compensate, extrapolate)
+  return multistep.kernel(order, 'x0', coefficients, moved=moved)
 
 
-def dpmpp_sde(order: int = 2, lower_final: str = 'always') -> Kernel:
-  """SDE-DPM-Solver++; order 1 (ancestral sampling, DDIM with eta = 1) or 2 ("SDE 2M")."""
+def dpmpp_sde(
+  order: int = 2,
+  lower_final: str = 'always',
+  ratios: tuple[float, ...] = (),
+  compensate: int = 2,
+  extrapolate: int = 0,
+) -> Kernel:
+  """SDE-DPM-Solver++; order 1 (ancestral sampling, DDIM with eta = 1) or 2 ("SDE 2M"), the other
+  options as in `dpmpp`."""
   multistep.check_order(order, 2)
 
   def coefficients(grid):
     tau = marginals.posterior_std(grid, 1.0)
     return tau, _weights(grid, tau, order, 'published', lower_final)
 
-  return multistep.kernel(order, 'x0', coefficients, noisy=True)
+  moved = Compensation(tuple(ratios), compensate, extrapolate)
+  return multistep.kernel(order, 'x0', coefficients, noisy=True, moved=moved)

@@ -11,13 +11,22 @@ import numpy as np
 
 from gmm_diffusion.samplers import multistep
 from gmm_diffusion.samplers.base import Kernel
+from gmm_diffusion.samplers.compensation import Compensation
 
 # c_1, c_2, ... of Adams-Bashforth of order 1, 2, ...; c_0 is what makes the sum one.
 ADAMS_BASHFORTH = ((), (-1 / 2,), (-16 / 12, 5 / 12), (-59 / 24, 37 / 24, -9 / 24))
 
 
-def ipndm(order: int = 4) -> Kernel:
-  """iPNDM of order 1 (DDIM) to 4; raises UserError on others."""
+def ipndm(order: int = 4, ratios: tuple[float, ...] = (), compensate: int = 2) -> Kernel:
+  """iPNDM.
+
+  Args:
+    order: 1 (DDIM) to 4.
+    ratios, compensate: see compensation.Compensation, of eps.
+
+  Raises:
+    UserError: on other values.
+  """
   multistep.check_order(order, 4)
 
   def coefficients(grid):
@@ -28,4 +37,5 @@ def ipndm(order: int = 4) -> Kernel:
         w[n, : k - 1] = change * np.array(ADAMS_BASHFORTH[k - 1])
     return np.zeros_like(grid.t), w
 
-  return multistep.kernel(order, 'eps', coefficients)
+  moved = Compensation(tuple(ratios), compensate)
+  return multistep.kernel(order, 'eps', coefficients, moved=moved)

@@ -22,7 +22,9 @@ import numpy as np
 
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import marginals
+from gmm_diffusion.samplers import compensation
 from gmm_diffusion.samplers.base import Kernel, Plan
+from gmm_diffusion.samplers.compensation import Compensation
 from gmm_diffusion.types import Array, StepGrid
 
 # Gauss-Legendre on [0, 1]; exact to rounding for e^{-h} r^i up to h = 30, a step over all of a
@@ -33,15 +35,17 @@ LOWER_FINAL = ('source', 'always', 'never')
 
 
 class Row(NamedTuple):
-  """weight of eps in the mean, deviation of the added noise, and w of (1), shape [order - 1]."""
+  """weight of eps in the mean, deviation of the added noise, w of (1), shape [order - 1], and what
+  moves f before it is used (compensation.py)."""
 
   weight: Array
   std: Array
   differences: Array
+  moved: Array
 
 
 class State(NamedTuple):
-  """Samples x [B, ...] and the last order - 1 values of f, newest first."""
+  """Samples x [B, ...] and the last values of f, newest first."""
 
   x: Array
   history: tuple[Array, ...]
@@ -132,6 +136,7 @@ def kernel(
   field: str,
   coefficients: Callable[[StepGrid], tuple[np.ndarray, np.ndarray]],
   noisy: bool = False,
+  moved: Compensation = Compensation(),
 ) -> Kernel:
   """Kernel of equation (1), or with added noise of (1) with sqrt(b_s^2 - tau^2) for b_s.
 
@@ -140,25 +145,35 @@ def kernel(
     field: f, 'x0' or 'eps'.
     coefficients: grid -> tau [N] and w [N, order - 1].
     noisy: whether tau is more than zero.
+    moved: what is done to f before it is used.
+
+  Raises:
+    UserError: on bad values of `moved`.
   """
+  compensation.check(moved)
+  kept = max(order - 1, moved.reach)
 
   def plan(grid, shape):
     del shape
     tau, w = coefficients(grid)
-    return Plan(Row(marginals.noise_weight(grid, tau), tau, w)), []
+    weight = marginals.noise_weight(grid, tau)
+    return Plan(Row(weight, tau, w, compensation.weights(grid, moved))), []
 
   def init(x):
-    return State(x, (jnp.zeros_like(x),) * (order - 1))
+    return State(x, (jnp.zeros_like(x),) * kept)
 
   def step(state, row, extra, shared, denoise, noise):
     del shared
     prediction = denoise(state.x, row.now)
     f = getattr(prediction, field)
+    if moved.reach:
+      f = compensation.apply(extra.moved, f, state.history)
+      prediction = marginals.PREDICTIONS[field](state.x, f, row.now)
     x = marginals.reverse_mean(prediction, row.a_s, extra.weight) + correction(
-      extra.differences, state.history, f
+      extra.differences, state.history[: order - 1], f
     )
     if noisy:
       x = x + extra.std * noise.normal
-    return State(x, (f, *state.history)[: order - 1]), ()
+    return State(x, (f, *state.history)[:kept]), ()
 
   return Kernel(plan, init, step)

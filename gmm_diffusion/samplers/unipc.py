@@ -9,6 +9,9 @@ multistep.py with the exact moments (3); r = 1 for f_n in the corrector. So B(h)
 only where the authors put rho = 1/2 instead of solving, which is m_1 = a_s B / 2: in the predictor
 of order 2 and the corrector of order 1. B = h is "bh1", B = 1 - e^{-h} is "bh2". Both stay finite:
 no polynomial reaches an infinite lambda.
+
+With ratios this is DC-Solver, arXiv 2409.03755: g_n of compensation.py takes the place of f_n, but
+for the first difference of (2), which has f_n itself.
 """
 
 from typing import NamedTuple
@@ -18,18 +21,21 @@ import numpy as np
 
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import marginals
-from gmm_diffusion.samplers import multistep
+from gmm_diffusion.samplers import compensation, multistep
 from gmm_diffusion.samplers.base import Kernel, Plan
+from gmm_diffusion.samplers.compensation import Compensation
 from gmm_diffusion.types import Array
 
 B = {'bh1': lambda h: h, 'bh2': lambda h: -np.expm1(-h)}
 
 
 class Row(NamedTuple):
-  """w of (1), shape [order - 1], and c of (2) for the state before this step, shape [order]."""
+  """w of (1), shape [order - 1], c of (2) for the state before this step, shape [order], and what
+  moves f before it is used (compensation.py)."""
 
   predictor: Array
   corrector: Array
+  moved: Array
 
 
 class State(NamedTuple):
@@ -40,18 +46,29 @@ class State(NamedTuple):
   history: tuple[Array, ...]
 
 
-def unipc(order: int = 2, bh: str = 'bh2', lower_final: str = 'always') -> Kernel:
+def unipc(
+  order: int = 2,
+  bh: str = 'bh2',
+  lower_final: str = 'always',
+  ratios: tuple[float, ...] = (),
+  compensate: int = 2,
+  extrapolate: int = 0,
+) -> Kernel:
   """UniPC-p, multistep, data prediction; of order p + 1 thanks to the corrector.
 
   Args:
     order: p = 1, 2 or 3.
     bh: 'bh1' or 'bh2'.
     lower_final: 'always' (as the 'source') or 'never'; see multistep.log_snr_orders.
+    ratios, compensate, extrapolate: see compensation.Compensation.
 
   Raises:
     UserError: on other values.
   """
   multistep.check_order(order, 3)
+  moved = Compensation(tuple(ratios), compensate, extrapolate)
+  compensation.check(moved)
+  kept = max(order, moved.reach)
   if bh not in B:
     raise UserError(f'unknown bh {bh!r}; valid: {", ".join(B)}')
 
@@ -73,19 +90,21 @@ def unipc(order: int = 2, bh: str = 'bh2', lower_final: str = 'always') -> Kerne
       if np.isfinite(end[n] - begin[n]):
         r = (begin[n - k + 1 : n][::-1] - begin[n]) / (end[n] - begin[n])
         corrector[n + 1, :k] = multistep.solve(np.append(1.0, r), moments(n, k, k == 1))
-    return Plan(Row(predictor, corrector)), []
+    return Plan(Row(predictor, corrector, compensation.weights(grid, moved))), []
 
   def init(x):
-    return State(x, x, (jnp.zeros_like(x),) * order)
+    return State(x, x, (jnp.zeros_like(x),) * kept)
 
   def step(state, row, extra, shared, denoise, noise):
     del shared, noise
     f = denoise(state.x, row.now).x0
     corrected = state.plain + multistep.correction(
-      extra.corrector, (f, *state.history[1:]), state.history[0]
+      extra.corrector, (f, *state.history[1:order]), state.history[0]
     )
+    if moved.reach:
+      f = compensation.apply(extra.moved, f, state.history)
     plain = marginals.reverse_mean(marginals.from_x0(corrected, f, row.now), row.a_s, row.b_s)
     x = plain + multistep.correction(extra.predictor, state.history[: order - 1], f)
-    return State(x, plain, (f, *state.history)[:order]), ()
+    return State(x, plain, (f, *state.history)[:kept]), ()
 
   return Kernel(plan, init, step)

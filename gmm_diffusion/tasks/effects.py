@@ -153,6 +153,10 @@ def _sampler(spec, mode, name):
     return f"sampler.grid {own.grid!r} has none; it belongs to 'karras'"
   if name in ('steps', 'grid', 'rho'):
     return ''
+  if name == 'compensate' and not own.ratios:
+    return 'sampler.ratios are 1, so that nothing is moved'
+  if name == 'extrapolate' and own.end == 'first':
+    return "sampler.end is 'first', so that no step ends at clean data"
   if name.startswith('churn_') and not own.churn:
     return 'sampler.churn is 0, so that nothing is added'
   compared = spec.evaluate.samplers if spec.task == 'diffusion' else ()

@@ -1,0 +1,116 @@
+"""Predictions moved along the trajectory: golden runs of DC-Solver, and the step to clean data."""
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from gmm_diffusion import samplers
+from gmm_diffusion.errors import UserError
+from gmm_diffusion.maths import grids, schedules
+from gmm_diffusion.samplers import compensation, linear, unipc
+from gmm_diffusion.samplers.compensation import Compensation
+from helpers import cases, flows
+
+ARRAYS, RUNS = flows.golden('g10_dc_solver')
+LINEAR = schedules.linear()
+FIVE = grids.make(LINEAR, 5, 'trailing')
+TAKERS = tuple(name for name in samplers.SAMPLERS if 'ratios' in samplers.options_of(name))
+HOLDERS = tuple(name for name in samplers.SAMPLERS if 'extrapolate' in samplers.options_of(name))
+
+
+def table(name, grid=FIVE, **options):
+  return linear.embed(samplers.make(name, options, LINEAR), grid, (4,))
+
+
+class RatiosTest(cases.X64TestCase):
+  @parameterized.parameters(*RUNS)
+  def test_golden(self, case, args):
+    ratios, steps = tuple(ARRAYS[case + '/ratios']), args['steps']
+    kernel = unipc.unipc(args['order'], args['bh'], ratios=ratios, compensate=args['compensate'])
+    path = np.linspace(999, 0, steps + 1)
+    result = flows.sample(kernel, grids.from_times(LINEAR, path[:-1], path[-1]))
+    np.testing.assert_allclose(result.x, ARRAYS[case + '/final'], rtol=0, atol=1e-12)
+    self.assertEqual(result.nfe, args['calls'])
+
+  @parameterized.parameters(1, 2)
+  def test_a_polynomial_in_time_is_read_off_further_on(self, count):
+    ratios = (1.0,) * count + (1.3,) * (5 - count)
+    found = compensation.weights(FIVE, Compensation(ratios, count))
+    t = FIVE.t / 1000
+    for degree in range(count + 1):
+      later = t[count - 1] + 1.3 * (t[count] - t[count - 1])
+      self.assertAlmostEqual(found[count] @ t[count::-1] ** degree, later**degree, places=12)
+
+  @parameterized.parameters(*TAKERS)
+  def test_ones_and_known_data_change_nothing(self, name):
+    plain, ones = table(name), table(name, ratios=(1.0,) * 5)
+    np.testing.assert_allclose(ones.weights, plain.weights, atol=1e-12)
+    moved = table(name, ratios=(1.0, 1.2, 0.7, 1.3, 1.5), compensate=1)
+    self.assertGreater(np.abs(moved.weights - plain.weights).max(), 1e-2)
+    # with the same x_0 everywhere there is nothing to look ahead to: mean and variance stay
+    for row, wanted in zip(linear.consistency(moved), linear.consistency(plain)):
+      np.testing.assert_allclose(row['mean'], wanted['mean'], atol=1e-12)
+      np.testing.assert_allclose(row['variance'], wanted['variance'], atol=1e-12)
+
+  def test_half_a_step_ahead_on_eps_is_dualfast(self):
+    two = grids.from_times(LINEAR, [700.0, 300.0], 100.0)
+    found = table('deis', two, order=1, ratios=(1.0, 1.5), compensate=1)
+    np.testing.assert_allclose(found.weights, table('ipndm', two, order=2).weights, atol=1e-12)
+
+  @parameterized.parameters(
+    (dict(ratios=(1.0, 1.2, 1.0, 1.0, 1.0)), 'the first 2 ratios must be 1, .* got 1.2 for step 1'),
+    (dict(ratios=(1.0, np.nan), compensate=1), 'ratios must be finite, got nan for step 1'),
+    (dict(compensate=3), 'compensate must be 1 or 2, got 3'),
+    (dict(extrapolate=3), 'extrapolate must be 0, 1 or 2, got 3'),
+    (dict(ratios=(1.0, 1.0, 1.4), extrapolate=1), 'the last ratio does, .* got 1.4'),
+  )
+  def test_bad(self, options, message):
+    for name in ('unipc', 'dpmpp'):
+      with self.assertRaisesRegex(UserError, message):
+        samplers.make(name, options)
+
+  def test_a_ratio_for_each_step(self):
+    with self.assertRaisesRegex(UserError, 'a ratio for each of 5 steps, got 3'):
+      table('dpmpp', ratios=(1.0, 1.0, 1.2))
+
+
+class ExtrapolateTest(cases.X64TestCase):
+  """Along the flow of N(m, v) data x_0 - m is proportional to a / sqrt(a^2 v + b^2), and at clean
+  data it is the sample itself."""
+
+  def error(self, count, sigma, v):
+    grid = flows.grid_through(np.ones(5), sigma * np.array([4.0, 3.0, 2.0, 1.0, 0.0]))
+    path = 1 / np.sqrt(v + np.append(grid.b_t, 0) ** 2)
+    row = compensation.weights(grid, Compensation(extrapolate=count))[-1]
+    return abs(row @ path[3 - count : 4][::-1] - path[-1])
+
+  @parameterized.parameters(0, 1, 2)
+  def test_order(self, count):
+    sigmas = np.array([0.02, 0.01, 0.005])
+    errors = [self.error(count, sigma, 0.3) for sigma in sigmas]
+    self.assertAlmostEqual(
+      np.polyfit(np.log(sigmas), np.log(errors), 1)[0], 2 * (count + 1), delta=0.05
+    )
+
+  def test_exact_for_unit_variance(self):
+    self.assertLess(self.error(1, 0.7, 1.0), 1e-15)
+    self.assertGreater(self.error(0, 0.7, 1.0), 0.1)
+
+  @parameterized.product(name=HOLDERS, count=[1, 2])
+  def test_samplers_end_with_it(self, name, count):
+    held, found = table(name), table(name, extrapolate=count)
+    np.testing.assert_allclose(found.weights[:-1], held.weights[:-1], atol=1e-12)
+    np.testing.assert_allclose(held.weights[-1, :, 0], [0, 0, 0, 0, 1], atol=1e-12)
+    row = compensation.weights(FIVE, Compensation(extrapolate=count))[-1]
+    np.testing.assert_allclose(found.weights[-1, 4 - count :, 0], row[::-1], atol=1e-12)
+
+  def test_grids_that_it_does_not_concern(self):
+    first = grids.make(LINEAR, 5, 'trailing', 'first')
+    np.testing.assert_array_equal(
+      table('unipc', first, extrapolate=1).weights, table('unipc', first).weights
+    )
+    one = grids.make(LINEAR, 1, 'trailing')
+    np.testing.assert_array_equal(table('dpmpp', one, extrapolate=2).weights, [[[1.0]]])
+
+
+if __name__ == '__main__':
+  absltest.main()
