@@ -23,12 +23,28 @@ class Data:
 
   name: str = option(
     'digits',
-    "digits, toy, crafted: built in; tfds: 'dataset' in 'path'; none: released models",
-    ('digits', 'toy', 'tfds', 'crafted', 'none'),
+    "digits, toy, crafted: built in; folder: images in 'path'; tfds: 'dataset' in 'path'; none: "
+    'released models',
+    ('digits', 'toy', 'folder', 'tfds', 'crafted', 'none'),
   )
   dataset: str = option('', 'name for tfds, such as mnist; imagenet names the classes of none')
-  path: str = option('', 'folder of tfds, or of BSDS500 for segmentation')
-  size: int = option(0, 'none: side of the RGB images that a released model makes', '[0, 16384]')
+  path: str = option('', 'folder of images, of tfds, or of BSDS500 for segmentation')
+  size: int = option(
+    0,
+    'folder: side to which images are resized and cropped, 0 leaves them as they are; none: side '
+    'of the RGB images that a released model makes',
+    '[0, 16384]',
+  )
+  colour: str = option('rgb', 'folder: what all images are converted to', ('rgb', 'grey'))
+  labels: str = option(
+    'folder',
+    "folder: 'folder', the first one below path; none; or a CSV with the columns file,label",
+  )
+  held_out: float = option(
+    0.0, "folder: share that is kept from training, where there is no 'train' and 'test'", '[0, 1)'
+  )
+  skip_unreadable: bool = option(False, 'folder: leave out images that cannot be read')
+  flip: bool = option(False, 'images are mirrored at random while training')
   classes: int = option(0, 'none: number of classes of a released model', '[0, 1000000]')
   images: str = option('', 'segmentation: folder of own images, which replace the test set')
   masks: str = option('', 'segmentation: folder of their masks')

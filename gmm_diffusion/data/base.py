@@ -86,6 +86,9 @@ def to_model(x: np.ndarray) -> np.ndarray:
   return x.astype(np.float32) / 127.5 - 1 if x.dtype == np.uint8 else x
 
 
+LEVELS = to_model(np.arange(256, dtype=np.uint8))  # of a uint8 value, in [-1, 1]
+
+
 def to_image(x: np.ndarray) -> np.ndarray:
   """float in [-1, 1] -> uint8, rounded and clipped."""
   return np.clip(np.round((np.asarray(x, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)

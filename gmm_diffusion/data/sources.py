@@ -1,4 +1,5 @@
-"""Data sets in memory: embedded digits, tensorflow-datasets without TensorFlow, a toy mixture."""
+"""Data sets in memory: embedded digits, folders, tensorflow-datasets without TensorFlow, a toy
+mixture."""
 
 import functools
 import os
@@ -7,6 +8,7 @@ import numpy as np
 
 from gmm_diffusion import specs
 from gmm_diffusion.data import crafted as crafted_set
+from gmm_diffusion.data import folders
 from gmm_diffusion.data.base import Data
 from gmm_diffusion.errors import UserError
 
@@ -102,11 +104,19 @@ def crafted(spec: specs.Data) -> Data:
   return crafted_set.load()
 
 
+SOURCES = {
+  'digits': digits,
+  'toy': toy,
+  'folder': folders.load,
+  'tfds': tfds,
+  'crafted': crafted,
+  'none': none,
+}
+
+
 def load(spec: specs.Data) -> Data:
   """The data set that a spec names, with its first `limit` training images if that is not 0."""
-  data = {'digits': digits, 'tfds': tfds, 'toy': toy, 'none': none, 'crafted': crafted}[spec.name](
-    spec
-  )
+  data = SOURCES[spec.name](spec)
   if spec.limit:
     data = data._replace(
       train=data.train[: spec.limit], train_labels=data.train_labels[: spec.limit]

@@ -72,8 +72,14 @@ def denoising_loss(spec: specs.Spec, data: base.Data) -> Callable[[Any, Any, Any
 
   def loss_fn(params, step, batch):
     x0, labels, position = batch
+    if x0.dtype == jnp.uint8:  # a compiled division would be off by a rounding
+      x0 = jnp.asarray(base.LEVELS)[x0]
     root = jax.random.fold_in(jax.random.key(spec.seed), step)
-    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(root, i), 4))(position)
+    items = jax.vmap(lambda i: jax.random.fold_in(root, i))(position)
+    keys = jax.vmap(lambda key: jax.random.split(key, 4))(items)
+    if spec.data.flip:
+      flip = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 4)))(items)
+      x0 = jnp.where(flip[:, None, None, None], x0[:, :, ::-1], x0)
     index = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(weights)))(keys[:, 0])
     eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(keys[:, 1])
     drop = jax.vmap(lambda key: jax.random.bernoulli(key, spec.train.label_dropout))(keys[:, 2])
@@ -108,7 +114,7 @@ def train(spec: specs.Spec, data: base.Data, workdir: str) -> None:
     )
   parallel.check_batch(spec.train.batch, 'train.batch')
   module, optimiser = build.net(spec, data), trainer.make_optimiser(spec.train)
-  images = base.to_model(data.train)
+  images = data.train
 
   def fresh():
     params = build.init(module, data.shape, spec.seed)

@@ -3,7 +3,8 @@ name.
 
 `inception` is the network of published values. `classifier` is a small network trained on the same
 data, once, and kept under the hash of its data and settings: its distances compare samplers on one
-data set, and nothing else.
+data set, and nothing else. `rotation` is the same network for data without classes: it learns to
+tell by how many quarter turns an image was turned [Gidaris et al. 2018].
 """
 
 import hashlib
@@ -83,7 +84,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def _train(net: Classifier, data: base.Data, params: Any) -> Any:
+def _train(net: Classifier, data: base.Data, params: Any, turn: bool) -> Any:
   steps = SETTINGS['steps']
   optimiser = optax.adamw(
     optax.cosine_decay_schedule(SETTINGS['learning_rate'], steps),
@@ -102,7 +103,11 @@ def _train(net: Classifier, data: base.Data, params: Any) -> Any:
   state = optimiser.init(params)
   for step in tqdm(range(int(steps)), desc='feature network', unit='step', dynamic_ncols=True):
     index = base.batch_indices(0, step, len(x), int(SETTINGS['batch']))
-    params, state = update(params, state, x[index], data.train_labels[index])
+    images, labels = x[index], data.train_labels[index]
+    if turn:
+      labels = np.random.RandomState([0, step]).randint(4, size=len(index)).astype(np.int32)
+      images = np.stack([np.rot90(image, n) for image, n in zip(images, labels)])
+    params, state = update(params, state, images, labels)
   return params
 
 
@@ -112,23 +117,41 @@ PER_DEVICE = 64  # images in the Inception network at a time on each device
 def classifier(data: base.Data, cache: str, weights: str) -> Features:
   """The classifier of a data set, trained or read from the folder `cache`."""
   del weights
+  if len(data.train) and data.is_image and data.classes < 2:
+    raise UserError(
+      "features 'classifier' need data with classes; valid here: rotation, identity, inception"
+    )
+  return _trained('classifier', data, cache)
+
+
+def rotation(data: base.Data, cache: str, weights: str) -> Features:
+  """The network that tells how images of a data set were turned, trained or read from `cache`."""
+  del weights
+  if data.is_image and data.shape[0] != data.shape[1]:
+    raise UserError("features 'rotation' need square images; valid here: identity, inception")
+  return _trained('rotation', data, cache)
+
+
+def _trained(kind: str, data: base.Data, cache: str) -> Features:
+  """Features of a network that is trained on the data; logits only where they are of classes."""
   if not len(data.train):
     raise UserError(
-      "features 'classifier' are trained on the config's data, which has no images; use "
+      f"features {kind!r} are trained on the config's data, which has no images; use "
       'evaluate.features=inception'
     )
   if not data.is_image:
-    raise UserError("features 'classifier' needs images; valid here: identity")
-  net = Classifier(data.classes)
+    raise UserError(f'features {kind!r} needs images; valid here: identity')
+  turn = kind == 'rotation'
+  net = Classifier(4 if turn else data.classes)
   params = net.init(jax.random.key(0), jnp.zeros((1,) + data.shape))
   key = hashlib.sha256(
     f'{files.fingerprint(data.train, data.train_labels)}{sorted(SETTINGS.items())}'.encode()
   ).hexdigest()[:12]
   shapes = {name: leaf.shape for name, leaf in traverse_util.flatten_dict(params, sep='/').items()}
   found = files.kept(
-    os.path.join(cache, f'classifier-{key}.npz'),
+    os.path.join(cache, f'{kind}-{key}.npz'),
     key,
-    lambda: traverse_util.flatten_dict(jax.device_get(_train(net, data, params)), sep='/'),
+    lambda: traverse_util.flatten_dict(jax.device_get(_train(net, data, params, turn)), sep='/'),
     lambda found: {name: leaf.shape for name, leaf in found.items()} == shapes,
   )
   params = traverse_util.unflatten_dict(found, sep='/')
@@ -141,11 +164,12 @@ def classifier(data: base.Data, cache: str, weights: str) -> Features:
 
   def extract(x):
     features, logits = call(shared, base.to_model(x))
-    return Extracted(features / size, logits)
+    return Extracted(features / size, None if turn else logits)
 
   weights = files.fingerprint(*jax.tree.leaves(jax.tree.map(np.asarray, params)))
-  name = f'classifier-{key}-{weights}-float32'
-  return Features(extract, name, {'features': 64, 'logits': data.classes}, data.shape)
+  name = f'{kind}-{key}-{weights}-float32'
+  widths = {'features': 64} | ({} if turn else {'logits': data.classes})
+  return Features(extract, name, widths, data.shape)
 
 
 def identity(data: base.Data, cache: str, weights: str) -> Features:
@@ -181,7 +205,12 @@ def inception_features(data: base.Data, cache: str, weights: str) -> Features:
   )
 
 
-FEATURES = {'classifier': classifier, 'identity': identity, 'inception': inception_features}
+FEATURES = {
+  'classifier': classifier,
+  'rotation': rotation,
+  'identity': identity,
+  'inception': inception_features,
+}
 
 
 def check_name(name: str) -> None:

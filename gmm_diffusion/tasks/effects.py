@@ -25,6 +25,7 @@ DATA = {  # what each data set reads, besides its name and the limit
   'digits': (),
   'toy': (),
   'crafted': (),
+  'folder': ('path', 'size', 'colour', 'labels', 'held_out', 'skip_unreadable'),
   'tfds': ('dataset', 'path'),
   'none': ('size', 'classes', 'dataset'),
 }
@@ -57,7 +58,8 @@ def _data(spec, mode, name):
     taken = ('path', 'images', 'masks', 'split')
     return '' if name in taken else f'segmentation reads {_keys("data", taken)}'
   tfds = any(path.startswith('tfds:') for path in (spec.evaluate.images, spec.evaluate.reference))
-  taken = ('name', 'limit', *DATA[data.name], *(('path',) if tfds else ()))
+  own = ('name', 'limit', *(() if data.name in ('toy', 'none') else ('flip',)), *DATA[data.name])
+  taken = (*own, *(('path',) if tfds and 'path' not in own else ()))
   if name in taken:
     return ''
   others = [other for other, keys in DATA.items() if name in keys]

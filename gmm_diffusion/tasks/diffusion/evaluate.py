@@ -89,7 +89,8 @@ def _check_reference(spec, data):
   if not spec.evaluate.reference and not len(data.train):
     raise UserError(
       f'data {spec.data.name!r} has no images to compare with; set evaluate.reference to a folder '
-      f'of images, an .npz or tfds:NAME:SPLIT, or data.name to a data set, valid: digits, tfds'
+      f'of images, an .npz or tfds:NAME:SPLIT, or data.name to a data set, valid: digits, folder, '
+      f'tfds'
     )
 
 

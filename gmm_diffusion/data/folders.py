@@ -1,0 +1,213 @@
+"""A folder of images of any size and kind, as images of one size.
+
+Each is turned upright as its EXIF orientation says, resized so that it just covers the square, and
+cropped at its centre. What is transparent becomes white.
+"""
+
+import collections
+import csv
+import functools
+import os
+from collections.abc import Sequence
+from concurrent import futures
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from gmm_diffusion import specs
+from gmm_diffusion.data.base import Data
+from gmm_diffusion.data.image_sets import EXTENSIONS, upright
+from gmm_diffusion.errors import UserError
+
+PARTS = ('train', 'test')  # folders that, where both are there, say what is held out
+MODES = {'rgb': 'RGB', 'grey': 'L'}
+COLUMNS = ('file', 'label')  # of a CSV of labels
+DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
+_AT_ONCE = 256  # files that wait for a thread
+
+
+def load(spec: specs.Data) -> Data:
+  """All PNG, JPEG and WebP files below data.path, at any depth, uint8 in memory.
+
+  Raises:
+    UserError: there are none, one of them cannot be read, or they do not fit together.
+  """
+  root = os.path.expanduser(spec.path)
+  if not spec.path or not os.path.isdir(root):
+    raise UserError(
+      f'there is no folder {spec.path!r}; set data.path to a folder of images '
+      f'({", ".join(EXTENSIONS)}, at any depth)'
+    )
+  parts = [part for part in PARTS if os.path.isdir(os.path.join(root, part))]
+  parts = parts if len(parts) == len(PARTS) else ['']
+  found = [_names(os.path.join(root, part)) for part in parts]
+  words = _words(root, parts, found, spec.labels)
+  classes = _classes(words)
+  if len(parts) == 1:
+    held_out = _held_out(len(found[0]), spec.held_out)
+    split = lambda rows: [
+      [row for row, out in zip(rows, held_out) if out == part] for part in (False, True)
+    ]
+    parts, found, words = parts * 2, split(found[0]), split(words[0])
+  images = [
+    _read([os.path.join(root, part, name) for name in names], spec)
+    for part, names in zip(parts, found)
+  ]
+  images, kept = [image for image, _ in images], [rows for _, rows in images]
+  number = {word: i for i, word in enumerate(classes)}
+  labels = [
+    np.array([number.get(part[row], 0) for row in rows], np.int32)
+    for part, rows in zip(words, kept)
+  ]
+  if not len(images[0]):
+    raise UserError(f'no image is left to train on in {root}; lower data.held_out')
+  if not len(images[1]):
+    images[1] = images[0][:0]
+  if images[0].shape[1:] != images[1].shape[1:]:
+    raise UserError(
+      f'the images in train and test of {root} have different sizes; set data.size to crop all to '
+      f'one'
+    )
+  return Data(images[0], labels[0], images[1], labels[1], len(classes), names=classes)
+
+
+def _names(folder: str) -> list[str]:
+  """The images below a folder, in the order of their names."""
+  names = sorted(
+    os.path.relpath(os.path.join(place, name), folder)
+    for place, _, names in os.walk(folder, followlinks=True)
+    for name in names
+    if name.lower().endswith(EXTENSIONS) and not name.startswith('.')
+  )
+  if not names:
+    raise UserError(f'no images in {folder}; valid: {", ".join(EXTENSIONS)}, at any depth')
+  return names
+
+
+def _words(root, parts, found, labels) -> list[list[str]]:
+  """The class of each image of each part, as a word; '' has none."""
+  if labels == 'none':
+    return [[''] * len(names) for names in found]
+  if labels != 'folder':
+    return _of_csv(labels, parts, found)
+  out = [[name.split(os.sep)[0] if os.sep in name else '' for name in names] for names in found]
+  flat = [
+    (word, os.path.join(root, part, name))
+    for part, words, names in zip(parts, out, found)
+    for word, name in zip(words, names)
+  ]
+  inside, outside = ([path for word, path in flat if bool(word) == has] for has in (True, False))
+  if inside and outside:
+    raise UserError(
+      f'{outside[0]} lies in no folder that says its class, {inside[0]} does; move it into one, or '
+      f"set data.labels to 'none'"
+    )
+  return out
+
+
+def _of_csv(path, parts, found):
+  """Words from the rows `file,label` of a CSV; files are named from data.path on."""
+  try:
+    with open(os.path.expanduser(path), encoding='utf-8', newline='') as file:
+      reader = csv.DictReader(file)
+      rows = list(reader)
+      columns = reader.fieldnames or []
+  except (OSError, UnicodeDecodeError, csv.Error) as error:
+    raise UserError(
+      f'cannot read data.labels {path!r} ({type(error).__name__}); valid: folder, none, or a CSV'
+    ) from error
+  if not set(COLUMNS) <= set(columns):
+    raise UserError(
+      f'the first line of {path} is {",".join(columns)!r:.80}; it must name the columns '
+      f'{",".join(COLUMNS)}'
+    )
+  word = {os.path.normpath(row['file'] or ''): (row['label'] or '').strip() for row in rows}
+  out = [
+    [word.get(os.path.join(part, name), '') for name in names] for part, names in zip(parts, found)
+  ]
+  for part, words, names in zip(parts, out, found):
+    if '' in words:
+      name = os.path.join(part, names[words.index('')])
+      raise UserError(f'{path} has no label for {name}; add a row for it, or remove the image')
+  return out
+
+
+def _classes(words: list[list[str]]) -> tuple[str, ...]:
+  """The classes in order, by number where all are numbers. A single one is as good as none."""
+  every = set().union(*words)
+  if len(every) < 2:
+    return ()
+  return tuple(sorted(every, key=int if all(word.isdecimal() for word in every) else None))
+
+
+def _held_out(count: int, share: float) -> np.ndarray:
+  """Which images are held out: the same ones in every run."""
+  out = np.zeros(count, bool)
+  out[np.random.RandomState(0).permutation(count)[: round(share * count)]] = True
+  return out
+
+
+def _read(paths: Sequence[str], spec: specs.Data) -> tuple[np.ndarray, list[int]]:
+  """(uint8 images [N, H, W, C], which of the paths they are)."""
+  read = functools.partial(decode, size=spec.size, mode=MODES[spec.colour])
+
+  def one(path):
+    try:
+      return read(path)
+    except DAMAGED as error:
+      if spec.skip_unreadable:
+        return None
+      raise UserError(
+        f'cannot read image {path} ({type(error).__name__}); repair or remove it, or set '
+        f'data.skip_unreadable=True'
+      ) from error
+
+  images, kept, shapes = [], [], collections.OrderedDict()
+  with (
+    futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool,
+    tqdm(total=len(paths), desc='reading', unit='image', dynamic_ncols=True, disable=None) as bar,
+  ):
+    for start in range(0, len(paths), _AT_ONCE):
+      part = paths[start : start + _AT_ONCE]
+      for row, image in enumerate(pool.map(one, part), start):
+        bar.update()
+        if image is not None:
+          images.append(image)
+          kept.append(row)
+          shapes.setdefault(image.shape, paths[row])
+  if len(shapes) > 1:
+    (first, one_path), (other, other_path) = list(shapes.items())[:2]
+    raise UserError(
+      f'{one_path} is {first[1]} x {first[0]} and {other_path} is {other[1]} x {other[0]}; set '
+      f'data.size to crop all to one size'
+    )
+  if len(images) < len(paths):
+    missing = sorted(set(range(len(paths))) - set(kept))
+    print(f'skipped {len(missing)} unreadable images, the first is {paths[missing[0]]}')
+  return (np.stack(images) if images else np.zeros((0, 1, 1, 1), np.uint8)), kept
+
+
+def decode(path: str, size: int, mode: str) -> np.ndarray:
+  """An image of a file, uint8 [size, size, C]; 0 leaves its size as it is.
+
+  Args:
+    mode: of Pillow: RGB, or L for grey.
+
+  Raises:
+    one of DAMAGED.
+  """
+  with Image.open(path) as image:
+    if size:
+      image.draft(mode, (size, size))  # a JPEG is decoded at the least scale that is large enough
+    image = upright(image)
+    if image.mode.startswith('I'):  # 16 bits
+      image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+      white = Image.new('RGBA', image.size, 'white')
+      image = Image.alpha_composite(white, image.convert('RGBA'))
+    image = image.convert(mode)
+    if size and image.size != (size, size):
+      image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    pixels = np.asarray(image)
+  return pixels.reshape(*pixels.shape[:2], len(image.getbands()))
