@@ -4,7 +4,6 @@ Each is turned upright as its EXIF orientation says, resized so that it just cov
 cropped at its centre. What is transparent becomes white.
 """
 
-import collections
 import csv
 import functools
 import os
@@ -50,11 +49,11 @@ def load(spec: specs.Data) -> Data:
       [row for row, out in zip(rows, held_out) if out == part] for part in (False, True)
     ]
     parts, found, words = parts * 2, split(found[0]), split(words[0])
-  images = [
+  read = [
     _read([os.path.join(root, part, name) for name in names], spec)
     for part, names in zip(parts, found)
   ]
-  images, kept = [image for image, _ in images], [rows for _, rows in images]
+  images, kept = [part for part, _ in read], [rows for _, rows in read]
   number = {word: i for i, word in enumerate(classes)}
   labels = [
     np.array([number.get(part[row], 0) for row in rows], np.int32)
@@ -163,7 +162,8 @@ def _read(paths: Sequence[str], spec: specs.Data) -> tuple[np.ndarray, list[int]
         f'data.skip_unreadable=True'
       ) from error
 
-  images, kept, shapes = [], [], collections.OrderedDict()
+  images, kept = [], []
+  shapes: dict[tuple[int, ...], str] = {}
   with (
     futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool,
     tqdm(total=len(paths), desc='reading', unit='image', dynamic_ncols=True, disable=None) as bar,
@@ -197,10 +197,10 @@ def decode(path: str, size: int, mode: str) -> np.ndarray:
   Raises:
     one of DAMAGED.
   """
-  with Image.open(path) as image:
+  with Image.open(path) as file:
     if size:
-      image.draft(mode, (size, size))  # a JPEG is decoded at the least scale that is large enough
-    image = upright(image)
+      file.draft(mode, (size, size))  # a JPEG is decoded at the least scale that is large enough
+    image = upright(file)
     if image.mode.startswith('I'):  # 16 bits
       image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
