@@ -248,8 +248,8 @@ class Sampler:
   solver: str | None = option(None, 'dpmpp: published or exact')
   lower_final: str | None = option(None, 'dpmpp, unipc: always, never or source')
   bh: str | None = option(None, 'unipc: bh1 or bh2')
-  extrapolate: int | None = option(
-    None, 'dpmpp, dpmpp_sde, unipc: degree in which x_0 is extrapolated to clean data', '[0, 2]'
+  extrapolate: bool | None = option(
+    None, 'multistep samplers: extrapolate x_0 over the step to clean data'
   )
   ratios: tuple[float, ...] | None = option(
     None, 'multistep samplers: how far ahead each prediction is moved (DC-Solver); () is 1'

@@ -204,10 +204,10 @@ class EffectTest(parameterized.TestCase):
     ({'sampler.name': 'unipc'}, {'sampler.compensate': 1}, 'sampler.ratios are 1'),
     (
       {'sampler.name': 'unipc', 'sampler.end': 'first'},
-      {'sampler.extrapolate': 1},
+      {'sampler.extrapolate': True},
       "sampler.end is 'first'",
     ),
-    ({'sampler.name': 'unipc'}, {'sampler.extrapolate': 1}, ''),
+    ({'sampler.name': 'unipc'}, {'sampler.extrapolate': True}, ''),
     ({}, {'evaluate.count': 10}, '--mode=sample reads sample.count'),
     ({}, {'evaluate.samplers': ('ddim',)}, '--mode=sample reads sampler.name'),
     ({}, {'data.path': '/my/photos'}, "data.name 'digits' reads data.name, "),

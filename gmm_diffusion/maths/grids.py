@@ -9,10 +9,15 @@ Every grid has exactly the number of steps asked for. On a discrete schedule wit
   quadratic  floor((i sqrt(0.8 T) / (N - 1))^2)                  [DDIM section 5, CIFAR-10]
   log_snr    evenly spaced in log-SNR, fractional times          [DPM-Solver section 4.4]
   karras     evenly spaced in sigma^(1 / rho), sigma = b / a     [EDM eq. 5], fractional times
+  tangent    evenly spaced in the angle of tan = sigma / 0.5     [AYS 2404.14507], fractional times
+  dmn        least bound on the error of a solver of order 3     [grid_search.py], fractional times
 
-On a continuous schedule uniform, quadratic, log_snr and karras exist, and start at the noisiest
-time. Where the signal level is 0 there, sigma is infinite: log_snr and karras then space the other
-times from next to it. A grid of one's own is given by its times or its sigmas.
+On a continuous schedule all but trailing, leading and stride exist, and start at the noisiest time.
+Where the signal level is 0 there, sigma is infinite: log_snr, karras, tangent and dmn then space
+the other times from next to it. A grid of one's own is given by its times or its sigmas.
+
+log_snr and karras ask at the schedule's least noisy time and step from there to clean data. tangent
+and dmn step over it, so that no call is spent where there is nearly no noise.
 """
 
 import functools
@@ -21,6 +26,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gmm_diffusion.errors import UserError
+from gmm_diffusion.maths import grid_search
 from gmm_diffusion.maths.schedules import Schedule
 from gmm_diffusion.types import StepGrid
 
@@ -154,6 +160,22 @@ def _karras(schedule, n, rho):
   return times
 
 
+def _tangent(schedule, n):
+  """The best grid of AYS, arXiv 2404.14507, for Gaussian data of this deviation, EDM's value for
+  images in [-1, 1]."""
+  angles = np.arctan(np.exp(-_ends(schedule) / 2) / DEVIATION)
+  times = schedule.time_of_log_snr(-2 * np.log(DEVIATION * np.tan(np.linspace(*angles, n))))
+  times[0] = schedule.last
+  return times
+
+
+def _dmn(schedule, n):
+  begin, end = _ends(schedule) / 2
+  times = schedule.time_of_log_snr(2 * grid_search.bounded(begin, end, n - 1))
+  times[0] = schedule.last
+  return times
+
+
 GRIDS: dict[str, Callable[..., np.ndarray]] = {
   'uniform': _uniform,
   'trailing': _trailing,
@@ -162,7 +184,11 @@ GRIDS: dict[str, Callable[..., np.ndarray]] = {
   'quadratic': _quadratic,
   'log_snr': _log_snr,
   'karras': _karras,
+  'tangent': _tangent,
+  'dmn': _dmn,
 }
+DEVIATION = 0.5  # of images in [-1, 1], as in EDM
+STEPS_OVER_FIRST = ('tangent', 'dmn')
 DISCRETE_ONLY = ('trailing', 'leading', 'stride')
 
 
@@ -199,9 +225,10 @@ def make(
   if not 1 <= steps <= most:
     raise UserError(f'steps must be in 1..{most}, got {steps}')
   place = functools.partial(GRIDS[grid], schedule, **({'rho': rho} if grid == 'karras' else {}))
-  times = place(steps)
   if end == 'clean':
-    return from_times(schedule, times)
+    over = grid in STEPS_OVER_FIRST
+    return from_times(schedule, place(steps + 1)[:-1] if over else place(steps))
+  times = place(steps)
   if grid in ('leading', 'stride'):  # their last time is the first of the schedule
     times = np.minimum(times + 1, schedule.last - np.arange(steps))
   elif grid == 'trailing':

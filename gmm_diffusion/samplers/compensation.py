@@ -1,20 +1,20 @@
 """Predictions moved along the trajectory before a multistep sampler uses them.
 
-A polynomial through the prediction f_n and the K before it replaces f_n by
+A polynomial through the prediction f_n of x_0 and the K before it replaces f_n by
 
   (1) g_n = sum_{i=0}^{K} l_i h_i,   h_0 = f_n,  h_i = g_{n-i}
 
-with Lagrange's l_i, which add up to one. g_n then takes the place of f_n in the step and in the
-history. There are two uses:
+with Lagrange's l_i, which add up to one; eps goes with it, so that x_t = a_t g_n + b_t eps. g_n
+then takes the place of f_n in the step and in the history. There are two uses:
 
   (2) a ratio for every step    l_i in t, at t_{n-1} + rho_n (t_n - t_{n-1})     [DC-Solver]
-  (3) the step to clean data    l_i in u = a / sqrt(a^2 + b^2), at u = 1
+  (3) the step to clean data    K = 1, l_i in u = a / sqrt(a^2 + b^2 / v), at u = 1
 
-(2) is arXiv 2409.03755: rho_n = 1 changes nothing, more looks ahead of t_n. (3) is for samplers in
-lambda = log(a / b), which hold f_n fixed over the step to clean data, since no polynomial reaches
-lambda = inf. Along the probability flow of Gaussian data of variance v, x_0 is affine in
-a / sqrt(a^2 + b^2 / v); so (3) with K = 1 is exact for v = 1, to which data are usually scaled. It
-is smooth in b^2 at clean data, as x_0 is for any data with a smooth density.
+(2) is arXiv 2409.03755: rho_n = 1 changes nothing, more looks ahead of t_n. (3) is the ratio
+1 + (1 - u_n) / (u_n - u_{n-1}) of the last step. Samplers in lambda = log(a / b) hold f_n fixed
+there, since no polynomial reaches lambda = inf. Along the probability flow of Gaussian data of
+variance v, x_0 is affine in u, so that (3) is exact; and for data with a smooth density x_0 is
+smooth in b^2 at clean data, as u is. v is that of EDM for images in [-1, 1].
 """
 
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gmm_diffusion.errors import UserError
+from gmm_diffusion.maths.grids import DEVIATION
 from gmm_diffusion.types import Array, StepGrid
 
 
@@ -31,25 +32,23 @@ class Compensation(NamedTuple):
   Attributes:
     ratios: rho of (2), one for each step, 1 in the first `compensate` ones; () is 1 everywhere.
     compensate: K of (2), 1 or 2.
-    extrapolate: K of (3), 0 (the prediction is held) to 2.
+    extrapolate: whether the step to clean data does (3).
   """
 
   ratios: tuple[float, ...] = ()
   compensate: int = 2
-  extrapolate: int = 0
+  extrapolate: bool = False
 
   @property
   def reach(self) -> int:
     """How many earlier g a step needs; 0 where nothing is moved."""
-    return max(self.compensate if self.ratios else 0, self.extrapolate)
+    return max(self.compensate if self.ratios else 0, int(self.extrapolate))
 
 
 def check(moved: Compensation) -> None:
   """Raises UserError on values that fit no grid."""
   if moved.compensate not in (1, 2):
     raise UserError(f'compensate must be 1 or 2, got {moved.compensate}')
-  if moved.extrapolate not in (0, 1, 2):
-    raise UserError(f'extrapolate must be 0, 1 or 2, got {moved.extrapolate}')
   for n, ratio in enumerate(moved.ratios):
     if not np.isfinite(ratio):
       raise UserError(f'ratios must be finite, got {ratio} for step {n}')
@@ -60,7 +59,8 @@ def check(moved: Compensation) -> None:
       )
   if moved.extrapolate and moved.ratios and moved.ratios[-1] != 1:
     raise UserError(
-      f'extrapolate sets what the last ratio does, so that one must be 1, got {moved.ratios[-1]:g}'
+      f'extrapolate sets the ratio of the last step, so ratios must end with 1, got '
+      f'{moved.ratios[-1]:g}'
     )
 
 
@@ -82,13 +82,17 @@ def weights(grid: StepGrid, moved: Compensation) -> np.ndarray:
       points = grid.t[n - moved.compensate : n + 1][::-1]
       at = float(points[1] + ratio * (points[0] - points[1]))
       out[n, : moved.compensate + 1] = lagrange(points, at)
-  if grid.b_s[-1] == 0:
-    u = (grid.a_t / np.hypot(grid.a_t, grid.b_t))[-1 - moved.extrapolate :][::-1]
-    if moved.extrapolate:
-      out[-1, : len(u)] = lagrange(u, 1.0)
+  if ends_ahead(grid, moved) and steps > 1:
+    u = grid.a_t[-2:] / np.hypot(grid.a_t, grid.b_t / DEVIATION)[-2:]
+    out[-1, :2] = lagrange(u[::-1], 1.0)
   return out
 
 
-def apply(row: Array, f: Array, history: tuple[Array, ...]) -> Array:
+def ends_ahead(grid: StepGrid, moved: Compensation) -> bool:
+  """Whether the last step is (3)."""
+  return moved.extrapolate and bool(grid.b_s[-1] == 0)
+
+
+def apply(row: Array, x0: Array, history: tuple[Array, ...]) -> Array:
   """Equation (1) for one step: row [reach + 1], f and earlier g [B, ...], newest first."""
-  return row[0] * f + sum((weight * g for weight, g in zip(row[1:], history)), 0 * f)
+  return row[0] * x0 + sum((weight * g for weight, g in zip(row[1:], history)), 0 * x0)

@@ -34,13 +34,14 @@ def deis(
   schedule: Schedule | None = None,
   ratios: tuple[float, ...] = (),
   compensate: int = 2,
+  extrapolate: bool = False,
 ) -> Kernel:
   """tAB-DEIS.
 
   Args:
     order: 1 (DDIM) to 4; the source's tAB-r is order r + 1.
     schedule: the schedule of the grid.
-    ratios, compensate: see compensation.Compensation, of eps.
+    ratios, compensate, extrapolate: see compensation.Compensation.
 
   Raises:
     UserError: on other orders, or without a schedule.
@@ -53,5 +54,5 @@ def deis(
     moments = lambda n, k: grid.a_s[n] * _moments(schedule, grid.t[n], grid.s[n], k - 1)
     return np.zeros_like(grid.t), multistep.weights(order, orders, grid.t, grid.s, moments)
 
-  moved = Compensation(tuple(ratios), compensate)
+  moved = Compensation(tuple(ratios), compensate, extrapolate)
   return multistep.kernel(order, 'eps', coefficients, moved=moved)

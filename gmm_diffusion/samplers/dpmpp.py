@@ -45,7 +45,7 @@ def dpmpp(
   lower_final: str = 'always',
   ratios: tuple[float, ...] = (),
   compensate: int = 2,
-  extrapolate: int = 0,
+  extrapolate: bool = False,
 ) -> Kernel:
   """DPM-Solver++(kM) for the ODE.
 
@@ -77,7 +77,7 @@ def dpmpp_sde(
   lower_final: str = 'always',
   ratios: tuple[float, ...] = (),
   compensate: int = 2,
-  extrapolate: int = 0,
+  extrapolate: bool = False,
 ) -> Kernel:
   """SDE-DPM-Solver++; order 1 (ancestral sampling, DDIM with eta = 1) or 2 ("SDE 2M"), the other
   options as in `dpmpp`."""

@@ -17,12 +17,17 @@ from gmm_diffusion.samplers.compensation import Compensation
 ADAMS_BASHFORTH = ((), (-1 / 2,), (-16 / 12, 5 / 12), (-59 / 24, 37 / 24, -9 / 24))
 
 
-def ipndm(order: int = 4, ratios: tuple[float, ...] = (), compensate: int = 2) -> Kernel:
+def ipndm(
+  order: int = 4,
+  ratios: tuple[float, ...] = (),
+  compensate: int = 2,
+  extrapolate: bool = False,
+) -> Kernel:
   """iPNDM.
 
   Args:
     order: 1 (DDIM) to 4.
-    ratios, compensate: see compensation.Compensation, of eps.
+    ratios, compensate, extrapolate: see compensation.Compensation.
 
   Raises:
     UserError: on other values.
@@ -37,5 +42,5 @@ def ipndm(order: int = 4, ratios: tuple[float, ...] = (), compensate: int = 2) -
         w[n, : k - 1] = change * np.array(ADAMS_BASHFORTH[k - 1])
     return np.zeros_like(grid.t), w
 
-  moved = Compensation(tuple(ratios), compensate)
+  moved = Compensation(tuple(ratios), compensate, extrapolate)
   return multistep.kernel(order, 'eps', coefficients, moved=moved)

@@ -36,7 +36,7 @@ LOWER_FINAL = ('source', 'always', 'never')
 
 class Row(NamedTuple):
   """weight of eps in the mean, deviation of the added noise, w of (1), shape [order - 1], and what
-  moves f before it is used (compensation.py)."""
+  moves the prediction before it is used (compensation.py)."""
 
   weight: Array
   std: Array
@@ -45,10 +45,12 @@ class Row(NamedTuple):
 
 
 class State(NamedTuple):
-  """Samples x [B, ...] and the last values of f, newest first."""
+  """Samples x [B, ...], the last order - 1 values of f, and those of x_0 that move the next one;
+  newest first."""
 
   x: Array
   history: tuple[Array, ...]
+  clean: tuple[Array, ...]
 
 
 def check_order(order: int, most: int) -> None:
@@ -145,35 +147,38 @@ def kernel(
     field: f, 'x0' or 'eps'.
     coefficients: grid -> tau [N] and w [N, order - 1].
     noisy: whether tau is more than zero.
-    moved: what is done to f before it is used.
+    moved: what is done to predictions before they are used.
 
   Raises:
     UserError: on bad values of `moved`.
   """
   compensation.check(moved)
-  kept = max(order - 1, moved.reach)
 
   def plan(grid, shape):
     del shape
     tau, w = coefficients(grid)
+    if compensation.ends_ahead(grid, moved):
+      w[-1] = 0  # the end is x_0 itself
     weight = marginals.noise_weight(grid, tau)
     return Plan(Row(weight, tau, w, compensation.weights(grid, moved))), []
 
   def init(x):
-    return State(x, (jnp.zeros_like(x),) * kept)
+    zero = jnp.zeros_like(x)
+    return State(x, (zero,) * (order - 1), (zero,) * moved.reach)
 
   def step(state, row, extra, shared, denoise, noise):
     del shared
     prediction = denoise(state.x, row.now)
-    f = getattr(prediction, field)
     if moved.reach:
-      f = compensation.apply(extra.moved, f, state.history)
-      prediction = marginals.PREDICTIONS[field](state.x, f, row.now)
+      x0 = compensation.apply(extra.moved, prediction.x0, state.clean)
+      prediction = marginals.from_x0(state.x, x0, row.now)
+    f = getattr(prediction, field)
     x = marginals.reverse_mean(prediction, row.a_s, extra.weight) + correction(
-      extra.differences, state.history[: order - 1], f
+      extra.differences, state.history, f
     )
     if noisy:
       x = x + extra.std * noise.normal
-    return State(x, (f, *state.history)[:kept]), ()
+    clean = (prediction.x0, *state.clean)[: moved.reach]
+    return State(x, (f, *state.history)[: order - 1], clean), ()
 
   return Kernel(plan, init, step)

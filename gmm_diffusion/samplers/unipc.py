@@ -52,7 +52,7 @@ def unipc(
   lower_final: str = 'always',
   ratios: tuple[float, ...] = (),
   compensate: int = 2,
-  extrapolate: int = 0,
+  extrapolate: bool = False,
 ) -> Kernel:
   """UniPC-p, multistep, data prediction; of order p + 1 thanks to the corrector.
 

@@ -14,7 +14,7 @@ FLOW = schedules.rectified_flow()
 
 class GridsTest(parameterized.TestCase):
   @parameterized.product(
-    grid=[name for name in grids.GRIDS if name != 'stride'], end=['clean', 'first']
+    grid=[name for name in grids.GRIDS if name not in ('stride', 'dmn')], end=['clean', 'first']
   )
   def test_every_number_of_steps(self, grid, end):
     @settings(deadline=None, max_examples=200)
@@ -26,7 +26,7 @@ class GridsTest(parameterized.TestCase):
       np.testing.assert_array_equal(made.s[:-1], made.t[1:])
       self.assertEqual(made.s[-1], {'clean': -1, 'first': 0}[end])
       self.assertLessEqual(made.t[0], 999)
-      if grid not in ('log_snr', 'karras'):
+      if grid not in ('log_snr', 'karras', 'tangent'):
         np.testing.assert_array_equal(made.t, np.round(made.t))
       np.testing.assert_allclose(made.a_t**2 + made.b_t**2, 1, atol=1e-12)
 
@@ -35,7 +35,8 @@ class GridsTest(parameterized.TestCase):
     check.hypothesis.inner_test(999)
 
   @parameterized.product(
-    grid=['uniform', 'quadratic', 'log_snr', 'karras'], schedule=['rectified_flow', 'edm']
+    grid=['uniform', 'quadratic', 'log_snr', 'karras', 'tangent'],
+    schedule=['rectified_flow', 'edm'],
   )
   def test_continuous(self, grid, schedule):
     schedule = schedules.SCHEDULES[schedule]()
@@ -77,6 +78,24 @@ class GridsTest(parameterized.TestCase):
     np.testing.assert_allclose(made.b_t, wanted, rtol=1e-9)
     self.assertEqual(made.b_s[-1], 0)
 
+  @parameterized.product(schedule=['linear', 'rectified_flow', 'edm'], end=['clean', 'first'])
+  def test_tangent_is_even_in_the_angle(self, schedule, end):
+    # AYS: t_i = c tan((1 - i / N) arctan(t_max / c) + (i / N) arctan(t_min / c))
+    schedule = schedules.SCHEDULES[schedule]()
+    made = grids.make(schedule, 6, 'tangent', end)
+    first = schedule.at(schedule.first)
+    path = np.arctan(np.append(made.b_t / np.maximum(made.a_t, 1e-300), first.b / first.a) / 0.5)
+    np.testing.assert_allclose(np.diff(path)[1:], np.diff(path)[1], rtol=1e-6)
+    self.assertEqual(made.s[-1], {'clean': schedule.clean, 'first': schedule.first}[end])
+
+  @parameterized.product(schedule=['linear', 'rectified_flow', 'edm'], steps=[1, 6])
+  def test_dmn(self, schedule, steps):
+    schedule = schedules.SCHEDULES[schedule]()
+    made = grids.make(schedule, steps, 'dmn')
+    self.assertLen(made.t, steps)
+    self.assertEqual((made.t[0], made.s[-1]), (schedule.last, schedule.clean))
+    self.assertTrue(np.all(made.s < made.t))
+
   @parameterized.product(schedule=['linear', 'cosine', 'rectified_flow'], rho=[1.0, 7.0])
   def test_karras_is_even_in_a_root_of_sigma(self, schedule, rho):
     schedule = schedules.SCHEDULES[schedule]()
@@ -112,6 +131,7 @@ class GridsTest(parameterized.TestCase):
     (dict(steps=10, grid='linear'), "unknown grid 'linear'; valid: uniform"),
     (dict(steps=10, end='last'), "unknown end 'last'; valid: clean, first"),
     (dict(steps=37, grid='stride'), 'no integer stride'),
+    (dict(steps=51, grid='dmn'), 'a grid is searched for at most 50 steps, got 51'),
   )
   def test_bad_input(self, options, message):
     with self.assertRaisesRegex(UserError, message):
@@ -119,7 +139,7 @@ class GridsTest(parameterized.TestCase):
 
   def test_discrete_only(self):
     with self.assertRaisesRegex(
-      UserError, 'discrete schedule; valid here: uniform, quadratic, log_snr, karras'
+      UserError, 'discrete schedule; valid here: uniform, quadratic, log_snr, karras, tangent, dmn'
     ):
       grids.make(FLOW, 10, 'trailing')
 
