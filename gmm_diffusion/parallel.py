@@ -165,6 +165,11 @@ def check_batch(n: int, key: str) -> None:
     )
 
 
+def per_device(n: int) -> int:
+  """Items on each device of a batch of n over all of them."""
+  return n // jax.device_count()
+
+
 def map_batches(fn: Callable[[Any, Any], Any], per_device: int) -> Callable[..., Any]:
   """Maps fn over a long batch axis, on this host's devices, with one trace: all calls have
   per_device items on each.

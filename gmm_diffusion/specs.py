@@ -200,13 +200,42 @@ class Train:
 
   steps: int = option(1000, 'optimiser updates', '[1, 100000000]')
   batch: int = option(128, 'items of an update, over all devices', BATCH)
-  learning_rate: float = option(1e-3, 'of Adam', '(0, 1e38]')
+  accumulate: int = option(
+    1, 'parts of a batch that are computed one after another, which takes less memory', BATCH
+  )
+  optimiser: str = option('adam', 'adam, or adamw with weight decay', ('adam', 'adamw'))
+  weight_decay: float = option(0.01, 'adamw: of each weight, times the rate', '[0, 1e3]')
+  learning_rate: float = option(1e-3, 'of the optimiser, after the warm-up', '(0, 1e38]')
   warmup: int = option(100, 'steps in which the rate rises from 0', '[0, 100000000]')
+  decay: str = option(
+    'constant',
+    'the rate after the warm-up: constant; cosine, to 0 at the last step; rsqrt, as 1 / sqrt(step)',
+    ('constant', 'cosine', 'rsqrt'),
+  )
+  decay_from: int | None = option(
+    None, 'rsqrt: the step from which the rate falls; the end of the warm-up', '[1, 100000000]'
+  )
   clip_norm: float = option(1.0, 'longest gradient', '(0, 1e30]')
   ema: float = option(0.999, 'decay of the averaged weights, those to sample from', '[0, 1)')
-  loss: str = option(
-    'simple', 'simple, or elbo with the weights of the sampler', ('simple', 'elbo')
+  ema_half_life: float | None = option(
+    None, 'the same as the number of images after which a weight counts half', '(0, 1e15]'
   )
+  loss: str = option(
+    'simple',
+    'weights of noise levels: simple has none; elbo, those of the sampler; min_snr; p2',
+    ('simple', 'elbo', 'min_snr', 'p2'),
+  )
+  gamma: float | None = option(
+    None, 'min_snr: the largest ratio that counts (5); p2: the exponent (1)', '(0, 1e6]'
+  )
+  times: str = option(
+    'uniform',
+    'which times are drawn: uniform, or log_normal in b_t / a_t',
+    ('uniform', 'log_normal'),
+  )
+  log_mean: float = option(-1.2, 'log_normal: mean of ln(b_t / a_t)', '[-20, 20]')
+  log_deviation: float = option(1.2, 'log_normal: its deviation', '(0, 20]')
+  low_discrepancy: bool = option(False, 'the times of a batch are spread evenly')
   label_dropout: float = option(0.1, 'share of labels replaced by "no class"', '[0, 1)')
   log_every: int = option(50, 'steps between values of the loss', '[1, 100000000]')
   checkpoint_every: int = option(500, 'steps between checkpoints', '[1, 100000000]')

@@ -209,11 +209,18 @@ class Store:
     return out
 
   def training(self, template: Any) -> Any:
-    """The training state, exactly as saved."""
+    """The training state, exactly as saved; raises UserError where it is of another optimiser."""
     keep = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_device())
-    return self._restore(
-      self.latest(), 'train', ocp.args.StandardRestore(jax.tree.map(keep, template))
-    )
+    args = ocp.args.StandardRestore(jax.tree.map(keep, template))
+    try:
+      return self._restore(self.latest(), 'train', args)
+    except UserError as error:
+      if 'structures do not match' not in str(error):
+        raise
+      raise UserError(
+        f'the checkpoint in {self.path} was trained by another optimiser; set train.optimiser, '
+        f'train.warmup and train.decay as they were, or give another --workdir'
+      ) from error
 
   def _restore(self, step, item, args):
     if item != 'about':

@@ -1,4 +1,5 @@
-"""Training a denoiser: the DDPM loss [DDPM eq. 14] or the ELBO weights of [GMM eq. 40]."""
+"""Training a denoiser: the DDPM loss [DDPM eq. 14], or with weights: those of the ELBO
+[GMM eq. 40] and of maths.training."""
 
 import functools
 from collections.abc import Callable
@@ -8,17 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmm_diffusion import parallel, specs
+from gmm_diffusion import specs
 from gmm_diffusion.data import base
 from gmm_diffusion.engine import build, trainer
 from gmm_diffusion.errors import UserError
-from gmm_diffusion.maths import grids, marginals, schedules
+from gmm_diffusion.maths import grids, marginals, schedules, training
 from gmm_diffusion.samplers import mixture, resolve
 from gmm_diffusion.types import Time
 
 # Kernels whose precision is known; without noise of their own there is no ELBO, and a control is no
 # kernel to train for.
 ELBO_SAMPLERS = ('ddpm', 'ddim', 'ddim_gmm', 'rfim', 'rfim_gmm')
+_NO_POSITION = 2**31  # in no batch: for what all items of a step share
 
 
 def elbo_weights(
@@ -55,6 +57,41 @@ def elbo_weights(
   return weights / weights.mean()
 
 
+def loss_weights(
+  spec: specs.Spec, process: schedules.Schedule, times: Time, dim: int
+) -> np.ndarray:
+  """The weight of the error of what the network outputs, for each training time, float64."""
+  if spec.train.loss == 'simple':
+    return np.ones(len(times.t))
+  if spec.train.loss == 'elbo':
+    weights = elbo_weights(spec.sampler, process, times, dim)
+  else:
+    gamma = {} if spec.train.gamma is None else {'gamma': spec.train.gamma}
+    weights = training.WEIGHTS[spec.train.loss](times, **gamma)
+  return training.of_output(weights, spec.denoiser.prediction, times)
+
+
+def time_sampler(spec: specs.Spec, times: Time) -> Callable[[Any, Any, Any], Any]:
+  """(key of the step, keys [B], positions [B]) -> the number of each item's training time [B]."""
+  own, count = spec.train, len(times.t)
+  chance = np.full(count, 1 / count)
+  if own.times == 'log_normal':
+    chance = training.log_normal(times, own.log_mean, own.log_deviation)
+  below = np.cumsum(chance)[:-1].astype(np.float32)
+
+  def draw(root, keys, position):
+    if own.times == 'uniform' and not own.low_discrepancy:
+      return jax.vmap(lambda key: jax.random.randint(key, (), 0, count))(keys)
+    if own.low_discrepancy:
+      first = jax.random.uniform(jax.random.fold_in(root, _NO_POSITION))
+      u = training.spread(first, position, own.batch)
+    else:
+      u = jax.vmap(jax.random.uniform)(keys)
+    return jnp.searchsorted(below, u, side='right')
+
+  return draw
+
+
 def denoising_loss(spec: specs.Spec, data: base.Data) -> Callable[[Any, Any, Any], Any]:
   """loss_fn(params, step, batch) -> mean loss; batch is (images, labels, positions in the whole
   batch).
@@ -64,10 +101,8 @@ def denoising_loss(spec: specs.Spec, data: base.Data) -> Callable[[Any, Any, Any
   """
   module, process = build.net(spec, data), build.schedule(spec.schedule)
   times = process.at(process.training_times)
-  if spec.train.loss == 'elbo':
-    weights = elbo_weights(spec.sampler, process, times, int(np.prod(data.shape)))
-  else:
-    weights = np.ones(len(times.t))
+  weights = loss_weights(spec, process, times, int(np.prod(data.shape)))
+  draw_times = time_sampler(spec, times)
   table = jax.tree.map(lambda x: np.asarray(x, np.float32), (times, weights))
 
   def loss_fn(params, step, batch):
@@ -80,7 +115,7 @@ def denoising_loss(spec: specs.Spec, data: base.Data) -> Callable[[Any, Any, Any
     if spec.data.flip:
       flip = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 4)))(items)
       x0 = jnp.where(flip[:, None, None, None], x0[:, :, ::-1], x0)
-    index = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(weights)))(keys[:, 0])
+    index = draw_times(root, keys[:, 0], position)
     eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(keys[:, 1])
     drop = jax.vmap(lambda key: jax.random.bernoulli(key, spec.train.label_dropout))(keys[:, 2])
     time, weight = jax.tree.map(lambda x: jnp.asarray(x)[index], table)
@@ -112,7 +147,7 @@ def train(spec: specs.Spec, data: base.Data, workdir: str) -> None:
       'this config is for a pretrained model: it has no data to train on, or trains in latents, '
       'which is not supported; valid modes: fetch, convert, sample'
     )
-  parallel.check_batch(spec.train.batch, 'train.batch')
+  trainer.check_batch(spec.train)
   module, optimiser = build.net(spec, data), trainer.make_optimiser(spec.train)
   images = data.train
 

@@ -40,24 +40,70 @@ def updater(
   """(State, batch) -> (State, loss) on every device, for loss_fn(params, step, batch)."""
 
   def update(state, batch):
-    loss, gradient = parallel.mean(jax.value_and_grad(loss_fn)(state.params, state.step, batch))
+    loss, gradient = parallel.mean(in_parts(loss_fn, spec.accumulate, state, batch))
     updates, opt_state = optimiser.update(gradient, state.optimiser, state.params)
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1
-    decay = jnp.minimum(spec.ema, (1 + step) / (10 + step))  # forgets the random start quickly
+    decay = jnp.minimum(ema_decay(spec), (1 + step) / (10 + step))  # forgets the random start
     averaged = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)
     return State(step, params, averaged, opt_state), loss
 
   return parallel.over_devices(update, donate=True)
 
 
+def in_parts(loss_fn: Callable[[Any, Any, Any], Any], parts: int, state: State, batch: Any):
+  """(loss, gradient) of a batch, one part of it after another in the memory of one."""
+  grad = lambda part: jax.value_and_grad(loss_fn)(state.params, state.step, part)
+  if parts == 1:
+    return grad(batch)
+  # item i goes to part i mod parts, so that low-discrepancy times are spread in each part too
+  split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
+  add = lambda total, part: (jax.tree.map(jnp.add, total, grad(part)), None)
+  zero = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), state.params))
+  total, _ = jax.lax.scan(add, zero, split)
+  return jax.tree.map(lambda x: x / parts, total)
+
+
+def check_batch(spec: specs.Train) -> None:
+  """Raises UserError unless a batch splits evenly over all devices, and there into parts."""
+  parallel.check_batch(spec.batch, 'train.batch')
+  per_device = parallel.per_device(spec.batch)
+  if per_device % spec.accumulate:
+    raise UserError(
+      f'train.accumulate {spec.accumulate} does not divide the {per_device} items of a batch on '
+      f'each device; valid: a divisor of {per_device}'
+    )
+
+
+def ema_decay(spec: specs.Train) -> float:
+  """The decay of an update."""
+  return 0.5 ** (spec.batch / spec.ema_half_life) if spec.ema_half_life else spec.ema
+
+
+def learning_rate(spec: specs.Train) -> optax.Schedule | float:
+  """step -> rate."""
+  peak, warmup = spec.learning_rate, spec.warmup
+  if spec.decay == 'cosine':
+    if warmup >= spec.steps:
+      raise UserError(
+        f'train.warmup {warmup} must be below train.steps {spec.steps} where train.decay is cosine'
+      )
+    return optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, spec.steps)
+  if spec.decay == 'rsqrt':
+    start = max(spec.decay_from or warmup, 1)
+    rise = lambda step: jnp.minimum(step / warmup, 1.0) if warmup else 1.0
+    return lambda step: peak * rise(step) * jnp.sqrt(start / jnp.maximum(step, start))
+  return optax.linear_schedule(0.0, peak, warmup) if warmup else peak
+
+
 def make_optimiser(spec: specs.Train) -> optax.GradientTransformation:
-  rate = (
-    optax.linear_schedule(0.0, spec.learning_rate, spec.warmup)
-    if spec.warmup
-    else spec.learning_rate
+  rate = learning_rate(spec)
+  kind = (
+    optax.adamw(rate, weight_decay=spec.weight_decay)
+    if spec.optimiser == 'adamw'
+    else optax.adam(rate)
   )
-  return optax.chain(optax.clip_by_global_norm(spec.clip_norm), optax.adam(rate))
+  return optax.chain(optax.clip_by_global_norm(spec.clip_norm), kind)
 
 
 def fit(

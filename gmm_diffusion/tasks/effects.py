@@ -35,6 +35,17 @@ INSTEAD = {  # mode -> {an option that it does not read: the one that it does}
   'all': {'sample.count': 'evaluate.count', 'sampler.name': 'evaluate.samplers'},
 }
 
+OF_LOSS = (  # what only the loss of a denoiser reads
+  'loss', 'gamma', 'times', 'log_mean', 'log_deviation', 'low_discrepancy', 'label_dropout',
+)  # fmt: skip
+NEEDS = {  # an option of training -> what it belongs to: another option, and its values
+  'weight_decay': ('optimiser', ('adamw',)),
+  'decay_from': ('decay', ('rsqrt',)),
+  'gamma': ('loss', ('min_snr', 'p2')),
+  'log_mean': ('times', ('log_normal',)),
+  'log_deviation': ('times', ('log_normal',)),
+}
+
 
 def check(spec: specs.Spec, mode: str, given: Sequence[str]) -> None:
   """Raises UserError on the first of the given keys that has no effect."""
@@ -134,8 +145,16 @@ def _denoiser(spec, mode, name):
 
 
 def _train(spec, mode, name):
+  if name in NEEDS:
+    other, values = NEEDS[name]
+    if getattr(spec.train, other) not in values:
+      return (
+        f'it belongs to train.{other} {" or ".join(values)}, which is {getattr(spec.train, other)}'
+      )
+  if name == 'ema' and spec.train.ema_half_life:
+    return 'train.ema_half_life says how long weights are averaged'
   if spec.task == 'segmentation':
-    return 'segmentation has one loss' if name in ('loss', 'label_dropout') else ''
+    return 'segmentation has one loss' if name in OF_LOSS else ''
   if spec.denoiser.name in EXACT:
     return f'denoiser {spec.denoiser.name!r} is exact and has nothing to train'
   if spec.net.weights.format:

@@ -4,6 +4,7 @@ import json
 import os
 from unittest import mock
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ from absl.testing import absltest, parameterized
 
 from configs import digits
 from gmm_diffusion import files, parallel, specs, tasks
+from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.data import base, sources
 from gmm_diffusion.engine import build, loss, trainer
 from gmm_diffusion.errors import UserError
@@ -78,11 +80,15 @@ class ElboTest(parameterized.TestCase):
 class LossTest(parameterized.TestCase):
   @parameterized.parameters(
     dict(net=dict(dropout=0.5)),
-    dict(net=dict(name='cnn', final='gumbel', labels='none')),
+    dict(
+      net=dict(name='cnn', final='gumbel', labels='none'),
+      train=dict(times='log_normal', low_discrepancy=True, loss='min_snr', gamma=3.0),
+    ),
   )
-  def test_what_is_drawn_for_an_item_depends_on_its_position_alone(self, net):
+  def test_what_is_drawn_for_an_item_depends_on_its_position_alone(self, net, train=None):
     config = digits.get_config('runlocal')
     config.net.update(channels=8, multipliers=(1,), head_channels=8, **net)
+    config.train.update(train or {})
     spec = specs.from_config(config)
     data = sources.load(spec.data)
     params = build.init(build.net(spec, data), data.shape, 0)
@@ -91,6 +97,37 @@ class LossTest(parameterized.TestCase):
     loss_fn = jax.jit(loss.denoising_loss(spec, data))
     halves = [loss_fn(params, 3, [part[rows] for part in batch]) for rows in ([0, 1], [2, 3])]
     np.testing.assert_allclose(np.mean(halves), loss_fn(params, 3, batch), rtol=1e-5)
+
+  def test_times_of_low_discrepancy(self):
+    spec = specs.Spec(train=specs.Train(batch=1000, low_discrepancy=True))
+    process = build.schedule(spec.schedule)
+    times = process.at(process.training_times)
+    draw = loss.time_sampler(spec, times)
+    index = draw(jax.random.key(0), jax.random.split(jax.random.key(1), 1000), np.arange(1000))
+    # each of 1000 times once, up to a rounding at the edges between them
+    self.assertGreaterEqual(len(set(index.tolist())), 990)
+    self.assertFalse(np.array_equal(index[:9], draw(jax.random.key(2), None, np.arange(9))))
+
+  def test_times_of_a_log_normal(self):
+    spec = specs.Spec(train=specs.Train(times='log_normal', log_mean=-1.0, log_deviation=0.5))
+    process = schedules.edm()
+    times = process.at(process.training_times)
+    keys = jax.random.split(jax.random.key(0), 2000)
+    level = np.log(times.b)[loss.time_sampler(spec, times)(None, keys, np.arange(2000))]
+    self.assertAlmostEqual(level.mean(), -1.0, delta=5 * 0.5 / 2000**0.5)  # 6e-7 by chance
+    self.assertAlmostEqual(level.std(), 0.5, delta=5 * 0.5 / 4000**0.5)
+
+  def test_half_precision_keeps_its_weights_in_single(self):
+    config = digits.get_config('runlocal')
+    config.net.update(channels=8, multipliers=(1,), head_channels=8, dtype='bfloat16')
+    spec = specs.from_config(config)
+    data = sources.load(spec.data)
+    params = jax.eval_shape(lambda: build.init(build.net(spec, data), data.shape, 0))
+    batch = (data.train[:4], data.train_labels[:4], np.arange(4))
+    grad = jax.make_jaxpr(jax.grad(loss.denoising_loss(spec, data)))(params, 0, batch)
+    self.assertIn('bf16', str(grad))
+    for tree in (jax.tree.leaves(params), grad.out_avals):
+      self.assertEqual({leaf.dtype for leaf in tree}, {jnp.dtype('float32')})
 
   @parameterized.parameters(
     {'train.loss': 'simple', 'denoiser.prediction': 'v'},
@@ -117,17 +154,84 @@ class LossTest(parameterized.TestCase):
     self.assertLess(losses[-1], 0.8 * losses[0])
 
 
-def fit(workdir, steps=4):
-  """Trains one number to be zero."""
-  spec = specs.Train(steps=steps, batch=2, log_every=2, checkpoint_every=2, warmup=0)
+def fit(workdir, steps=4, stop=None, **options):
+  """Trains one number to be near others; ends with an error before step `stop`."""
+  options = {'warmup': 0, 'log_every': 2, 'checkpoint_every': 2, **options}
+  spec = specs.Train(steps=steps, batch=4, **options)
   optimiser = trainer.make_optimiser(spec)
+
+  def batch(step, mine):
+    if step == stop:
+      raise KeyboardInterrupt
+    return np.arange(4.0)[mine] + step
 
   def fresh():
     params = {'x': jnp.ones(())}
     return trainer.State(jnp.zeros((), jnp.int32), params, params, optimiser.init(params))
 
-  make = lambda: trainer.updater(spec, optimiser, lambda params, step, batch: params['x'] ** 2)
-  trainer.fit(spec, fresh, make, lambda step, mine: np.zeros(2), {}, workdir)
+  loss_fn = lambda params, step, batch: jnp.mean((params['x'] - batch) ** 2)
+  trainer.fit(spec, fresh, lambda: trainer.updater(spec, optimiser, loss_fn), batch, {}, workdir)
+  with Store(workdir) as store:
+    return store.training(jax.eval_shape(fresh)._asdict())
+
+
+class OptionsTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ({'warmup': 4}, [0, 0.25, 0.5, 0.75, 1, 1, 1]),
+    (
+      {'warmup': 2, 'decay': 'cosine'},
+      [0, 0.5, 1, *(0.5 + 0.5 * np.cos(np.pi * np.arange(1, 5) / 4))],
+    ),
+    ({'warmup': 0, 'decay': 'cosine', 'steps': 2}, [1, 0.5, 0]),
+    ({'warmup': 2, 'decay': 'rsqrt'}, [0, 0.5, 1, (2 / 3) ** 0.5, 0.5**0.5]),
+    ({'warmup': 0, 'decay': 'rsqrt', 'decay_from': 4}, [1, 1, 1, 1, 1, 0.8**0.5]),
+  )
+  def test_learning_rates(self, options, expected):
+    rate = trainer.learning_rate(specs.Train(**{'learning_rate': 1.0, 'steps': 6, **options}))
+    np.testing.assert_allclose([rate(n) for n in range(len(expected))], expected, atol=1e-6)
+
+  def test_cosine_needs_steps_after_the_warmup(self):
+    with self.assertRaisesRegex(UserError, 'train.warmup 9 must be below train.steps 9'):
+      trainer.learning_rate(specs.Train(steps=9, warmup=9, decay='cosine'))
+
+  def test_half_life_in_images(self):
+    spec = specs.Train(batch=100, ema_half_life=1000.0)
+    self.assertAlmostEqual(trainer.ema_decay(spec) ** 10, 0.5)
+
+  def test_parts_add_up(self):
+    state = trainer.State(jnp.zeros((), jnp.int32), {'x': jnp.array([1.0, 2.0])}, None, None)
+    batch = np.random.RandomState(0).randn(6, 2).astype(np.float32), np.arange(6)
+    loss_fn = lambda params, step, rows: jnp.mean(
+      (1.0 + rows[1])[:, None] * (params['x'][None] - rows[0]) ** 2
+    )
+    whole, parts = (trainer.in_parts(loss_fn, n, state, batch) for n in (1, 3))
+    chex.assert_trees_all_close(whole, parts, rtol=1e-6)
+    with self.assertRaisesRegex(UserError, 'accumulate 4 does not divide the 6 items .* divisor'):
+      trainer.check_batch(specs.Train(batch=6, accumulate=4))
+
+  def test_weight_decay_shrinks_weights(self):
+    spec = specs.Train(optimiser='adamw', weight_decay=0.5, learning_rate=0.1, warmup=0)
+    optimiser, x = trainer.make_optimiser(spec), jnp.array([2.0])
+    updates, _ = optimiser.update(jnp.zeros(1), optimiser.init(x), x)
+    np.testing.assert_allclose(updates, -0.1 * 0.5 * 2, rtol=1e-6)
+
+  @parameterized.parameters(
+    {'warmup': 3},
+    {'accumulate': 2, 'optimiser': 'adamw', 'decay': 'cosine', 'ema_half_life': 8.0},
+    {'warmup': 2, 'decay': 'rsqrt'},
+  )
+  def test_going_on_is_exact(self, **options):
+    whole, broken = self.create_tempdir().full_path, self.create_tempdir().full_path
+    expected = fit(whole, steps=5, **options)
+    with self.assertRaises(KeyboardInterrupt):
+      fit(broken, steps=5, stop=3, **options)
+    chex.assert_trees_all_equal(fit(broken, steps=5, **options), expected)
+
+  def test_the_checkpoint_of_another_optimiser(self):
+    workdir = self.create_tempdir().full_path
+    fit(workdir)
+    with self.assertRaisesRegex(UserError, 'trained by another optimiser; set train.optimiser'):
+      fit(workdir, steps=6, optimiser='adamw')
 
 
 class FitTest(absltest.TestCase):

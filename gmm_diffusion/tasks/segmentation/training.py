@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmm_diffusion import parallel, specs
+from gmm_diffusion import specs
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.engine import trainer
 from gmm_diffusion.errors import UserError
@@ -128,7 +128,7 @@ def train(spec: specs.Spec, examples: Sequence[scenes.Scene], workdir: str) -> N
     UserError: on a batch that the devices cannot share, a checkpoint of another network, or a loss
       that is not finite.
   """
-  parallel.check_batch(spec.train.batch, 'train.batch')
+  trainer.check_batch(spec.train)
   optimiser = trainer.make_optimiser(spec.train)
   for clicks, folder in folders(spec.segmentation, workdir).items():
     module = network(spec.segmentation, clicks)

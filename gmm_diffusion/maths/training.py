@@ -1,0 +1,69 @@
+"""What training weights and how often it draws each noise level.
+
+With the signal-to-noise ratio SNR = a_t^2 / b_t^2, the error of eps has the weight
+
+  (1) min(SNR, gamma) / SNR              min-SNR  [Hang et al. 2023, arXiv 2303.09556]
+  (2) 1 / (1 + SNR)^gamma                P2       [Choi et al. 2022, arXiv 2204.00227, k = 1]
+
+What a network outputs instead of eps is off by the error of eps over |d eps / d output|:
+
+  (3) weight of an output = weight of eps * (d eps / d output)^2
+
+and noise levels are drawn from
+
+  (4) ln(b_t / a_t) ~ N(mean, deviation^2)           [EDM table 1, "training"]
+  (5) u_i = u_0 + i / B mod 1, one u_0 for a batch   [VDM, arXiv 2107.00630]
+
+For a rectified flow (4) is the logit-normal distribution of t.
+"""
+
+import jax
+import numpy as np
+
+from gmm_diffusion.maths.marginals import PREDICTIONS
+from gmm_diffusion.types import Array, Time
+
+
+def _snr(times: Time) -> np.ndarray:
+  with np.errstate(divide='ignore'):
+    return (np.asarray(times.a, np.float64) / np.asarray(times.b, np.float64)) ** 2
+
+
+def min_snr(times: Time, gamma: float = 5.0) -> np.ndarray:
+  """Equation (1), float64 [N]; 1 where there is no signal."""
+  with np.errstate(divide='ignore'):
+    return np.minimum(1.0, gamma / _snr(times))
+
+
+def p2(times: Time, gamma: float = 1.0) -> np.ndarray:
+  """Equation (2), float64 [N]."""
+  return (1 + _snr(times)) ** -gamma
+
+
+WEIGHTS = {'min_snr': min_snr, 'p2': p2}  # (times, gamma) -> weight of the error of eps
+
+
+def of_output(weights: np.ndarray, kind: str, times: Time) -> np.ndarray:
+  """Equation (3): weights of the error of eps [N] as those of a network that outputs `kind`."""
+  with jax.enable_x64(True):  # predictions are linear in (x, output)
+    slope = PREDICTIONS[kind](np.zeros(len(weights)), np.ones(len(weights)), times).eps
+  return weights * np.asarray(slope, np.float64) ** 2
+
+
+def log_normal(times: Time, mean: float, deviation: float) -> np.ndarray:
+  """Equation (4) on a list of increasing times: the probability of each, float64 [N].
+
+  A time stands for the levels that are nearer to it than to its neighbours, the first and the last
+  for all beyond them too.
+  """
+  with np.errstate(divide='ignore'):
+    level = -0.5 * np.log(_snr(times))
+  between = (level[:-1] + level[1:]) / 2
+  with jax.enable_x64(True):
+    below = np.asarray(jax.scipy.special.ndtr((between - mean) / deviation), np.float64)
+  return np.diff(np.concatenate([[0.0], below, [1.0]]))
+
+
+def spread(first: Array, position: Array, size: int) -> Array:
+  """Equation (5): u_i in [0, 1) for the positions i in a batch of a size."""
+  return (first + position / size) % 1
