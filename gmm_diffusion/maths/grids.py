@@ -9,7 +9,7 @@ Every grid has exactly the number of steps asked for. On a discrete schedule wit
   quadratic  floor((i sqrt(0.8 T) / (N - 1))^2)                  [DDIM section 5, CIFAR-10]
   log_snr    evenly spaced in log-SNR, fractional times          [DPM-Solver section 4.4]
   karras     evenly spaced in sigma^(1 / rho), sigma = b / a     [EDM eq. 5], fractional times
-  tangent    evenly spaced in the angle of tan = sigma / 0.5     [AYS 2404.14507], fractional times
+  tangent    evenly spaced in the angle whose tangent is sigma   [AYS 2404.14507], fractional times
   dmn        least bound on the error of a solver of order 3     [grid_search.py], fractional times
 
 On a continuous schedule all but trailing, leading and stride exist, and start at the noisiest time.
@@ -161,10 +161,9 @@ def _karras(schedule, n, rho):
 
 
 def _tangent(schedule, n):
-  """The best grid of AYS, arXiv 2404.14507, for Gaussian data of this deviation, EDM's value for
-  images in [-1, 1]."""
-  angles = np.arctan(np.exp(-_ends(schedule) / 2) / DEVIATION)
-  times = schedule.time_of_log_snr(-2 * np.log(DEVIATION * np.tan(np.linspace(*angles, n))))
+  """The best grid of AYS, arXiv 2404.14507, for Gaussian data of deviation one."""
+  angles = np.arctan(np.exp(-_ends(schedule) / 2))
+  times = schedule.time_of_log_snr(-2 * np.log(np.tan(np.linspace(*angles, n))))
   times[0] = schedule.last
   return times
 
@@ -187,7 +186,6 @@ GRIDS: dict[str, Callable[..., np.ndarray]] = {
   'tangent': _tangent,
   'dmn': _dmn,
 }
-DEVIATION = 0.5  # of images in [-1, 1], as in EDM
 STEPS_OVER_FIRST = ('tangent', 'dmn')
 DISCRETE_ONLY = ('trailing', 'leading', 'stride')
 

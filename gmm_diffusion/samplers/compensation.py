@@ -22,8 +22,9 @@ from typing import NamedTuple
 import numpy as np
 
 from gmm_diffusion.errors import UserError
-from gmm_diffusion.maths.grids import DEVIATION
 from gmm_diffusion.types import Array, StepGrid
+
+DEVIATION = 0.5  # root of v
 
 
 class Compensation(NamedTuple):

@@ -152,7 +152,7 @@ def embed(kernel: Kernel, grid: StepGrid, shape: tuple[int, ...]) -> Table:
     raise UserError('this sampler changes x_T before its first call, so it has no table')
   time = Time(*np.array(times).T)
   a, b = np.append(time.a, grid.a_s[-1]), np.append(time.b, grid.b_s[-1])
-  return _rows(time, a, b, x_T, m, z)
+  return rolled(time, a, b, x_T, m, z)
 
 
 def _probed(kernel, grid, plan, scale) -> tuple[np.ndarray, list[tuple[float, float, float]]]:
@@ -183,8 +183,14 @@ def _probed(kernel, grid, plan, scale) -> tuple[np.ndarray, list[tuple[float, fl
   return np.stack(asked), times
 
 
-def _rows(time, a, b, x_T, m, z) -> Table:
-  """Equation (2) -> (1)."""
+def rolled(
+  time: Time, a: np.ndarray, b: np.ndarray, x_T: np.ndarray, m: np.ndarray, z: np.ndarray
+) -> Table:
+  """Equation (2) -> (1) for one band: X [N + 1], M [N + 1, N] and Z [N + 1, any number of noises].
+
+  Raises:
+    UserError: more than one noise comes in between two calls.
+  """
   calls = len(time.t)
   keep = np.divide(x_T[1:], x_T[:-1], out=np.zeros(calls), where=x_T[:-1] != 0)
   weights = m[1:] - keep[:, None] * m[:-1]

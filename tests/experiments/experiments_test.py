@@ -2,10 +2,13 @@
 
 import json
 import os
+import sys
+from unittest import mock
 
 from absl.testing import absltest
 
 from experiments.benchmarks import released_end_to_end
+from experiments.studies import samplers_as_tables
 from gmm_diffusion import tasks
 from helpers import cases, released_files
 
@@ -62,6 +65,23 @@ class ExperimentsTest(absltest.TestCase):
     self.assertEqual(code, 0, error[-2000:])
     self.assertRegex(out, r'ddim_gmm +[\d.]+ images/s +[\d.]+ x bare network')
     self.assertTrue(os.path.exists(os.path.join(workdir, 'released_speed.json')))
+
+  def test_samplers_as_tables(self):
+    workdir = self.create_tempdir().full_path
+    large = 'DDPM, large variance'
+    with (
+      mock.patch.object(sys, 'argv', ['samplers_as_tables', f'--workdir={workdir}']),
+      mock.patch.object(samplers_as_tables, 'SHOWN', {'DDIM': ('ddim', {}, 5)}),
+      mock.patch.object(samplers_as_tables, 'NOISY', {large: samplers_as_tables.NOISY[large]}),
+    ):
+      samplers_as_tables.main()
+    with open(os.path.join(workdir, 'samplers_as_tables.json'), encoding='utf-8') as file:
+      kept = json.load(file)['kept']
+    self.assertLen(kept, 2)
+    for name, errors in kept.items():
+      self.assertLess(errors['mean'], 1e-9)
+      self.assertEqual(errors['variance'] > 1e-9, name == large)
+    self.assertTrue(os.path.exists(os.path.join(workdir, 'samplers_as_tables.png')))
 
   def test_released_layout(self):
     workdir = self.create_tempdir().full_path

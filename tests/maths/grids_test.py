@@ -80,11 +80,11 @@ class GridsTest(parameterized.TestCase):
 
   @parameterized.product(schedule=['linear', 'rectified_flow', 'edm'], end=['clean', 'first'])
   def test_tangent_is_even_in_the_angle(self, schedule, end):
-    # AYS: t_i = c tan((1 - i / N) arctan(t_max / c) + (i / N) arctan(t_min / c))
+    # AYS: t_i = c tan((1 - i / N) arctan(t_max / c) + (i / N) arctan(t_min / c)), c = 1
     schedule = schedules.SCHEDULES[schedule]()
     made = grids.make(schedule, 6, 'tangent', end)
     first = schedule.at(schedule.first)
-    path = np.arctan(np.append(made.b_t / np.maximum(made.a_t, 1e-300), first.b / first.a) / 0.5)
+    path = np.arctan2(np.append(made.b_t, first.b), np.append(made.a_t, first.a))
     np.testing.assert_allclose(np.diff(path)[1:], np.diff(path)[1], rtol=1e-6)
     self.assertEqual(made.s[-1], {'clean': schedule.clean, 'first': schedule.first}[end])
 
