@@ -108,13 +108,17 @@ def remove_lock(path: str) -> None:
 
 
 def fingerprint(*values: Any) -> str:
-  """Twelve hexadecimal digits of the SHA-256 of values: arrays by dtype, shape and content,
-  anything else by its repr."""
+  """Twelve hexadecimal digits of the SHA-256 of values: arrays, also those that are read in blocks,
+  by dtype, shape and content, anything else by its repr."""
   digest = hashlib.sha256()
   for value in values:
     if isinstance(value, np.ndarray | np.generic):
       digest.update(f'{value.dtype}{value.shape}'.encode())
       digest.update(np.ascontiguousarray(value).data)
+    elif hasattr(value, 'blocks'):  # data.streams
+      digest.update(f'{value.dtype}{value.shape}'.encode())
+      for block in value.blocks():
+        digest.update(block)
     else:
       digest.update(f'{value!r}\0'.encode())
   return digest.hexdigest()[:12]

@@ -31,11 +31,15 @@ class Data:
   path: str = option('', 'folder of images, of tfds, or of BSDS500 for segmentation')
   size: int = option(
     0,
-    'folder: side to which images are resized and cropped, 0 leaves them as they are; none: side '
-    'of the RGB images that a released model makes',
+    'folder, tfds: side to which images are resized and cropped, 0 leaves them as they are; none: '
+    'side of the RGB images that a released model makes',
     '[0, 16384]',
   )
-  colour: str = option('rgb', 'folder: what all images are converted to', ('rgb', 'grey'))
+  colour: str = option(
+    '',
+    "what images are converted to; '': tfds leaves them as they are, folder makes rgb",
+    ('', 'rgb', 'grey'),
+  )
   labels: str = option(
     'folder',
     "folder: 'folder', the first one below path; none; or a CSV with the columns file,label",
@@ -44,6 +48,7 @@ class Data:
     0.0, "folder: share that is kept from training, where there is no 'train' and 'test'", '[0, 1)'
   )
   skip_unreadable: bool = option(False, 'folder: leave out images that cannot be read')
+  stream: bool = option(False, 'folder, tfds: read images when they are used, not into memory')
   flip: bool = option(False, 'images are mirrored at random while training')
   classes: int = option(0, 'none: number of classes of a released model', '[0, 1000000]')
   images: str = option('', 'segmentation: folder of own images, which replace the test set')

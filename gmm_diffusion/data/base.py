@@ -1,6 +1,7 @@
 """Data: what every set of data is, and what is done with any of them."""
 
 import difflib
+import functools
 import re
 from typing import Any, NamedTuple
 
@@ -13,16 +14,17 @@ class Data(NamedTuple):
   """A data set.
 
   Attributes:
-    train, test: uint8 images [N, H, W, C], or float32 vectors [N, D].
+    train, test: uint8 images [N, H, W, C], in memory or a streams.Stream, or float32 vectors
+      [N, D].
     train_labels, test_labels: int32 [N].
     classes: number of classes; 0 has no labels.
     mixture: (means [J, D], variances [J]) where the distribution is known, else None.
     names: of the classes, where they have any.
   """
 
-  train: np.ndarray
+  train: Any
   train_labels: np.ndarray
-  test: np.ndarray
+  test: Any
   test_labels: np.ndarray
   classes: int
   mixture: tuple[np.ndarray, np.ndarray] | None = None
@@ -83,6 +85,7 @@ def class_numbers(data: Data, label: str) -> np.ndarray:
 
 def to_model(x: np.ndarray) -> np.ndarray:
   """uint8 images -> float32 in [-1, 1]; vectors stay as they are."""
+  x = np.asarray(x)
   return x.astype(np.float32) / 127.5 - 1 if x.dtype == np.uint8 else x
 
 
@@ -99,10 +102,16 @@ def batch_indices(seed: int, step: int, size: int, batch: int) -> np.ndarray:
   alone."""
   position = step * batch + np.arange(batch)
   epochs = position // size
-  order = {
-    e: np.random.RandomState([seed, e]).permutation(size) for e in np.unique(epochs).tolist()
-  }
-  return np.array([order[e][p] for e, p in zip(epochs.tolist(), (position % size).tolist())])
+  out = np.empty(batch, np.int64)
+  for epoch in np.unique(epochs).tolist():
+    here = epochs == epoch
+    out[here] = _order(seed, epoch, size)[position[here] % size]
+  return out
+
+
+@functools.lru_cache(maxsize=4)  # as many epochs as are in use at the same time
+def _order(seed, epoch, size):
+  return np.random.RandomState([seed, epoch]).permutation(size)
 
 
 def summary(data: Data) -> dict[str, Any]:

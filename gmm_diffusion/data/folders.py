@@ -5,16 +5,15 @@ cropped at its centre. What is transparent becomes white.
 """
 
 import csv
-import functools
 import os
 from collections.abc import Sequence
-from concurrent import futures
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from gmm_diffusion import specs
+from gmm_diffusion.data import streams
 from gmm_diffusion.data.base import Data
 from gmm_diffusion.data.image_sets import EXTENSIONS, upright
 from gmm_diffusion.errors import UserError
@@ -23,11 +22,11 @@ PARTS = ('train', 'test')  # folders that, where both are there, say what is hel
 MODES = {'rgb': 'RGB', 'grey': 'L'}
 COLUMNS = ('file', 'label')  # of a CSV of labels
 DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises
-_AT_ONCE = 256  # files that wait for a thread
 
 
 def load(spec: specs.Data) -> Data:
-  """All PNG, JPEG and WebP files below data.path, at any depth, uint8 in memory.
+  """All PNG, JPEG and WebP files below data.path, at any depth, uint8, in memory or read when asked
+  for.
 
   Raises:
     UserError: there are none, one of them cannot be read, or they do not fit together.
@@ -40,35 +39,30 @@ def load(spec: specs.Data) -> Data:
     )
   parts = [part for part in PARTS if os.path.isdir(os.path.join(root, part))]
   parts = parts if len(parts) == len(PARTS) else ['']
-  found = [_names(os.path.join(root, part)) for part in parts]
-  words = _words(root, parts, found, spec.labels)
+  names = [_names(os.path.join(root, part)) for part in parts]
+  words = _words(root, parts, names, spec.labels)
   classes = _classes(words)
-  if len(parts) == 1:
-    held_out = _held_out(len(found[0]), spec.held_out)
-    split = lambda rows: [
-      [row for row, out in zip(rows, held_out) if out == part] for part in (False, True)
-    ]
-    parts, found, words = parts * 2, split(found[0]), split(words[0])
-  read = [
-    _read([os.path.join(root, part, name) for name in names], spec)
-    for part, names in zip(parts, found)
-  ]
-  images, kept = [part for part, _ in read], [rows for _, rows in read]
   number = {word: i for i, word in enumerate(classes)}
-  labels = [
-    np.array([number.get(part[row], 0) for row in rows], np.int32)
-    for part, rows in zip(words, kept)
+  items = [  # (path, class) of each image of each part
+    [(os.path.join(root, part, name), number.get(word, 0)) for name, word in zip(*both)]
+    for part, *both in zip(parts, names, words)
   ]
-  if not len(images[0]):
+  if len(items) == 1:
+    out = _held_out(len(items[0]), spec.held_out)
+    items = [[item for item, away in zip(items[0], out) if away == held] for held in (False, True)]
+  if spec.limit:
+    items[0] = items[0][: spec.limit]
+  if not items[0]:
     raise UserError(f'no image is left to train on in {root}; lower data.held_out')
-  if not len(images[1]):
-    images[1] = images[0][:0]
-  if images[0].shape[1:] != images[1].shape[1:]:
+  (train, train_labels), (test, test_labels) = (_images(part, spec) for part in items)
+  if not len(test):
+    test = train[:0]
+  if train.shape[1:] != test.shape[1:]:
     raise UserError(
       f'the images in train and test of {root} have different sizes; set data.size to crop all to '
       f'one'
     )
-  return Data(images[0], labels[0], images[1], labels[1], len(classes), names=classes)
+  return Data(train, train_labels, test, test_labels, len(classes), names=classes)
 
 
 def _names(folder: str) -> list[str]:
@@ -147,45 +141,39 @@ def _held_out(count: int, share: float) -> np.ndarray:
   return out
 
 
-def _read(paths: Sequence[str], spec: specs.Data) -> tuple[np.ndarray, list[int]]:
-  """(uint8 images [N, H, W, C], which of the paths they are)."""
-  read = functools.partial(decode, size=spec.size, mode=MODES[spec.colour])
+def _images(items: Sequence[tuple[str, int]], spec: specs.Data) -> tuple[Any, np.ndarray]:
+  """(uint8 images [N, H, W, C], their classes)."""
+  paths = [path for path, _ in items]
 
-  def one(path):
+  def one(number):
     try:
-      return read(path)
+      return decode(paths[number], spec.size, MODES[spec.colour or 'rgb'])
     except DAMAGED as error:
-      if spec.skip_unreadable:
-        return None
       raise UserError(
-        f'cannot read image {path} ({type(error).__name__}); repair or remove it, or set '
+        f'cannot read image {paths[number]} ({type(error).__name__}); repair or remove it, or set '
         f'data.skip_unreadable=True'
       ) from error
 
-  images, kept = [], []
-  shapes: dict[tuple[int, ...], str] = {}
-  with (
-    futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool,
-    tqdm(total=len(paths), desc='reading', unit='image', dynamic_ncols=True, disable=None) as bar,
-  ):
-    for start in range(0, len(paths), _AT_ONCE):
-      part = paths[start : start + _AT_ONCE]
-      for row, image in enumerate(pool.map(one, part), start):
-        bar.update()
-        if image is not None:
-          images.append(image)
-          kept.append(row)
-          shapes.setdefault(image.shape, paths[row])
-  if len(shapes) > 1:
-    (first, one_path), (other, other_path) = list(shapes.items())[:2]
-    raise UserError(
-      f'{one_path} is {first[1]} x {first[0]} and {other_path} is {other[1]} x {other[0]}; set '
-      f'data.size to crop all to one size'
-    )
-  if len(images) < len(paths):
-    missing = sorted(set(range(len(paths))) - set(kept))
-    print(f'skipped {len(missing)} unreadable images, the first is {paths[missing[0]]}')
-  return (np.stack(images) if images else np.zeros((0, 1, 1, 1), np.uint8)), kept
+  def fits(number):
+    try:
+      one(number)
+    except UserError:
+      return False
+    return True
+
+  if spec.skip_unreadable:
+    good = list(streams.mapped(fits, len(paths), 'checking'))
+    if not all(good):
+      print(
+        f'skipped {good.count(False)} unreadable images, the first is {paths[good.index(False)]}'
+      )
+    items = [item for item, fine in zip(items, good) if fine]
+    paths = [path for path, _ in items]
+  labels = np.array([label for _, label in items], np.int32)
+  if not paths:
+    return np.zeros((0, 1, 1, 1), np.uint8), labels
+  images = streams.Stream(one, lambda number: paths[number], len(paths))
+  return (images if spec.stream else images.read('reading')), labels
 
 
 def decode(path: str, size: int, mode: str) -> np.ndarray:
@@ -200,14 +188,25 @@ def decode(path: str, size: int, mode: str) -> np.ndarray:
   with Image.open(path) as file:
     if size:
       file.draft(mode, (size, size))  # a JPEG is decoded at the least scale that is large enough
-    image = upright(file)
-    if image.mode.startswith('I'):  # 16 bits
-      image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-      white = Image.new('RGBA', image.size, 'white')
-      image = Image.alpha_composite(white, image.convert('RGBA'))
-    image = image.convert(mode)
-    if size and image.size != (size, size):
-      image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    pixels = np.asarray(image)
+    return fitted(upright(file), size, mode)
+
+
+def fitted(image: Image.Image, size: int, mode: str) -> np.ndarray:
+  """The same of an image that is open; without a mode it stays grey or in colour."""
+  if image.mode.startswith('I'):  # 16 bits
+    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+  if image.has_transparency_data:
+    white = Image.new('RGBA', image.size, 'white')
+    image = Image.alpha_composite(white, image.convert('RGBA'))
+  image = image.convert(mode or ('L' if image.mode in ('1', 'L') else 'RGB'))
+  if size and image.size != (size, size):
+    image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+  pixels = np.asarray(image)
   return pixels.reshape(*pixels.shape[:2], len(image.getbands()))
+
+
+def fitted_pixels(pixels: np.ndarray, size: int, mode: str) -> np.ndarray:
+  """The same of uint8 pixels [H, W, 1, 3 or 4]; as they are where nothing is asked for."""
+  if not (size or mode):
+    return pixels
+  return fitted(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), size, mode)

@@ -67,9 +67,9 @@ def _hash_files(paths: list[str], *more: Any) -> str:
 
 
 class ArraySet:
-  """Images in memory, or vectors [N, D]."""
+  """Images in memory or in a stream, or vectors [N, D]."""
 
-  def __init__(self, images: np.ndarray, what: str):
+  def __init__(self, images: Any, what: str):
     self.images, self.what, self.shape = images, what, images.shape[1:]
     self.skipped: list[str] = []
 
@@ -82,7 +82,7 @@ class ArraySet:
 
   def batches(self, size):
     for start in range(0, len(self), size):
-      yield self.images[start : start + size]
+      yield np.asarray(self.images[start : start + size])
 
 
 class NpzSet:

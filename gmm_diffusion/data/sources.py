@@ -8,7 +8,7 @@ import numpy as np
 
 from gmm_diffusion import specs
 from gmm_diffusion.data import crafted as crafted_set
-from gmm_diffusion.data import folders
+from gmm_diffusion.data import folders, streams
 from gmm_diffusion.data.base import Data
 from gmm_diffusion.errors import UserError
 
@@ -35,28 +35,50 @@ def tfds(spec: specs.Data) -> Data:
       f'reading {spec.dataset!r} needs tensorflow-datasets ({error}); '
       "install the extra: pip install -e '.[tfds]'"
     ) from error
+  folder = os.path.expanduser(spec.path) or None
   try:
-    parts = [
-      tensorflow_datasets.data_source(
-        spec.dataset, data_dir=os.path.expanduser(spec.path) or None, split=split, download=False
+    info = tensorflow_datasets.builder(spec.dataset, data_dir=folder).info
+
+    def source(split, **decoders):
+      return tensorflow_datasets.data_source(
+        spec.dataset, data_dir=folder, split=split, decoders=decoders, download=False
       )
-      for split in ('train', 'test')
-    ]
+
+    train, test = source('train'), source('test') if 'test' in info.splits else ()
+    train[0]['image']
   except Exception as error:  # tfds raises many kinds
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     raise UserError(
       f'cannot read {spec.dataset!r} from data.path {spec.path!r}: {reason}; '
-      'give the folder of a set prepared in array_record form'
+      'give the folder of a set with images, prepared in array_record form'
     ) from error
+  mode = folders.MODES[spec.colour] if spec.colour else ''
 
-  def load(source):
-    rows = [(row['image'], row['label']) for row in source]
-    return np.stack([image for image, _ in rows]), np.array([label for _, label in rows], np.int32)
+  def part(rows, split):
+    labels = np.zeros(len(rows), np.int32)
 
-  (train, train_labels), (test, test_labels) = map(load, parts)
-  return Data(
-    train, train_labels, test, test_labels, int(max(train_labels.max(), test_labels.max())) + 1
+    def one(number):
+      row = rows[number]
+      labels[number] = row.get('label', 0)
+      return folders.fitted_pixels(row['image'], spec.size, mode)
+
+    images = streams.Stream(one, lambda n: f'item {n} of {spec.dataset}, {split},', len(rows))
+    if not spec.stream:
+      return images.read(f'reading {split}'), labels  # of all that were read
+    if 'label' in info.features:
+      rows = source(split, image=tensorflow_datasets.decode.SkipDecoding())
+      labels = np.array([row['label'] for row in rows], np.int32)
+    return images, labels
+
+  images, labels = part(train, 'train')
+  held_out, held_out_labels = (
+    part(test, 'test') if len(test) else (images[:0], np.zeros(0, np.int32))
   )
+  classes, names = 0, ()
+  if 'label' in info.features:
+    classes = int(max(labels.max(), held_out_labels.max(initial=0))) + 1
+    names = tuple(getattr(info.features['label'], 'names', ()))[:classes]
+  return Data(images, labels, held_out, held_out_labels, classes, names=names)
 
 
 def toy(spec: specs.Data) -> Data:

@@ -170,4 +170,5 @@ def train(spec: specs.Spec, data: base.Data, workdir: str) -> None:
     batch,
     build.about(spec, data),
     workdir,
+    ahead=spec.data.stream,
   )

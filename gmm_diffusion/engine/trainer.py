@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from gmm_diffusion import files, parallel, specs
 from gmm_diffusion.checkpoints.store import Store
+from gmm_diffusion.data import streams
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.reports import plots
 
@@ -113,6 +114,7 @@ def fit(
   batch: Callable[[int, slice], Any],
   about: dict[str, Any],
   workdir: str,
+  ahead: bool = False,
 ) -> None:
   """Trains from the latest checkpoint of the workdir, if there is one, to spec.steps.
 
@@ -123,6 +125,7 @@ def fit(
     batch: (step, this host's part of the batch) -> host arrays with a leading batch axis.
     about: what the weights belong to.
     workdir: where checkpoints/, training.json and training.png go.
+    ahead: several threads call `batch`, before it is needed.
   """
   with contextlib.closing(Store(workdir, create=True)) as store:
     state, curve = _started(store, fresh, about, workdir)
@@ -132,11 +135,13 @@ def fit(
       return
     update, state = make(), parallel.replicate(state)
     mine, losses = parallel.host_slice(spec.batch), []
+    read = lambda step: batch(step, mine)
+    batches = (streams.ahead if ahead else _in_turn)(read, start, spec.steps)
     with tqdm(
       total=spec.steps, initial=start, desc='training', unit='step', dynamic_ncols=True
     ) as bar:
-      for done in range(start + 1, spec.steps + 1):
-        state, loss = update(state, parallel.split(batch(done - 1, mine)))
+      for done, part in enumerate(batches, start + 1):
+        state, loss = update(state, parallel.split(part))
         losses.append(loss)
         bar.update()
         save = done == spec.steps or done % spec.checkpoint_every == 0
@@ -151,6 +156,10 @@ def fit(
             files.write_json(os.path.join(workdir, CURVE), curve)
   if parallel.is_main():
     plots.training_curve(os.path.join(workdir, 'training.png'), curve)
+
+
+def _in_turn(batch, start, stop):
+  return map(batch, range(start, stop))
 
 
 def _started(store, fresh, about, workdir) -> tuple[State, list[dict[str, float]]]:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from gmm_diffusion import files, parallel
 from gmm_diffusion.data import base
-from gmm_diffusion.data.image_sets import ImageSet
+from gmm_diffusion.data.image_sets import ArraySet, ImageSet
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.metrics import inception
 from gmm_diffusion.metrics.frechet import Accumulator, Statistics
@@ -90,7 +90,6 @@ def _train(net: Classifier, data: base.Data, params: Any, turn: bool) -> Any:
     optax.cosine_decay_schedule(SETTINGS['learning_rate'], steps),
     weight_decay=SETTINGS['weight_decay'],
   )
-  x = base.to_model(data.train)
 
   @jax.jit
   def update(params, state, images, labels):
@@ -102,8 +101,8 @@ def _train(net: Classifier, data: base.Data, params: Any, turn: bool) -> Any:
 
   state = optimiser.init(params)
   for step in tqdm(range(int(steps)), desc='feature network', unit='step', dynamic_ncols=True):
-    index = base.batch_indices(0, step, len(x), int(SETTINGS['batch']))
-    images, labels = x[index], data.train_labels[index]
+    index = base.batch_indices(0, step, len(data.train), int(SETTINGS['batch']))
+    images, labels = base.to_model(data.train[index]), data.train_labels[index]
     if turn:
       labels = np.random.RandomState([0, step]).randint(4, size=len(index)).astype(np.int32)
       images = np.stack([np.rot90(image, n) for image, n in zip(images, labels)])
@@ -160,7 +159,9 @@ def _trained(kind: str, data: base.Data, cache: str) -> Features:
     parallel.replicate(params, local=True),
   )
   # features of mean square one on the training set, so that distances have a readable size
-  size = np.sqrt(np.mean(np.square(call(shared, base.to_model(data.train))[0], dtype=np.float64)))
+  known = ArraySet(data.train, 'training items')
+  parts = [call(shared, base.to_model(block))[0] for block in known.batches(_batch(data.shape))]
+  size = np.sqrt(np.mean(np.square(np.concatenate(parts), dtype=np.float64)))
 
   def extract(x):
     features, logits = call(shared, base.to_model(x))

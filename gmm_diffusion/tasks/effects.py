@@ -25,8 +25,8 @@ DATA = {  # what each data set reads, besides its name and the limit
   'digits': (),
   'toy': (),
   'crafted': (),
-  'folder': ('path', 'size', 'colour', 'labels', 'held_out', 'skip_unreadable'),
-  'tfds': ('dataset', 'path'),
+  'folder': ('path', 'size', 'colour', 'labels', 'held_out', 'skip_unreadable', 'stream'),
+  'tfds': ('dataset', 'path', 'size', 'colour', 'stream'),
   'none': ('size', 'classes', 'dataset'),
 }
 INSTEAD = {  # mode -> {an option that it does not read: the one that it does}

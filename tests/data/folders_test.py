@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from gmm_diffusion import specs
-from gmm_diffusion.data import folders, sources
+from gmm_diffusion.data import folders, sources, streams
 from gmm_diffusion.errors import UserError
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
@@ -103,6 +103,15 @@ class FoldersTest(parameterized.TestCase):
     self.assertEqual(sorted(values.tolist()), list(range(8)))
     np.testing.assert_array_equal(data.test, self.load(held_out=0.25).test)
 
+  def test_a_stream_has_the_same_images(self):
+    for i in range(6):
+      save(self.root, f'{"ab"[i % 2]}/{i}.png', (i, i, i))
+    data, streamed = (self.load(held_out=0.3, limit=3, stream=stream) for stream in (False, True))
+    self.assertIsInstance(streamed.train, streams.Stream)
+    for one, other in zip(data, streamed):
+      if isinstance(one, np.ndarray):
+        np.testing.assert_array_equal(one, np.asarray(other))
+
   def test_a_csv_of_labels(self):
     save(self.root, 'a.png')
     save(self.root, 'x/b.png')
@@ -126,11 +135,13 @@ class FoldersTest(parameterized.TestCase):
     save(self.root, 'a.png')
     save(self.root, 'b/c.png', size=(4, 6))
     self.assertRefused('a.png lies in no folder that says its class, .*c.png does; move it')
-    self.assertRefused('a.png is 4 x 4 and .*c.png is 4 x 6; set data.size', labels='none')
+    self.assertRefused('c.png is 4 x 6, and .*a.png is 4 x 4; set data.size', labels='none')
     self.assertEqual(self.load(labels='none', size=2).train.shape, (2, 2, 2, 3))
     with open(os.path.join(self.root, 'd.png'), 'wb') as file:
       file.write(b'\x89PNG no more')
-    self.assertRefused('cannot read image .*d.png .*data.skip_unreadable=True', labels='none')
+    self.assertRefused(
+      'cannot read image .*d.png .*data.skip_unreadable=True', labels='none', size=2
+    )
     kept = self.load(labels='none', size=2, skip_unreadable=True)
     self.assertEqual((len(kept.train), len(kept.train_labels)), (2, 2))
 

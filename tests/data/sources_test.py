@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import unittest
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -86,6 +87,33 @@ class TfdsTest(absltest.TestCase):
       np.bincount(data.train_labels).tolist(),
       [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
     )
+
+
+class FakeTfdsTest(parameterized.TestCase):
+  def load(self, splits, features, **options):
+    module = mock.MagicMock()
+    module.builder.return_value.info = mock.Mock(features=features, splits=splits)
+    module.data_source.side_effect = lambda *_, split, **__: splits[split]
+    with mock.patch.dict('sys.modules', tensorflow_datasets=module):
+      return sources.load(specs.Data('tfds', 'fake', **options))
+
+  @parameterized.parameters(False, True)
+  def test_sizes_that_differ_and_no_labels(self, stream):
+    rows = [{'image': np.full((4, 4 + n, 3), n, np.uint8)} for n in range(3)]
+    data = self.load({'train': rows}, {'image': None}, size=2, stream=stream)
+    self.assertEqual(
+      (data.train.shape, data.test.shape, data.classes), ((3, 2, 2, 3), (0, 2, 2, 3), 0)
+    )
+    np.testing.assert_array_equal(np.asarray(data.train)[:, 0, 0, 0], range(3))
+    with self.assertRaisesRegex(UserError, 'item 1 of fake, train, is 5 x 4, and item 0 .* 4 x 4'):
+      np.asarray(self.load({'train': rows}, {'image': None}, stream=stream).train)
+
+  def test_labels_have_names(self):
+    rows = [{'image': np.zeros((2, 2, 1), np.uint8), 'label': n} for n in (1, 0)]
+    label = mock.Mock(names=['cat', 'dog'])
+    data = self.load({'train': rows, 'test': rows[:1]}, {'label': label})
+    self.assertEqual((data.names, data.train.shape), (('cat', 'dog'), (2, 2, 2, 1)))
+    self.assertEqual((data.train_labels.tolist(), data.test_labels.tolist()), ([1, 0], [1]))
 
 
 class ClassesTest(parameterized.TestCase):

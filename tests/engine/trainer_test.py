@@ -154,7 +154,7 @@ class LossTest(parameterized.TestCase):
     self.assertLess(losses[-1], 0.8 * losses[0])
 
 
-def fit(workdir, steps=4, stop=None, **options):
+def fit(workdir, steps=4, stop=None, ahead=False, **options):
   """Trains one number to be near others; ends with an error before step `stop`."""
   options = {'warmup': 0, 'log_every': 2, 'checkpoint_every': 2, **options}
   spec = specs.Train(steps=steps, batch=4, **options)
@@ -170,7 +170,8 @@ def fit(workdir, steps=4, stop=None, **options):
     return trainer.State(jnp.zeros((), jnp.int32), params, params, optimiser.init(params))
 
   loss_fn = lambda params, step, batch: jnp.mean((params['x'] - batch) ** 2)
-  trainer.fit(spec, fresh, lambda: trainer.updater(spec, optimiser, loss_fn), batch, {}, workdir)
+  make = lambda: trainer.updater(spec, optimiser, loss_fn)
+  trainer.fit(spec, fresh, make, batch, {}, workdir, ahead)
   with Store(workdir) as store:
     return store.training(jax.eval_shape(fresh)._asdict())
 
@@ -218,7 +219,7 @@ class OptionsTest(parameterized.TestCase):
   @parameterized.parameters(
     {'warmup': 3},
     {'accumulate': 2, 'optimiser': 'adamw', 'decay': 'cosine', 'ema_half_life': 8.0},
-    {'warmup': 2, 'decay': 'rsqrt'},
+    {'warmup': 2, 'decay': 'rsqrt', 'ahead': True},
   )
   def test_going_on_is_exact(self, **options):
     whole, broken = self.create_tempdir().full_path, self.create_tempdir().full_path

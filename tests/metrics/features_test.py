@@ -23,7 +23,8 @@ class NetworksTest(absltest.TestCase):
     self.assertIsNone(found.extract(data.test[:5]).logits)
     self.assertEqual(found.dimensions, {'features': 2})
     with self.assertRaisesRegex(
-      UserError, "unknown evaluate.features 'inceptoin'; valid: classifier, identity, inception"
+      UserError,
+      "unknown evaluate.features 'inceptoin'; valid: classifier, rotation, identity, inception",
     ):
       features.load('inceptoin', data, '')
     with self.assertRaisesRegex(UserError, 'needs images; valid here: identity'):
@@ -47,7 +48,7 @@ class NetworksTest(absltest.TestCase):
     (path,) = (entry.path for entry in os.scandir(folder))
     with open(path, 'wb') as file:
       file.write(b'not a network')
-    with mock.patch.object(features, '_train', side_effect=lambda net, data, x: x) as again:
+    with mock.patch.object(features, '_train', side_effect=lambda net, data, x, turn: x) as again:
       features.load('classifier', data, folder)  # damaged: trained again
       features.load('classifier', data, folder)
     again.assert_called_once()
