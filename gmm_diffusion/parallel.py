@@ -165,6 +165,11 @@ def check_batch(n: int, key: str) -> None:
     )
 
 
+def hosts() -> int:
+  """How many processes work together."""
+  return jax.process_count()
+
+
 def per_device(n: int) -> int:
   """Items on each device of a batch of n over all of them."""
   return n // jax.device_count()

@@ -243,6 +243,9 @@ class Train:
   low_discrepancy: bool = option(False, 'the times of a batch are spread evenly')
   label_dropout: float = option(0.1, 'share of labels replaced by "no class"', '[0, 1)')
   log_every: int = option(50, 'steps between values of the loss', '[1, 100000000]')
+  sample_every: int = option(
+    0, 'steps between pictures of 16 samples from the same noise; 0 is none', '[0, 100000000]'
+  )
   checkpoint_every: int = option(500, 'steps between checkpoints', '[1, 100000000]')
 
 

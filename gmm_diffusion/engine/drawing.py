@@ -204,6 +204,14 @@ class Model:
     out.spec = spec
     return out
 
+  def of(self, weights: Any) -> 'Model':
+    """Other weights of the same form, on what is compiled already."""
+    out = copy.copy(self)
+    out.weights, out.hash = weights, build.tree_hash(weights)
+    on_devices = ('weights', 'autoencoder')
+    out._kept = {key: kept for key, kept in self._kept.items() if key not in on_devices}
+    return out
+
   def drawer(self, made: Prepared, count: int, seed: int | None = None) -> Drawer:
     """What draws up to `count` samples at a time; seed None is that of the spec."""
     seed = self.spec.seed if seed is None else seed

@@ -2,6 +2,7 @@
 [GMM eq. 40] and of maths.training."""
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,10 @@ import numpy as np
 
 from gmm_diffusion import specs
 from gmm_diffusion.data import base
-from gmm_diffusion.engine import build, trainer
+from gmm_diffusion.engine import build, drawing, trainer
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import grids, marginals, schedules, training
+from gmm_diffusion.reports import images
 from gmm_diffusion.samplers import mixture, resolve
 from gmm_diffusion.types import Time
 
@@ -149,16 +151,15 @@ def train(spec: specs.Spec, data: base.Data, workdir: str) -> None:
     )
   trainer.check_batch(spec.train)
   module, optimiser = build.net(spec, data), trainer.make_optimiser(spec.train)
-  images = data.train
 
   def fresh():
     params = build.init(module, data.shape, spec.seed)
     return trainer.State(jnp.zeros((), jnp.int32), params, params, optimiser.init(params))
 
   def batch(step, mine):
-    index = base.batch_indices(spec.seed, step, len(images), spec.train.batch)[mine]
+    index = base.batch_indices(spec.seed, step, len(data.train), spec.train.batch)[mine]
     return (
-      images[index],
+      data.train[index],
       data.train_labels[index],
       np.arange(spec.train.batch, dtype=np.int32)[mine],
     )
@@ -171,4 +172,21 @@ def train(spec: specs.Spec, data: base.Data, workdir: str) -> None:
     build.about(spec, data),
     workdir,
     ahead=spec.data.stream,
+    show=preview(spec, data, workdir) if spec.train.sample_every else lambda step, ema: None,
   )
+
+
+def preview(spec: specs.Spec, data: base.Data, workdir: str) -> Callable[[int, Any], None]:
+  """(step, parameters) -> progress/STEP.png: samples 0 to 15 of the sampler of the config."""
+  made, model = drawing.prepare(spec, spec.sampler, data), drawing.Model(spec, data, {})
+
+  def show(step, params):
+    nonlocal model
+    dtype = jnp.dtype(spec.net.dtype)
+    model = model.of({'net': jax.tree.map(lambda leaf: leaf.astype(dtype), params)})
+    drawn = model.drawer(made, 16).draw(np.arange(16), lambda count: None)
+    path = os.path.join(workdir, 'progress', f'{step:08d}.png')
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    images.save(path, images.picture(drawn['x'], data.train, columns=4))
+
+  return show

@@ -5,8 +5,12 @@ killed and resumed equals an uninterrupted one, and the number of devices change
 """
 
 import contextlib
+import json
 import os
-from collections.abc import Callable
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +26,7 @@ from gmm_diffusion.errors import UserError
 from gmm_diffusion.reports import plots
 
 CURVE = 'training.json'  # of a workdir: [{'step', 'loss'}, ...]
+METRICS = 'metrics.jsonl'  # a row of Log in each line
 
 
 class State(NamedTuple):
@@ -38,7 +43,8 @@ def updater(
   optimiser: optax.GradientTransformation,
   loss_fn: Callable[[Any, Any, Any], Any],
 ):
-  """(State, batch) -> (State, loss) on every device, for loss_fn(params, step, batch)."""
+  """(State, batch) -> (State, (loss, norm of the gradient)) on every device, for loss_fn(params,
+  step, batch)."""
 
   def update(state, batch):
     loss, gradient = parallel.mean(in_parts(loss_fn, spec.accumulate, state, batch))
@@ -47,7 +53,7 @@ def updater(
     step = state.step + 1
     decay = jnp.minimum(ema_decay(spec), (1 + step) / (10 + step))  # forgets the random start
     averaged = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)
-    return State(step, params, averaged, opt_state), loss
+    return State(step, params, averaged, opt_state), (loss, optax.tree.norm(gradient))
 
   return parallel.over_devices(update, donate=True)
 
@@ -115,6 +121,7 @@ def fit(
   about: dict[str, Any],
   workdir: str,
   ahead: bool = False,
+  show: Callable[[int, Any], None] = lambda step, ema: None,
 ) -> None:
   """Trains from the latest checkpoint of the workdir, if there is one, to spec.steps.
 
@@ -126,6 +133,10 @@ def fit(
     about: what the weights belong to.
     workdir: where checkpoints/, training.json and training.png go.
     ahead: several threads call `batch`, before it is needed.
+    show: called with (step, averaged parameters) every spec.sample_every steps, by the first host.
+
+  Raises:
+    UserError: the loss is not finite; or SIGTERM or SIGINT came, when everything is saved.
   """
   with contextlib.closing(Store(workdir, create=True)) as store:
     state, curve = _started(store, fresh, about, workdir)
@@ -134,28 +145,107 @@ def fit(
       print(f'already trained to step {start}')
       return
     update, state = make(), parallel.replicate(state)
-    mine, losses = parallel.host_slice(spec.batch), []
+    mine, log = parallel.host_slice(spec.batch), Log(spec, workdir, start)
     read = lambda step: batch(step, mine)
     batches = (streams.ahead if ahead else _in_turn)(read, start, spec.steps)
-    with tqdm(
-      total=spec.steps, initial=start, desc='training', unit='step', dynamic_ncols=True
-    ) as bar:
+    with (
+      stops() as stopped,
+      tqdm(
+        total=spec.steps, initial=start, desc='training', unit='step', dynamic_ncols=True
+      ) as bar,
+    ):
       for done, part in enumerate(batches, start + 1):
-        state, loss = update(state, parallel.split(part))
-        losses.append(loss)
+        state, values = update(state, parallel.split(part))
+        log.values.append(values)
         bar.update()
-        save = done == spec.steps or done % spec.checkpoint_every == 0
+        stop = bool(stopped)
+        save = done == spec.steps or done % spec.checkpoint_every == 0 or stop
         if save or done % spec.log_every == 0:
-          curve.append({'step': done, 'loss': _mean(losses, done, spec, store)})
-          bar.set_postfix(loss=f'{curve[-1]["loss"]:.4f}')
-          losses = []
+          row = log.row(done, store)
+          curve.append({'step': done, 'loss': row['loss']})
+          bar.set_postfix(loss=f'{row["loss"]:.4f}', images=f'{row["images_per_second"]:.0f}/s')
         if save:
           local = parallel.unreplicate(state)
           store.save(done, {'net': local.ema}, local._asdict(), about)
           if parallel.is_main():
             files.write_json(os.path.join(workdir, CURVE), curve)
+        if spec.sample_every and done % spec.sample_every == 0 and parallel.is_main():
+          show(done, parallel.unreplicate(state.ema))
+        if stop and done < spec.steps:
+          break
   if parallel.is_main():
     plots.training_curve(os.path.join(workdir, 'training.png'), curve)
+  if done < spec.steps:
+    raise UserError(
+      f'stopped by {stopped[0]} after step {done} of {spec.steps}, which is saved; the same '
+      f'command goes on from there'
+    )
+
+
+class Log:
+  """The rows of metrics.jsonl: means since the row before."""
+
+  def __init__(self, spec: specs.Train, workdir: str, start: int):
+    """Removes rows after the step `start`, which is where the training goes on."""
+    self.spec, self.path = spec, os.path.join(workdir, METRICS)
+    self.values: list[Any] = []
+    self._rate, self._then = learning_rate(spec), time.perf_counter()
+    if parallel.is_main() and os.path.exists(self.path):
+      with open(self.path, encoding='utf-8') as file:
+        kept = [line for line in file if _step_of(line) <= start]
+      files.write_text(self.path, ''.join(kept))
+
+  def row(self, done: int, store: Store) -> dict[str, Any]:
+    """Adds the row of a step; raises UserError where its loss is not finite."""
+    losses, norms = zip(*parallel.unreplicate(self.values))
+    rate = self._rate(done - 1) if callable(self._rate) else self._rate
+    loss = _mean(losses, done, self.spec, store)
+    now, images = time.perf_counter(), len(losses) * self.spec.batch
+    row = {
+      'step': done,
+      'images': done * self.spec.batch,
+      'loss': loss,
+      'gradient_norm': float(np.mean(norms)),
+      'learning_rate': float(rate),
+      'images_per_second': images / (now - self._then),
+      'time': time.time(),
+    }
+    if parallel.is_main():
+      with open(self.path, 'a', encoding='utf-8') as file:
+        file.write(json.dumps(row) + '\n')
+    self.values, self._then = [], now
+    return row
+
+
+def _step_of(line: str) -> float:
+  """The step of a row; infinite where the line is none, such as one that was cut off."""
+  try:
+    return float(json.loads(line)['step'])
+  except (ValueError, KeyError, TypeError):
+    return float('inf')
+
+
+@contextlib.contextmanager
+def stops() -> Iterator[list[str]]:
+  """Names of the signals SIGTERM and SIGINT that came; a second one acts as it would outside.
+
+  Several hosts would have to agree on the step: there, signals act as they do outside.
+  """
+  came: list[str] = []
+  if parallel.hosts() > 1 or threading.current_thread() is not threading.main_thread():
+    yield came
+    return
+
+  def note(number, frame):
+    came.append(signal.Signals(number).name)
+    signal.signal(number, before[number])
+
+  before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+  try:
+    yield came
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
 
 
 def _in_turn(batch, start, stop):
@@ -185,9 +275,9 @@ def _is_curve(rows):
   )
 
 
-def _mean(losses, done, spec, store) -> float:
+def _mean(losses: Sequence[Any], done: int, spec: specs.Train, store: Store) -> float:
   """The mean of the last losses; raises UserError where it is not finite."""
-  mean = float(np.mean(parallel.unreplicate(losses)))
+  mean = float(np.mean(losses))
   if np.isfinite(mean):
     return mean
   kept = store.latest()

@@ -154,6 +154,8 @@ def _train(spec, mode, name):
   if name == 'ema' and spec.train.ema_half_life:
     return 'train.ema_half_life says how long weights are averaged'
   if spec.task == 'segmentation':
+    if name == 'sample_every':
+      return 'segmentation has no samples'
     return 'segmentation has one loss' if name in OF_LOSS else ''
   if spec.denoiser.name in EXACT:
     return f'denoiser {spec.denoiser.name!r} is exact and has nothing to train'

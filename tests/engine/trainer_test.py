@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from unittest import mock
 
 import chex
@@ -154,7 +155,10 @@ class LossTest(parameterized.TestCase):
     self.assertLess(losses[-1], 0.8 * losses[0])
 
 
-def fit(workdir, steps=4, stop=None, ahead=False, **options):
+SHOWN = []  # what `fit` showed on the way
+
+
+def fit(workdir, steps=4, stop=None, ahead=False, signal_at=None, **options):
   """Trains one number to be near others; ends with an error before step `stop`."""
   options = {'warmup': 0, 'log_every': 2, 'checkpoint_every': 2, **options}
   spec = specs.Train(steps=steps, batch=4, **options)
@@ -163,6 +167,8 @@ def fit(workdir, steps=4, stop=None, ahead=False, **options):
   def batch(step, mine):
     if step == stop:
       raise KeyboardInterrupt
+    if step == signal_at:
+      os.kill(os.getpid(), signal.SIGTERM)
     return np.arange(4.0)[mine] + step
 
   def fresh():
@@ -171,7 +177,8 @@ def fit(workdir, steps=4, stop=None, ahead=False, **options):
 
   loss_fn = lambda params, step, batch: jnp.mean((params['x'] - batch) ** 2)
   make = lambda: trainer.updater(spec, optimiser, loss_fn)
-  trainer.fit(spec, fresh, make, batch, {}, workdir, ahead)
+  show = lambda step, ema: SHOWN.append((step, float(ema['x'])))
+  trainer.fit(spec, fresh, make, batch, {}, workdir, ahead, show)
   with Store(workdir) as store:
     return store.training(jax.eval_shape(fresh)._asdict())
 
@@ -227,6 +234,32 @@ class OptionsTest(parameterized.TestCase):
     with self.assertRaises(KeyboardInterrupt):
       fit(broken, steps=5, stop=3, **options)
     chex.assert_trees_all_equal(fit(broken, steps=5, **options), expected)
+
+  def test_a_signal_saves_and_leaves(self):
+    whole, broken = self.create_tempdir().full_path, self.create_tempdir().full_path
+    expected, before = fit(whole, steps=5), signal.getsignal(signal.SIGTERM)
+    with self.assertRaisesRegex(UserError, 'stopped by SIGTERM after step 3 of 5, which is saved'):
+      fit(broken, steps=5, signal_at=2, checkpoint_every=100)
+    self.assertEqual(signal.getsignal(signal.SIGTERM), before)
+    chex.assert_trees_all_equal(fit(broken, steps=5), expected)
+
+  def test_rows_of_metrics(self):
+    workdir = self.create_tempdir().full_path
+    options = {'steps': 5, 'log_every': 1, 'learning_rate': 0.5, 'warmup': 2, 'sample_every': 2}
+    SHOWN.clear()
+    with self.assertRaises(KeyboardInterrupt):
+      fit(workdir, stop=3, **options)  # the row of step 3 is written again
+    fit(workdir, **options)
+    self.assertEqual([step for step, _ in SHOWN], [2, 4])
+    with open(os.path.join(workdir, 'metrics.jsonl'), encoding='utf-8') as file:
+      rows = [json.loads(line) for line in file]
+    self.assertEqual([row['step'] for row in rows], [1, 2, 3, 4, 5])
+    self.assertEqual([row['images'] for row in rows], [4, 8, 12, 16, 20])
+    self.assertEqual([row['learning_rate'] for row in rows], [0, 0.25, 0.5, 0.5, 0.5])
+    # the mean of (x - n)^2 over n = 0..3 at x = 1, and its slope 2 (1 - 1.5)
+    self.assertAlmostEqual(rows[0]['loss'], 1.5)
+    self.assertAlmostEqual(rows[0]['gradient_norm'], 1.0)
+    self.assertGreater(rows[0]['images_per_second'], 0)
 
   def test_the_checkpoint_of_another_optimiser(self):
     workdir = self.create_tempdir().full_path

@@ -26,13 +26,15 @@ class FolderTest(absltest.TestCase):
     config.data.update(path=root, size=4, held_out=0.3)
     config.net = common.defaults().net
     config.net.update(name='cnn', channels=8, blocks=1, labels='none')
-    config.train.update(steps=2, batch=4)
+    config.train.update(steps=2, batch=4, sample_every=2)
     config.sampler.steps = 2
     config.evaluate.update(samplers=('ddim',), count=8)
     with mock.patch.dict(features.SETTINGS, steps=2, batch=4):
       tasks.run('all', workdir, config, 'test')
     with open(os.path.join(workdir, 'results.json'), encoding='utf-8') as file:
       records = json.load(file)
+    with Image.open(os.path.join(workdir, 'progress', '00000002.png')) as picture:
+      self.assertEqual(picture.size, (4 * 34, 4 * 34))  # four times four, at least 32 pixels wide
     found = {record.get('metric'): record for record in records}
     self.assertContainsSubset({'frechet', 'kernel'}, found)
     self.assertEqual(found['kernel']['n_reference'], 8)
