@@ -297,6 +297,7 @@ class Sampler:
   churn_min: float | None = option(None, 'heun: only from this b_t / a_t on', '[0, 1e6]')
   churn_max: float | None = option(None, 'heun: only up to this b_t / a_t', '[0, 1e6]')
   churn_noise: float | None = option(None, 'heun: deviation of that noise', '[0, 1e6]')
+  path: str | None = option(None, 'tuned: its file; not set: WORKDIR/tuned/STEPS.json')
   shift_window: int | None = option(None, 'time_shift: width of the search', NUMBER)
   shift_cutoff: int | None = option(None, 'time_shift: no shift for so many clean times', NUMBER)
 
@@ -337,6 +338,27 @@ class Evaluate:
   neighbours: int = option(3, 'k of precision and recall', '[1, 10000]')
   cache: str = option('', "folder for feature networks and references; '': the workdir")
   skip_unreadable: bool = option(False, 'leave out images that cannot be read, and say how many')
+
+
+@dataclasses.dataclass(frozen=True)
+class Tune:
+  """--mode=tune (tune.tiers): the best sampler for a number of calls."""
+
+  calls: tuple[int, ...] = option((5,), 'of the denoiser for each sample', '[2, 1000]')
+  tier: int = option(2, 'last one: 0 race and times, 1 closed form, 2 noise, 3 gradient', '[0, 3]')
+  bands: int = option(4, 'of tables in tiers 1 and 3, beside 1', '[1, 64]')
+  samples: int = option(1024, 'for the scores that decide', '[16, 1000000]')
+  steps: int = option(300, 'of the gradient', '[6, 1000000]')
+  batch: int = option(256, 'samples in a step of the gradient, over all devices', BATCH)
+  minutes: float = option(
+    0.0, 'for each number of calls, then the best so far; 0: no limit', '[0, 1e6]'
+  )
+  reference: str = option(
+    'data',
+    "what samples should be like: the data, or the model's own in 250 steps",
+    ('data', 'model'),
+  )
+  seeds: int = option(8, 'of the report', '[2, 1000]')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -393,6 +415,7 @@ class Spec:
   sampler: Sampler = Sampler()
   sample: Sample = Sample()
   evaluate: Evaluate = Evaluate()
+  tune: Tune = Tune()
   segmentation: Segmentation = Segmentation()
   creativity: Creativity = Creativity()
 

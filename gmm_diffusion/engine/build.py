@@ -27,6 +27,7 @@ from gmm_diffusion.maths import grids, marginals, schedules
 from gmm_diffusion.nets import NETS
 from gmm_diffusion.nets.autoencoder import Autoencoder
 from gmm_diffusion.nets.unet import Classifier
+from gmm_diffusion.samplers import tuned
 from gmm_diffusion.types import Denoiser, StepGrid
 
 RANDOM = 'random'
@@ -48,7 +49,10 @@ def schedule_options(spec: specs.Schedule) -> dict[str, Any]:
 
 
 def grid(process: schedules.Schedule, sampler: specs.Sampler) -> StepGrid:
-  """The steps of a sampler, through its own times where it has any."""
+  """The steps of a sampler: those of its file if it is tuned, else through its own times where it
+  has any."""
+  if sampler.name == 'tuned':
+    return tuned.grid(sampler.path or '', process)
   if sampler.times:
     end = {'clean': process.clean, 'first': process.first}
     if sampler.end not in end:

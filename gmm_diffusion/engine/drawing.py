@@ -156,6 +156,8 @@ def settings(sampler: specs.Sampler) -> dict[str, Any]:
   their defaults."""
   options = sampler.options()
   name, taken = samplers.resolve(sampler.name, options)
+  if name == 'tuned':  # its file has the grid, and may change
+    return {'name': name, 'file': samplers.tuned.read(taken['path']).mark}
   grid = {
     key: value for key, value in vars(sampler).items() if value is not None and key not in options
   }
@@ -290,6 +292,10 @@ class Model:
       return jnp.moveaxis(out, 0, 1)
 
     return fn
+
+  def decoded(self, z: np.ndarray) -> np.ndarray:
+    """Images of latents [N, ...], as in Samples."""
+    return self._decoded(z, len(z))[0]
 
   def _decoded(self, z, count):
     """Images of latents, and whether each is finite; in batches of their own."""

@@ -20,6 +20,7 @@ from gmm_diffusion.samplers import (
   ipndm,
   mixture,
   time_shift,
+  tuned,
   unipc,
 )
 from gmm_diffusion.samplers.base import Kernel
@@ -43,6 +44,7 @@ SAMPLERS: dict[str, Callable[..., Kernel]] = {
   'heun': heun.heun,
   'bdia': bdia.bdia,
   'time_shift': time_shift.time_shift,
+  'tuned': tuned.tuned,
 }
 
 # The source's five variants [GMM section 4]: what each fixes of the mixture. "shared" is its "*".

@@ -72,6 +72,22 @@ def grid_of(table: Table) -> StepGrid:
   return StepGrid(t, after, table.a[:-1], table.b[:-1], table.a[1:], table.b[1:])
 
 
+def width_of(table: Table) -> int:
+  """How many predictions a step needs at most, its own included."""
+  used = [n - j for n in range(len(table.keep)) for j in range(n) if table.weights[n, j].any()]
+  return 1 + max(used, default=0)
+
+
+def rows(table: Table, width: int) -> Row:
+  """The table as the rows of `linear`, each with the weights of its last `width` predictions."""
+  steps, count = table.keep.shape
+  recent = np.zeros((steps, width, count))  # of m_{n-i}
+  for n in range(steps):
+    for i in range(min(width, n + 1)):
+      recent[n, i] = table.weights[n, n - i]
+  return Row(table.time, table.keep, recent, table.std)
+
+
 def linear(table: Table, bands: Bands | None = None) -> Kernel:
   """The kernel of equation (1), on the steps of `grid_of(table)`.
 
@@ -88,20 +104,20 @@ def linear(table: Table, bands: Bands | None = None) -> Kernel:
     raise UserError(f'the table has {count} bands, the transform {len(bands.hats) if bands else 1}')
   if not all(np.all(np.isfinite(part)) for part in jax.tree.leaves(table)):
     raise UserError('the table has numbers that are not finite')
-  used = [n - j for n in range(steps) for j in range(n) if table.weights[n, j].any()]
-  width = 1 + max(used, default=0)
-  noisy = bool(np.any(table.std))
+  width = width_of(table)
 
   def plan(grid, shape):
     del shape
     if len(grid.t) != steps:
       raise UserError(f'the table has {steps} rows, the grid {len(grid.t)} steps')
-    recent = np.zeros((steps, width, count))  # of m_{n-i}
-    for n in range(steps):
-      for i in range(min(width, n + 1)):
-        recent[n, i] = table.weights[n, n - i]
-    return Plan(Row(table.time, table.keep, recent, table.std)), []
+    return Plan(rows(table, width)), []
 
+  return form(width, bool(np.any(table.std)), bands)._replace(plan=plan)
+
+
+def form(width: int, noisy: bool, bands: Bands | None = None) -> Kernel:
+  """What all tables of a width have in common; without noise where it is not `noisy`. Its plan is
+  Plan(rows(table, width)), which may come as an argument of what is compiled."""
   turn = bands.analyse if bands else lambda x: x
   back = bands.synthesise if bands else lambda x: x
 
@@ -117,6 +133,9 @@ def linear(table: Table, bands: Bands | None = None) -> Kernel:
     if noisy:
       x = x + number(extra.std) * turn(noise.normal)
     return State(back(x), known[: width - 1]), ()
+
+  def plan(grid, shape):
+    raise NotImplementedError('a form has no table; its rows come as arguments')
 
   return Kernel(plan, init, step)
 

@@ -10,9 +10,10 @@ from gmm_diffusion.reports import records
 from gmm_diffusion.tasks import effects
 from gmm_diffusion.tasks.creativity import modes as creativity
 from gmm_diffusion.tasks.diffusion import modes as diffusion
+from gmm_diffusion.tasks.diffusion import tune
 from gmm_diffusion.tasks.segmentation import modes as segmentation
 
-MODES = ('train', 'fetch', 'convert', 'sample', 'evaluate', 'all')
+MODES = ('train', 'fetch', 'convert', 'sample', 'tune', 'evaluate', 'all')
 MAKES_WEIGHTS = ('train', 'fetch', 'convert', 'all')
 
 TASKS = {  # task -> mode -> loop(spec, workdir, command)
@@ -48,6 +49,7 @@ def run(mode: str, workdir: str, config: Any, command: str, given: Sequence[str]
     )
   effects.check(spec, mode, given)
   files.make_workdir(workdir)
+  spec = tune.located(spec, workdir)
   TASKS[spec.task][mode](spec, workdir, command)
   if parallel.is_main():
     records.remember(workdir, spec, anew=mode in MAKES_WEIGHTS)

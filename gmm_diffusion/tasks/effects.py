@@ -16,7 +16,7 @@ from gmm_diffusion.samplers import SAMPLERS
 SECTIONS = {  # what each task reads, besides task and seed
   'diffusion': (
     'data', 'schedule', 'net', 'autoencoder', 'classifier', 'denoiser', 'train', 'sampler',
-    'sample', 'evaluate',
+    'sample', 'evaluate', 'tune',
   ),
   'segmentation': ('data', 'train', 'segmentation'),
   'creativity': ('data', 'schedule', 'net', 'denoiser', 'train', 'sampler', 'sample', 'creativity'),
@@ -168,6 +168,9 @@ def _train(spec, mode, name):
 
 def _sampler(spec, mode, name):
   own = spec.sampler
+  if mode == 'tune':
+    taken = ('grid', 'rho')
+    return '' if name in taken else 'tuning tries all samplers; of the config it shows DDIM beside'
   if name in ('name', 'end', 'times'):
     return ''
   if own.times and name in ('steps', 'grid', 'rho'):
@@ -198,6 +201,15 @@ def _sampler(spec, mode, name):
     f'none of the samplers of this run ({", ".join(dict.fromkeys(names))}) takes it; those that '
     f'do: {", ".join(takers)}'
   )
+
+
+def _tune(spec, mode, name):
+  if mode != 'tune':
+    return f'--mode={mode} does not tune'
+  tier = {'bands': 1, 'steps': 3, 'batch': 3}.get(name, 0)
+  if spec.tune.tier < tier:
+    return f'it belongs to tier {tier}, and tune.tier is {spec.tune.tier}'
+  return ''
 
 
 def _sample(spec, mode, name):
@@ -232,4 +244,5 @@ REASONS = {
   'sampler': _sampler,
   'sample': _sample,
   'evaluate': _evaluate,
+  'tune': _tune,
 }

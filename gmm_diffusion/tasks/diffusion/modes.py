@@ -5,16 +5,16 @@ from gmm_diffusion.data import sources
 from gmm_diffusion.engine import build, drawing, loss, released, sample_sets
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
-from gmm_diffusion.tasks.diffusion import evaluate
+from gmm_diffusion.tasks.diffusion import evaluate, tune
 
 
 def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
-  """Runs a mode: train, fetch, convert, sample, evaluate, or all (train, then evaluate)."""
+  """Runs a mode: train, fetch, convert, sample, tune, evaluate, or all (train, then evaluate)."""
   data, learns = sources.load(spec.data), spec.denoiser.name == 'network'
   if mode == 'train' and not learns:
     raise UserError(
-      f'denoiser {spec.denoiser.name!r} is exact and has nothing to train; use --mode=sample or '
-      f'evaluate'
+      f'denoiser {spec.denoiser.name!r} is exact and has nothing to train; use --mode=sample, tune '
+      f'or evaluate'
     )
   # find bad settings before the training, not after it
   todo = evaluate.check(spec, data) if mode == 'all' else None
@@ -24,6 +24,8 @@ def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
     getattr(released, mode)(spec, data, workdir)
   if mode == 'sample':
     sample(Run(spec, data, workdir, command))
+  if mode == 'tune':
+    tune.tune(Run(spec, data, workdir, command))
   if mode in ('evaluate', 'all'):
     evaluate.evaluate(Run(spec, data, workdir, command), todo)
 

@@ -1,0 +1,305 @@
+"""--mode=tune: the best sampler for N calls of this model, with evidence; tuned/N.json."""
+
+import dataclasses
+import functools
+import os
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from gmm_diffusion import files, metrics, parallel, specs
+from gmm_diffusion.data import base, image_sets
+from gmm_diffusion.engine import build, drawing, released
+from gmm_diffusion.engine.runs import Run
+from gmm_diffusion.errors import UserError
+from gmm_diffusion.maths import bands as bands_lib
+from gmm_diffusion.maths import grids
+from gmm_diffusion.metrics import features as features_lib
+from gmm_diffusion.metrics import references
+from gmm_diffusion.reports import images as pictures
+from gmm_diffusion.reports import records
+from gmm_diffusion.samplers import tuned
+from gmm_diffusion.tasks.diffusion import tune_page
+from gmm_diffusion.tasks.diffusion.tune_page import Judged
+from gmm_diffusion.tune import race, tiers
+from gmm_diffusion.tune.race import Candidate
+from gmm_diffusion.tune.subject import Subject
+
+FOLDER = 'tuned'
+LONG = 250  # steps of the model's own samples where they are the reference
+LEAST = 64  # items of a part of the data that is compared with
+_AT_ONCE = 512  # images whose features are extracted in one call
+
+
+class Judge(NamedTuple):
+  """What the report measures with, of which tuning sees nothing.
+
+  Attributes:
+    features, reference: of the metric.
+    metric: its name.
+    seeds: how many streams of noise.
+    samples: for each.
+  """
+
+  features: features_lib.Features
+  reference: references.Reference
+  metric: str
+  seeds: int
+  samples: int
+
+
+def path_of(workdir: str, calls: int) -> str:
+  """Where the sampler for so many calls is."""
+  return os.path.join(workdir, FOLDER, f'{calls}.json')
+
+
+def located(spec: specs.Spec, workdir: str) -> specs.Spec:
+  """The settings with the file of the workdir where sampler 'tuned' is to find its own."""
+  if spec.sampler.path is not None:
+    return spec
+  path = path_of(workdir, spec.sampler.steps)
+  return dataclasses.replace(spec, sampler=dataclasses.replace(spec.sampler, path=path))
+
+
+def tune(one: Run) -> None:
+  """Tunes for each of tune.calls; writes tuned/N.json and tuned.html."""
+  spec, data = one.spec, one.data
+  schedule = build.schedule(spec.schedule)
+  for calls in spec.tune.calls:  # bad settings before anything slow
+    grids.make(schedule, calls, 'uniform')
+  bind = build.denoiser(spec, data)
+  _check_reference(spec, data)
+  released.ensure(spec, data, one.workdir)
+  model = drawing.Model(spec, data, build.weights(spec, data, one.workdir))
+  weights = (
+    {name: part for name, part in model.weights.items() if name != 'autoencoder'}
+    if spec.autoencoder.name
+    else model.weights
+  )
+  subject = Subject(
+    bind,
+    weights,
+    schedule,
+    build.sample_shape(spec, data),
+    (-1.0, 1.0) if data.is_image and not spec.autoencoder.name else None,
+    functools.partial(drawing.labels_of, spec, data),
+    spec.sample.batch,
+  )
+  kept, held = _parts(spec, data)
+  judge = _judge(spec, data, held, one.workdir)
+  items = kept if spec.tune.reference == 'data' else _own(subject, spec, one.workdir, model.hash)
+  mark = files.fingerprint(model.hash, repr(drawing.facts(spec, model.hash)), items)
+  for calls in spec.tune.calls:
+    _one(one, subject, items, judge, mark, calls, model)
+  if parallel.is_main():
+    path = os.path.join(one.workdir, 'tuned.html')
+    found = [files.read_json(path_of(one.workdir, n), {}) for n in spec.tune.calls]
+    name = spec.data.dataset or spec.data.name
+    words = tune_page.write(
+      path,
+      f'{name}: the best sampler',
+      one.command,
+      dataclasses.asdict(spec),
+      found,
+      _strips(found, subject, model, spec),
+    )
+    print('\n'.join([*words, f'report: {path}']))
+
+
+def _check_reference(spec, data):
+  if spec.tune.reference == 'data' and spec.autoencoder.name:
+    raise UserError(
+      "tune.reference 'data' needs a model of images, and this one makes latents; use 'model'"
+    )
+  if spec.tune.reference == 'data' and len(data.train) < 4 * LEAST:
+    raise UserError(
+      f"tune.reference 'data' needs at least {4 * LEAST} training items, data {spec.data.name!r} "
+      f"has {len(data.train)}; use 'model'"
+    )
+
+
+def _parts(spec, data):
+  """(items for tuning and selection, uint8 or float items for the report alone)."""
+  if len(data.test) >= LEAST:
+    return base.to_model(data.train), data.test
+  third = np.arange(len(data.train)) % 3 == 2
+  return base.to_model(data.train[~third]), data.train[third]
+
+
+def _own(subject, spec, workdir, weights):
+  """Samples of the model itself in many steps."""
+
+  def make():
+    steps = min(LONG, len(subject.schedule.training_times))
+    name = 'ddpm' if subject.schedule.discrete else 'dpmpp_sde'
+    grid = grids.make(subject.schedule, steps, 'trailing' if name == 'ddpm' else 'log_snr')
+    ids = np.arange(4 * spec.tune.samples)
+    seed = tiers.stream(spec.seed, tiers.OWN)
+    return {'x': np.asarray(subject.clipped(subject.end(name, {}, grid, seed, ids)))}
+
+  print(f'drawing {4 * spec.tune.samples} samples in {LONG} steps as the reference', flush=True)
+  return files.kept(
+    os.path.join(workdir, FOLDER, 'work', 'own.npz'),
+    f'{weights} {spec.seed} {spec.tune.samples} {drawing.facts(spec, weights)}',
+    make,
+  )['x']
+
+
+def _judge(spec, data, held, workdir):
+  """The judge; raises UserError where no metric can be computed."""
+  e, cache = spec.evaluate, spec.evaluate.cache or workdir
+  features = features_lib.load(e.features, data, cache, e.inception)
+  if e.reference:
+    source = references.find(e.reference, features, data.shape, spec.data.path, e.skip_unreadable)
+  elif len(held):
+    what = f'{len(held)} held-out items'
+    source = references.Source(what, image_sets.ArraySet(held, what))
+  else:
+    raise UserError(
+      f'data {spec.data.name!r} has no images for the report; set evaluate.reference to a folder '
+      f'of images, an .npz or tfds:NAME:SPLIT'
+    )
+  wanted = e.metrics[:1]
+  names, _ = metrics.choose(wanted, features, source, e.count, e.neighbours)
+  reference = references.load(source, features, metrics.kinds(names[:1])[1], cache)
+  return Judge(features, reference, names[0], spec.tune.seeds, e.count)
+
+
+def _one(one, subject, items, judge, mark, calls, model):
+  """Tunes for one number of calls and judges what was found."""
+  spec, begin, folder = one.spec, time.perf_counter(), os.path.join(one.workdir, FOLDER)
+  t, before = spec.tune, subject.calls
+  settings = tiers.Settings(
+    calls, t.tier, t.bands, t.samples, t.steps, t.batch, t.minutes, spec.seed
+  )
+  keep = lambda name, mark, make: files.kept(
+    os.path.join(folder, 'work', str(calls), name), mark, make
+  )
+  shared = records.common(spec, one.command)
+  about = {
+    'calls': calls,
+    'seconds': 0.0,
+    'network_calls': 0,
+    **shared,
+    'reference': f'{len(items)} items of the {"data" if t.reference == "data" else "model"}',
+  }
+
+  def write(found: Any, report: Any = None) -> None:
+    if not parallel.is_main():
+      return
+    about.update(
+      seconds=time.perf_counter() - begin,
+      network_calls=found.calls - before,
+      finished=found.finished,
+    )
+    content = tuned.content(found.best.table, subject.shape, model.hash)
+    fixed = tuned.content(found.fixed.table, subject.shape, model.hash)['table']
+    files.write_json(
+      path_of(one.workdir, calls),
+      {
+        'what': str(found.best),
+        **content,
+        'fixed': {'what': str(found.fixed), 'table': fixed},
+        'evidence': found.evidence,
+        'report': report,
+        **about,
+      },
+    )
+
+  print(f'{calls} calls: looking for the best sampler', flush=True)
+  tuner = tiers.Tuner(subject, items, settings, keep, write, mark)
+  found = tuner.run()
+  if not found.finished:
+    print(
+      f'tune.minutes {t.minutes:g} were over after {found.evidence[-1]["tier"]!r}: this is the '
+      f'best so far, and another run goes on from here'
+    )
+  seconds = time.perf_counter() - begin
+  report = _report(found, tuner, judge, subject, spec, one, keep, model)
+  begin += time.perf_counter() - begin - seconds  # the report is no part of tuning
+  write(found, report)
+
+
+def _report(found, tuner, judge, subject, spec, one, keep, model):
+  """The judge's values of everything that was proposed, on noise and data of its own."""
+  some: dict[str, Candidate] = {}
+  default = race.embedded(
+    'ddim',
+    {},
+    subject.schedule,
+    subject.times(build.grid(subject.schedule, _default(spec, tuner)).t),
+    spec.sampler.grid,
+  )
+  for one_ in (default, found.fixed, *found.proposals):
+    some.setdefault(tiers.hash_of(one_.table), one_)
+  decode = _decoder(model, spec)
+  judged = []
+  for key, candidate in some.items():
+    values = []
+    for seed in tqdm(range(judge.seeds), desc='report', unit='seed', dynamic_ncols=True):
+      name = f'report-{key}-{judge.features.name}-{judge.metric}-{judge.samples}-{seed}.npz'
+
+      def make(candidate=candidate, seed=seed):
+        return {'value': _value(candidate, seed, tuner, judge, subject, spec, decode)}
+
+      values.append(float(keep(name, tuner.mark + judge.reference.hash, make)['value']))
+    judged.append(Judged(str(candidate), key, values))
+  return tune_page.report(
+    judged,
+    found,
+    judge.metric,
+    {
+      'metric': judge.metric,
+      'features': judge.features.name,
+      'reference': judge.reference.what,
+      'count': judge.samples,
+    },
+  )
+
+
+def _strips(found, subject, model, spec):
+  """Sixteen samples of each sampler with the same noise."""
+  decode, out, ids = _decoder(model, spec), [], np.arange(16)
+  for one in found:
+    for what in ('fixed', ''):
+      table = tuned.table_of((one[what] if what else one)['table'])
+      count = table.keep.shape[1]
+      bands = bands_lib.make(subject.shape, count) if count > 1 else None
+      x = decode(subject.draw(table, tiers.stream(spec.seed, 0), ids, bands))
+      name = f'{one["calls"]} calls, {"best untuned" if what else "tuned"}'
+      picture = pictures.picture(x, model.data.train, columns=16, most=16)
+      out.append((name, pictures.png(picture)))
+  return out
+
+
+def _default(spec, tuner):
+  """DDIM on the grid of the config, with as many steps as there are calls."""
+  return specs.Sampler(
+    name='ddim', steps=tuner.settings.calls, grid=spec.sampler.grid, rho=spec.sampler.rho
+  )
+
+
+def _decoder(model, spec):
+  """Samples of the subject -> those that people see."""
+  if spec.autoencoder.name:
+    return lambda x: model.decoded(x)
+  return lambda x: base.to_image(x) if model.data.is_image else x
+
+
+def _value(candidate, seed, tuner, judge, subject, spec, decode):
+  """The judge's value of the samples of one seed."""
+  ids = np.arange(judge.samples)
+  stream = tiers.stream(spec.seed, seed)
+  x = decode(subject.draw(candidate.table, stream, ids, tuner.bands(candidate.bands)))
+  field = metrics.METRICS[judge.metric].sample
+  parts = []
+  for start in range(0, len(x), _AT_ONCE):
+    parts.append(judge.features.extract(x[start : start + _AT_ONCE]))
+    features_lib.check_finite(parts[-1], f'samples of {candidate}', start)
+  sample = features_lib.Extracted(
+    **{field: np.concatenate([getattr(part, field) for part in parts])}
+  )
+  neighbours = spec.evaluate.neighbours
+  return metrics.compare(sample, judge.reference, [judge.metric], neighbours)[judge.metric].value

@@ -1,0 +1,215 @@
+"""What tuning reached: the numbers of the report split, in words, tables and pictures."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from gmm_diffusion import metrics
+from gmm_diffusion.metrics.estimates import Estimate
+from gmm_diffusion.reports import page, plots
+from gmm_diffusion.tune.tiers import Found, hash_of
+
+HOW = (
+  'Tuning, selection and this report have noise of their own; the report alone uses the judge, its '
+  'features and its reference. A proposal is kept where its gain on the selection split excludes '
+  'zero. Values of the report are means over seeds with 95 % t intervals, differences are paired '
+  'by seed, and p values are corrected for all comparisons of this table [Holm 1979].'
+)
+OPTIMISM = (
+  'The tuning score of a winner is too good, since it was chosen by it; the selection score of the '
+  'same table shows by how much.'
+)
+
+
+class Judged(NamedTuple):
+  """what: a sampler in words; key: hash of its table; values: of the metric, one for each seed."""
+
+  what: str
+  key: str
+  values: list[float]
+
+
+def mean_of(values: Any) -> Estimate:
+  """Mean with a 95 % t interval over seeds."""
+  x = np.asarray(values, np.float64)
+  half = stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
+  return Estimate(float(x.mean()), float(x.mean() - half), float(x.mean() + half))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+  """Holm's corrected p values."""
+  order, out, most = np.argsort(p), np.zeros(len(p)), 0.0
+  for rank, i in enumerate(order):
+    most = max(most, min(1.0, (len(p) - rank) * p[i]))
+    out[i] = most
+  return out.tolist()
+
+
+def report(judged: Sequence[Judged], found: Found, about: dict[str, Any]) -> dict[str, Any]:
+  """The report of a file: rows with what each sampler reached, and its difference to the best
+  untuned one."""
+  fixed = next(one for one in judged if one.key == hash_of(found.fixed.table))
+  best = next(one for one in judged if one.key == hash_of(found.best.table))
+  rows, p = [], []
+  for one in judged:
+    value = mean_of(one.values)
+    row = {
+      'what': one.what, 'mean': value.value, 'interval': [value.low, value.high],
+      'values': one.values, 'fixed': one is fixed, 'best': one is best,
+    }  # fmt: skip
+    if one is not fixed:
+      away = np.subtract(one.values, fixed.values)
+      difference = mean_of(away)
+      row['minus_fixed'] = difference.value
+      row['minus_fixed_interval'] = [difference.low, difference.high]
+      p.append(float(stats.ttest_1samp(away, 0).pvalue) if np.ptp(away) > 0 else 1.0)
+    rows.append(row)
+  corrected = iter(holm(p))
+  for row in rows:
+    if not row['fixed']:
+      row['p'] = next(corrected)
+  return {**about, 'seeds': len(fixed.values), 'rows': rows}
+
+
+def verdict(found: dict[str, Any]) -> str:
+  """What a file found, in a sentence or two."""
+  calls, rows = found['calls'], found['report']['rows']
+  best = next(row for row in rows if row['best'])
+  fixed = next(row for row in rows if row['fixed'])
+  name = found['report']['metric']
+  if best is fixed:
+    return (
+      f'{calls} calls: nothing is shown to beat the best untuned sampler, {fixed["what"]}, with a '
+      f'{name} of {_estimate(fixed)}.'
+    )
+  sure = best['p'] < 0.05
+  lower = metrics.LOWER_IS_BETTER[name]
+  better = (best['minus_fixed'] < 0) == lower
+  word = ('better than' if better else 'worse than') if sure else 'not shown to differ from'
+  return (
+    f'{calls} calls: the tuned sampler has a {name} of {_estimate(best)}, {word} the best untuned '
+    f'one, {fixed["what"]}, with {_estimate(fixed)}.'
+  )
+
+
+def _estimate(row):
+  return str(Estimate(row['mean'], *row['interval']))
+
+
+def _table(found):
+  evidence = {line['what']: line for line in found['evidence']}
+  name = found['report']['metric']
+  arrow = '↓' if metrics.LOWER_IS_BETTER[name] else '↑'
+  head = ['sampler', 'tier', 'tuning score', 'selection score', 'gain', 'kept']
+  head += [f'{name} {arrow}', 'minus best untuned', 'p']
+  body, kinds = [], []
+  for row in found['report']['rows']:
+    line = evidence.get(row['what'], {})
+    gain = line.get('gain')
+    gain = (
+      ''
+      if gain is None
+      else str(Estimate(gain, gain - 1.96 * line['error'], gain + 1.96 * line['error']))
+    )
+    away = row.get('minus_fixed')
+    body.append([
+      _short(row['what']), line.get('tier', 'config'),
+      *(f'{line[key]:.4f}' if key in line else '' for key in ('tuning', 'selection')),
+      gain, {True: 'yes', False: 'no'}.get(line.get('kept'), ''), _estimate(row),
+      '' if away is None else str(Estimate(away, *row['minus_fixed_interval'])),
+      f'{row["p"]:.2g}' if 'p' in row else '',
+    ])  # fmt: skip
+    kinds.append('best' if row['best'] else '')
+  return page.table(head, body, kinds)
+
+
+def _short(text, most=70):
+  """A long name on several lines."""
+  words, out = text.split(), ['']
+  for word in words:
+    if len(out[-1]) + len(word) > most:
+      out.append('')
+    out[-1] = f'{out[-1]} {word}'.strip()
+  return page.lines(out)
+
+
+def _pictures(found):
+  """Times of the calls and coefficients, of the best untuned sampler and the tuned one."""
+  figure, axes = plots.new(1, 3, (11, 3.2))
+  for name, table, style in (
+    ('best untuned', found['fixed']['table'], 'o--'), ('tuned', found['table'], 's-'),
+  ):  # fmt: skip
+    with np.errstate(divide='ignore'):
+      level = 2 * np.log(np.array(table['time_a']) / np.array(table['time_b']))
+    axes[0, 0].plot(range(1, len(level) + 1), np.maximum(level, -30), style, label=name)
+  axes[0, 0].set(xlabel='call', ylabel='log-SNR when asked')
+  axes[0, 0].legend(fontsize=8)
+  axes[0, 0].grid(alpha=0.3)
+  for ax, name, table in (
+    (axes[0, 1], 'best untuned', found['fixed']['table']), (axes[0, 2], 'tuned', found['table']),
+  ):  # fmt: skip
+    numbers = np.array(table['weights'])[..., 0]
+    most = max(np.abs(numbers).max(), 1e-9)
+    ax.imshow(numbers, cmap='RdBu', vmin=-most, vmax=most)
+    for n in range(len(numbers)):
+      for j in range(n + 1):
+        if len(numbers) <= 10 and numbers[n, j]:
+          ax.text(j, n, f'{numbers[n, j]:.2f}', ha='center', va='center', fontsize=6)
+    ax.set(title=f'{name}: weight of prediction j in step n', xlabel='j', ylabel='n')
+    ax.title.set_fontsize(9)
+  return page.figure(plots.png(figure), smooth=True)
+
+
+def _curve(found):
+  """Quality against calls."""
+  figure, axes = plots.new(1, 1, (6, 3.4))
+  calls = [one['calls'] for one in found]
+  for name, pick in (
+    ('DDIM, grid of the config', lambda rows: rows[0]),
+    ('best untuned', lambda rows: next(row for row in rows if row['fixed'])),
+    ('tuned', lambda rows: next(row for row in rows if row['best'])),
+  ):
+    rows = [pick(one['report']['rows']) for one in found]
+    mean = np.array([row['mean'] for row in rows])
+    low, high = np.array([row['interval'] for row in rows]).T
+    axes[0, 0].errorbar(calls, mean, [mean - low, high - mean], marker='o', capsize=3, label=name)
+  axes[0, 0].set(xlabel='calls of the network', ylabel=found[0]['report']['metric'], yscale='log')
+  axes[0, 0].legend(fontsize=8)
+  axes[0, 0].grid(alpha=0.3, which='both')
+  return page.figure(plots.png(figure), smooth=True)
+
+
+def write(
+  path: str,
+  title: str,
+  command: str,
+  config: dict[str, Any],
+  found: Sequence[dict[str, Any]],
+  strips: Sequence[tuple[str, bytes]] = (),
+) -> list[str]:
+  """Writes the page of some files; returns its verdict.
+
+  Args:
+    path, title, command, config: as in page.document.
+    found: what is in the files, by calls.
+    strips: (name, PNG) of samples with the same noise.
+  """
+  words = [verdict(one) for one in found]
+  sections: list[page.Section] = []
+  if len(found) > 1:
+    sections.append(('Quality against calls', [_curve(found)]))
+  for one in found:
+    sections.append((f'{one["calls"]} calls', [_table(one), _pictures(one)]))
+  if strips:
+    sections.append(('The same noise, side by side', [page.strip(*strip) for strip in strips]))
+  sections.append(('How to read this', [HOW, OPTIMISM]))
+  about = {
+    f'{one["calls"]} calls': f'{one["network_calls"]:,} network calls of one sample in '
+    f'{one["seconds"]:.0f} s; reference: {one["reference"]}; judge: {one["report"]["features"]} on '
+    f'{one["report"]["reference"]}, {one["report"]["seeds"]} seeds of {one["report"]["count"]}'
+    for one in found
+  }
+  page.document(path, title, words, sections, command, about, config)
+  return words

@@ -1,0 +1,144 @@
+"""How far samples are from a reference, for tuning.
+
+  (1) ED(P, Q) = 2 E|X - Y| - E|X - X'| - E|Y - Y'|     X, X' ~ P,  Y, Y' ~ Q   [Szekely & Rizzo]
+
+is zero only where P = Q, and needs no network that was trained on anything. A score is the mean of
+(1) over blocks of features, each divided by its E|Y - Y'|: pixels, images at half and a quarter
+of the resolution, and the answers of a random convolutional network. What samples are judged with
+in the end (metrics/) is none of these.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gmm_diffusion.types import Array
+
+Features = Callable[[Array], list[Array]]
+_CHANNELS = (32, 64, 64)  # of the random network, whose sides are halved twice
+_PLACES = 4  # side of the grid on which its answers are kept
+
+
+class Reference(NamedTuple):
+  """Blocks of features of the reference, [M, D] each; E|Y - Y'| of each block."""
+
+  blocks: Any
+  within: Any
+
+
+class Score(NamedTuple):
+  """A score with what its errors are made of.
+
+  Attributes:
+    value: of (1), relative to the spread of the reference; 0 is a perfect match.
+    own: [n], how much each sample adds: its influence.
+    others: [M], the same of each item of the reference.
+  """
+
+  value: np.ndarray
+  own: np.ndarray
+  others: np.ndarray
+
+
+def features(shape: tuple[int, ...], seed: int = 0) -> Features:
+  """x [B, *shape] -> blocks of features, [B, D] each; vectors are their own and only block."""
+  if len(shape) != 3:
+    return lambda x: [x.reshape(len(x), -1)]
+  kernels = _random_network(shape[-1], seed)
+
+  def apply(x):
+    blocks, small = [x], x
+    for _ in range(2):
+      if min(small.shape[1:3]) >= 4:
+        small = _mean_of(small, small.shape[1] // 2, small.shape[2] // 2)
+        blocks.append(small)
+    answers, h = [], x
+    for i, kernel in enumerate(kernels):
+      stride = 1 if i == 0 or min(h.shape[1:3]) < 4 else 2
+      h = jax.lax.conv_general_dilated(
+        h, kernel, (stride, stride), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+      )
+      h = jax.nn.leaky_relu(h, 0.2)
+      answers.append(_mean_of(h, min(_PLACES, h.shape[1]), min(_PLACES, h.shape[2])))
+    flat = lambda block: block.reshape(len(x), -1)
+    return [*map(flat, blocks), jnp.concatenate([flat(answer) for answer in answers], 1)]
+
+  return apply
+
+
+def _random_network(channels, seed):
+  random, kernels = np.random.Generator(np.random.SFC64(seed)), []
+  for width in _CHANNELS:
+    kernel = random.standard_normal((3, 3, channels, width)) * np.sqrt(2 / (9 * channels))
+    kernels.append(jnp.asarray(kernel, jnp.float32))
+    channels = width
+  return kernels
+
+
+def _mean_of(x, rows, columns):
+  """Means over an even division into rows and columns, [B, H, W, C] -> [B, rows, columns, C]."""
+
+  def along(x, axis, count):
+    weights = np.zeros((count, x.shape[axis]), np.float32)
+    for i, places in enumerate(np.array_split(np.arange(x.shape[axis]), count)):
+      weights[i, places] = 1 / len(places)
+    return jnp.moveaxis(jnp.tensordot(x, weights, (axis, 1)), -1, axis)
+
+  return along(along(x, 1, rows), 2, columns)
+
+
+def distances(x: Array, y: Array) -> Array:
+  """|x_i - y_j|, [n, m]; differentiable where the two are equal."""
+  square = jnp.sum(x**2, 1)[:, None] + jnp.sum(y**2, 1)[None] - 2 * x @ y.T
+  return jnp.sqrt(jnp.maximum(square, 1e-6))
+
+
+def reference(features_: Features, y: Array) -> Reference:
+  """What samples are compared with: y [M, *shape], M at least 2."""
+  blocks = jax.jit(features_)(jnp.asarray(y, jnp.float32))
+  within = [jnp.sum(_off_diagonal(block)) / (len(y) * (len(y) - 1)) for block in blocks]
+  return Reference(blocks, within)
+
+
+def _off_diagonal(block):
+  return distances(block, block) * (1 - jnp.eye(len(block), dtype=block.dtype))
+
+
+def energy(blocks: list[Array], known: Reference) -> tuple[Array, Array, Array]:
+  """(value, own [n], others [M]) of Score, for blocks of features of n samples; differentiable."""
+  value: Any = 0.0
+  own: Any = 0.0
+  others: Any = 0.0
+  for block, theirs, within in zip(blocks, known.blocks, known.within, strict=True):
+    n, across = len(block), distances(block, theirs)
+    inside = jnp.sum(_off_diagonal(block), 1) / (n - 1)
+    scale = 1 / (len(blocks) * within)
+    value += scale * (2 * jnp.mean(across) - jnp.mean(inside) - within)
+    own += scale * 2 * (jnp.mean(across, 1) - inside)
+    others += scale * 2 * jnp.mean(across, 0)
+  return value, own, others
+
+
+def scorer(features_: Features, known: Reference) -> Callable[[Array], Score]:
+  """x [n, *shape] -> Score, compiled once for each n."""
+  of = jax.jit(lambda x, known: energy(features_(x), known))
+  return lambda x: Score(*map(np.asarray, of(jnp.asarray(x, jnp.float32), known)))
+
+
+def gain(first: Score, second: Score) -> tuple[float, float]:
+  """(second - first, its standard error) on the same noise and reference: above 0 where the first
+  is better. The error holds the draw of the samples, in pairs, and that of the reference."""
+  value = float(second.value - first.value)
+  variance = sum(
+    np.var(b - a, ddof=1) / len(a)
+    for a, b in ((first.own, second.own), (first.others, second.others))
+  )
+  return value, float(np.sqrt(variance))
+
+
+def excludes_zero(gain_: float, error: float) -> bool:
+  """Whether the 95 % interval of a gain lies above 0."""
+  return gain_ > 1.96 * error

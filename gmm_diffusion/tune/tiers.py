@@ -1,0 +1,377 @@
+"""All tiers in a row, each kept only where its gain is shown on noise and data that no tier saw.
+
+Tuning, selection and the final report each have their own noise and their own part of the data.
+A tier proposes its best table by the tuning score; it replaces the best so far only if its paired
+gain on the selection split excludes zero (95 %). So the result is the untuned winner of the race
+unless something is shown to be better.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from gmm_diffusion.errors import UserError
+from gmm_diffusion.maths import bands as bands_lib
+from gmm_diffusion.samplers.linear import Table
+from gmm_diffusion.tune import calibrate, descend, fit, race, scores
+from gmm_diffusion.tune.race import Candidate
+from gmm_diffusion.tune.scores import Score
+from gmm_diffusion.tune.subject import Subject
+
+# (name, what it depends on, make) -> the arrays that make() returns, perhaps from an earlier run
+Keep = Callable[[str, str, Callable[[], dict[str, Any]]], dict[str, Any]]
+STREAMS = 2048  # of noise for each seed: those of the report come first
+TUNE, SELECT, DESCEND, OWN = STREAMS - 4, STREAMS - 3, STREAMS - 2, STREAMS - 1
+PARENTS, OFFSPRING = 4, 16  # of a generation of the search
+WIDTHS = (0.4, 0.3, 0.2, 0.15, 0.1, 0.07)  # of its generations
+PARTS = 6  # of tier 3: the work between two stored states
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
+
+
+class Settings(NamedTuple):
+  """How much is tried.
+
+  Attributes:
+    calls: N, of the denoiser for each sample, at least 2.
+    tier: the last one that is run, 0 to 3.
+    bands: R of the tables of tiers 1 and 3, beside 1.
+    samples: for the scores that decide.
+    steps, batch: of tier 3.
+    minutes: after which no new candidate is started; 0 is no limit.
+    seed: of the noise.
+  """
+
+  calls: int
+  tier: int = 2
+  bands: int = 4
+  samples: int = 1024
+  steps: int = 300
+  batch: int = 256
+  minutes: float = 0.0
+  seed: int = 0
+
+
+@dataclasses.dataclass
+class Found:
+  """The best so far.
+
+  Attributes:
+    best: the table to use.
+    fixed: the best untuned sampler, on its best grid.
+    evidence: one dict for each proposal: tier, what, tuning score, selection score, gain over the
+      best before it with its standard error, and whether it was kept.
+    proposals: what they proposed.
+    calls: single-sample calls of the denoiser that tuning made.
+    finished: whether the time sufficed.
+  """
+
+  best: Candidate
+  fixed: Candidate
+  evidence: list[dict[str, Any]]
+  proposals: list[Candidate]
+  calls: int = 0
+  finished: bool = True
+
+
+def split(items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Items [M, ...] of the reference for tuning, and those for selection."""
+  if len(items) < 4:
+    raise UserError(f'tuning needs at least 4 reference items, got {len(items)}')
+  return items[::2], items[1::2]
+
+
+class Tuner:
+  """One denoiser, one N."""
+
+  def __init__(
+    self,
+    subject: Subject,
+    items: np.ndarray,
+    settings: Settings,
+    keep: Keep = lambda name, mark, make: make(),
+    report: Callable[[Found], None] = lambda found: None,
+    mark: str = '',
+  ):
+    """Args:
+
+    subject: the denoiser.
+    items: reference [M, *shape], in the range of the subject.
+    settings: see Settings.
+    keep: for what takes long.
+    report: called with what is found whenever that changes.
+    mark: what the subject and the items depend on, such as a hash.
+    """
+    if settings.calls < 2:
+      raise UserError(f'tune.calls must be at least 2, got {settings.calls}')
+    self.subject, self.settings, self.keep, self.report = subject, settings, keep, report
+    self.mark = f'{mark} {settings.seed}'
+    self.items, chosen = split(items)
+    self.features = scores.features(subject.shape)
+    most = 4 * settings.samples
+    self._tuning = scores.scorer(self.features, scores.reference(self.features, self.items[:most]))
+    self._selection = scores.scorer(self.features, scores.reference(self.features, chosen[:most]))
+    self._bands: dict[int, Any] = {1: None}
+    self._end = time.monotonic() + 60 * settings.minutes if settings.minutes else np.inf
+
+  def run(self) -> Found:
+    """All tiers; raises UserError where no sampler makes so many calls."""
+    found = self._race()
+    for tier in (self._search, self._fit, self._calibrate, self._descend)[: 1 + self.settings.tier]:
+      if self._late():
+        found.finished = False
+        break
+      tier(found)
+    found.calls = self.subject.calls
+    self.report(found)
+    return found
+
+  def bands(self, count: int) -> Any:
+    """The transform of tables with `count` bands; None for one."""
+    if count not in self._bands:
+      self._bands[count] = bands_lib.make(self.subject.shape, count)
+    return self._bands[count]
+
+  def score(self, one: Candidate, samples: int, stream: int = TUNE) -> Score:
+    """Its score on the tuning or the selection split."""
+
+    def make():
+      x = self.subject.draw(
+        one.table, self._seed(stream), np.arange(samples), self.bands(one.bands)
+      )
+      result = (self._tuning if stream == TUNE else self._selection)(x)
+      return {name: np.asarray(part, np.float32) for name, part in result._asdict().items()}
+
+    name = f'{hash_of(one.table)}-{stream}-{samples}.npz'
+    return Score(**{k: v for k, v in self.keep(name, self.mark, make).items() if k != 'mark'})
+
+  def _seed(self, number):
+    return stream(self.settings.seed, number)
+
+  def _late(self):
+    return time.monotonic() > self._end
+
+  def _scored(self, title, some, samples):
+    """[(candidate, score)] with progress, as long as there is time; best first."""
+    out = []
+    for one in tqdm(some, desc=title, unit='candidate', dynamic_ncols=True):
+      if self._late():
+        break
+      out.append((one, self.score(one, samples)))
+    return sorted(out, key=lambda pair: _value(pair[1]))
+
+  def _race(self):
+    subject, settings = self.subject, self.settings
+    field = race.candidates(subject.schedule, settings.calls, subject.times)
+    if not field:
+      raise UserError(f'no sampler makes exactly {settings.calls} calls on this schedule')
+    rounds = race.halvings(len(field), 64, settings.samples)
+    total = sum(count for count, _ in rounds)
+    with tqdm(total=total, desc='race', unit='candidate', dynamic_ncols=True) as bar:
+
+      def score(one, samples):
+        if self._late():
+          return None
+        bar.update()
+        return self.score(one, samples)
+
+      ordered = race.run(field, rounds, score)
+    if not ordered:
+      raise UserError(
+        f'tune.minutes {settings.minutes:g} was over before one of {len(field)} samplers was '
+        f'scored; give it more'
+      )
+    self.leaders = ordered[: 2 * PARENTS]
+    best, tuned = ordered[0]
+    found = Found(best, best, [], [best], subject.calls)
+    value = self.score(best, settings.samples, SELECT).value
+    found.evidence.append(_line('race', best, tuned, value, None, True))
+    self.report(found)
+    return found
+
+  def _propose(self, found, tier, one, tuned):
+    """Keeps a proposal where its gain on the selection split excludes zero."""
+    new = self.score(one, self.settings.samples, SELECT)
+    old = self.score(found.best, self.settings.samples, SELECT)
+    gain = scores.gain(new, old)
+    kept = bool(np.isfinite(new.value)) and scores.excludes_zero(*gain)
+    found.evidence.append(_line(tier, one, tuned, new.value, gain, kept))
+    found.proposals.append(one)
+    if kept:
+      found.best = one
+    found.calls = self.subject.calls
+    self.report(found)
+
+  def _search(self, found):
+    subject, samples = self.subject, max(64, self.settings.samples // 4)
+    random = np.random.Generator(np.random.SFC64(self._seed(TUNE)))
+    parents = self._scored('search', [one for one, _ in self.leaders], samples)[:PARENTS]
+    for width in WIDTHS:
+      source = race.moved(
+        [one for one, _ in parents], subject.schedule, subject.times, width, random
+      )
+      new = list(itertools.islice(source, OFFSPRING))
+      parents = sorted(
+        parents + self._scored(f'times, moved by {width:g}', new, samples),
+        key=lambda pair: _value(pair[1]),
+      )[:PARENTS]
+    self.leaders = self._scored(
+      'search', [one for one, _ in parents] + [found.fixed], self.settings.samples
+    )
+    if self.leaders and self.leaders[0][0] is not found.best:
+      self._propose(found, 'times', *self.leaders[0])
+
+  def _fit(self, found):
+    subject, samples = self.subject, self.settings.samples
+    ids, seed = np.arange(samples), self._seed(TUNE)
+    counts = sorted({1, self.settings.bands})
+    starts = [one for one, _ in self.leaders[:2]]
+    made = []
+    for start in starts:
+      x = subject.start(start.table.b[0], seed, ids)
+      known = fit.targets(subject, start.table, x, ids)
+      items = self.items[ids % len(self.items)]
+      choices = [
+        fit.Choice('coupled', count, ridge, gain)
+        for count in counts
+        for ridge in RIDGES
+        for gain in (False, True)
+      ]
+      choices += [fit.Choice('local', counts[0], 1e-2, True), fit.Choice('joint', counts[-1], 1e-2)]
+      for choice in tqdm(choices, desc='closed form', unit='fit', dynamic_ncols=True):
+        if self._late():
+          return
+        made.append(self._fitted(start, choice, ids, seed, known, items))
+    made = [one for one in made if race.is_finite(one.table)]
+    ordered = self._scored('closed form', made, samples)
+    for count in counts:  # bands have to be worth it against one
+      own = [pair for pair in ordered if pair[0].bands == count]
+      if own:
+        self._propose(found, f'closed form, {count} band{"s" * (count > 1)}', *own[0])
+
+  def _fitted(self, start, choice, ids, seed, known, items):
+    def make():
+      one = fit.fit(self.subject, start, choice, ids, seed, known, items)
+      return {name: getattr(one.table, name) for name in ('keep', 'weights', 'std')}
+
+    name = f'{hash_of(start.table)}-{hash_text(str(choice))}-{len(ids)}.npz'
+    arrays = self.keep(name, self.mark, make)
+    parts = {key: np.asarray(arrays[key]) for key in ('keep', 'weights', 'std')}
+    table = fit.widened(start.table, choice.bands)._replace(**parts)
+    return Candidate('', (), f'{choice} from {start}', table, choice.bands)
+
+  def _calibrate(self, found):
+    subject, samples = self.subject, self.settings.samples
+    start = found.best
+    random = np.random.Generator(np.random.SFC64(self._seed(TUNE) + 1))
+    ordered: list[tuple[Candidate, Score]] = []
+    if start.bands == 1:
+      shares = calibrate.local(subject, start.table, self.items[:samples], self._seed(TUNE))
+      one = calibrate.candidate(start, shares, 'noise of least energy score of steps')
+      ordered = self._scored('calibration', [one], samples)
+      for one, tuned in ordered:
+        self._propose(found, 'noise, step by step', one, tuned)
+    parents = [(np.zeros(self.settings.calls), start)]
+    for width in (0.3, 0.15, 0.08):
+      new = [
+        pair
+        for parent in parents
+        for pair in itertools.islice(
+          calibrate.moved(start, parent[0], width, random), OFFSPRING // len(parents)
+        )
+      ]
+      by_id = {id(one): shares for shares, one in new + parents}
+      every = [one for _, one in new + parents]
+      best = self._scored(f'noise, moved by {width:g}', every, max(64, samples // 4))[:2]
+      parents = [(by_id[id(one)], one) for one, _ in best] or parents
+    ordered = self._scored('noise', [one for _, one in parents], samples)
+    if ordered and ordered[0][0] is not start:
+      self._propose(found, 'noise', *ordered[0])
+
+  def _descend(self, found):
+    settings = descend.Settings(self.settings.steps, self.settings.batch)
+    counts = sorted({found.best.bands, self.settings.bands})
+    for count in counts:
+      start = found.best
+      table = start.table if start.bands == count else fit.widened(start.table, count)
+      one = self._descended(start, table, count, settings)
+      if one is not None:
+        tuned = self.score(one, self.settings.samples)
+        self._propose(found, f'gradient, {count} band{"s" * (count > 1)}', one, tuned)
+
+  def _descended(self, start, table, count, settings):
+    """The best of the averaged moves along the way, by the tuning score; None without time."""
+    best, source = None, None
+    state = descend.beginning(table, settings)
+    structure, every = jax.tree.structure(state), max(1, settings.steps // PARTS)
+    name = f'gradient-{hash_of(table)}-{settings.steps}-{settings.batch}'
+
+    def walk(bar, source):
+      for loss, reached in source:
+        bar.update()
+        bar.set_postfix_str(f'loss {loss:.4f}')
+        if reached[0] % every == 0:
+          return {f'{i:03d}': np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(reached))}
+
+    with tqdm(total=PARTS * every, desc='gradient', unit='step', dynamic_ncols=True) as bar:
+      for part in range(PARTS):
+        if self._late():
+          break
+        source = source or descend.descend(
+          self.subject, table, self.bands(count), self.features,
+          self.items[: 4 * self.settings.samples], settings, self._seed(DESCEND), state=state,
+        )  # fmt: skip
+        arrays = self.keep(f'{name}-{part}.npz', self.mark, functools.partial(walk, bar, source))
+        bar.n = (part + 1) * every
+        leaves = [arrays[key] for key in sorted(arrays) if key.isdigit()]
+        after = jax.tree.unflatten(structure, leaves)
+        if int(after[0]) != int(state[0]) + every or bar.format_dict['n'] < bar.n:
+          source = None
+        state = (int(after[0]), *after[1:])
+        made = descend.table_of(table, state[2], self.subject.schedule, self.subject.whole_times)
+        words = f'{state[0]} steps of the gradient from {start}'
+        one = Candidate('', (), words, made, count)
+        if race.is_finite(made):
+          value = _value(self.score(one, self.settings.samples))
+          best = min(best or (np.inf, one), (value, one), key=lambda pair: pair[0])
+    return best and best[1]
+
+
+def stream(seed: int, number: int) -> int:
+  """The seed of a stream of noise, number 0 to STREAMS - 1."""
+  return (STREAMS * seed + number) % 2**32
+
+
+def hash_text(text: str) -> str:
+  """Twelve digits of its SHA-256."""
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def hash_of(table: Table) -> str:
+  """The same of all numbers of a table."""
+  digest = hashlib.sha256()
+  for part in (*table.time, table.a, table.b, table.keep, table.weights, table.std):
+    digest.update(np.ascontiguousarray(part, np.float64).tobytes())
+  return digest.hexdigest()[:12]
+
+
+def _value(score):
+  return float(score.value) if np.isfinite(score.value) else np.inf
+
+
+def _line(tier, one, tuned, selected, gain, kept):
+  out = {
+    'tier': tier,
+    'what': str(one),
+    'tuning': float(tuned.value),
+    'selection': float(selected),
+    'kept': kept,
+  }
+  return out if gain is None else {**out, 'gain': gain[0], 'error': gain[1]}
