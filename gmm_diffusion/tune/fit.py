@@ -98,8 +98,9 @@ def fit(
   seed: int,
   known: np.ndarray,
   items: np.ndarray,
-) -> Candidate:
-  """A table with all earlier predictions, fitted step by step.
+) -> tuple[Candidate, np.ndarray]:
+  """A table with all earlier predictions, fitted step by step, and the last states [n, *shape]:
+  for other targets than 'joint' those are its samples with this noise.
 
   Args:
     subject: the denoiser.
@@ -139,7 +140,7 @@ def fit(
       fitted = sum(number * part for number, part in zip(field, known_parts, strict=True))
       y = np.asarray(bands.synthesise(fitted.reshape(y.shape).astype(np.float32)))
   made = table._replace(keep=keep, weights=weights, std=std)
-  return Candidate('', (), f'{choice} from {start}', made, choice.bands)
+  return Candidate('', (), f'{choice} from {start}', made, choice.bands), y
 
 
 def widened(table: Table, count: int) -> Table:

@@ -2,7 +2,7 @@
 
 Deterministic samplers and those with Gaussian noise are tables (samplers/linear.py), so the whole
 race shares one compilation. It runs by successive halving [Jamieson & Talwalkar 2016]: all
-candidates on few samples, the better quarter on four times as many, and so on; all on the same
+candidates on few samples, the best eighth on four times as many, and so on; all on the same
 noise. The search then moves the times of the best ones [USF's choice of times, arXiv 2312.07243,
 by an evolution with common noise], each with its sampler.
 """
@@ -25,10 +25,10 @@ from gmm_diffusion.tune.scores import Score
 # Samplers and the values of their options that are tried.
 RUNNERS: dict[str, dict[str, tuple[Any, ...]]] = {
   'ddim': {'eta': (0.0, 0.3, 0.6, 1.0)},
-  'dpmpp': {'order': (2, 3), 'solver': ('published', 'exact')},
-  'dpmpp_sde': {},
+  'dpmpp': {'order': (2, 3), 'extrapolate': (False, True)},
+  'dpmpp_sde': {'extrapolate': (False, True)},
   'deis': {'order': (2, 3)},
-  'unipc': {'order': (2, 3), 'bh': ('bh1', 'bh2')},
+  'unipc': {'order': (2, 3), 'bh': ('bh1', 'bh2'), 'extrapolate': (False, True)},
   'ipndm': {'order': (2, 3, 4)},
   'heun': {},
   'bdia': {'gamma': (0.5, 1.0)},
@@ -123,12 +123,12 @@ def _key(table):
 
 
 def halvings(count: int, least: int, most: int) -> list[tuple[int, int]]:
-  """[(candidates, samples)] of the rounds: a quarter of the candidates at four times the samples,
+  """[(candidates, samples)] of the rounds: an eighth of the candidates at four times the samples,
   until `most` samples decide among at least four."""
   rounds, samples = [(count, min(least, most))], min(least, most)
   while samples < most:
     samples = min(4 * samples, most)
-    count = max(min(count, 4), count // 4)
+    count = max(min(count, 4), count // 8)
     rounds.append((count, samples))
   return rounds
 

@@ -30,10 +30,12 @@ from gmm_diffusion.tune.subject import Subject
 Keep = Callable[[str, str, Callable[[], dict[str, Any]]], dict[str, Any]]
 STREAMS = 2048  # of noise for each seed: those of the report come first
 TUNE, SELECT, DESCEND, OWN = STREAMS - 4, STREAMS - 3, STREAMS - 2, STREAMS - 1
-PARENTS, OFFSPRING = 4, 16  # of a generation of the search
-WIDTHS = (0.4, 0.3, 0.2, 0.15, 0.1, 0.07)  # of its generations
+SURE = 4  # times as many samples select between two proposals as propose one
+FIRST = 32  # samples of a candidate in the first round of the race
+PARENTS, OFFSPRING = 4, 12  # of a generation of the search
+WIDTHS = (0.35, 0.25, 0.15, 0.1)  # of its generations
 PARTS = 6  # of tier 3: the work between two stored states
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
+RIDGES = (1e-3, 1e-1)
 
 
 class Settings(NamedTuple):
@@ -43,7 +45,7 @@ class Settings(NamedTuple):
     calls: N, of the denoiser for each sample, at least 2.
     tier: the last one that is run, 0 to 3.
     bands: R of the tables of tiers 1 and 3, beside 1.
-    samples: for the scores that decide.
+    samples: for the scores by which tiers propose; 4 times as many select.
     steps, batch: of tier 3.
     minutes: after which no new candidate is started; 0 is no limit.
     seed: of the noise.
@@ -52,7 +54,7 @@ class Settings(NamedTuple):
   calls: int
   tier: int = 2
   bands: int = 4
-  samples: int = 1024
+  samples: int = 512
   steps: int = 300
   batch: int = 256
   minutes: float = 0.0
@@ -172,7 +174,7 @@ class Tuner:
     field = race.candidates(subject.schedule, settings.calls, subject.times)
     if not field:
       raise UserError(f'no sampler makes exactly {settings.calls} calls on this schedule')
-    rounds = race.halvings(len(field), 64, settings.samples)
+    rounds = race.halvings(len(field), FIRST, settings.samples)
     total = sum(count for count, _ in rounds)
     with tqdm(total=total, desc='race', unit='candidate', dynamic_ncols=True) as bar:
 
@@ -191,15 +193,17 @@ class Tuner:
     self.leaders = ordered[: 2 * PARENTS]
     best, tuned = ordered[0]
     found = Found(best, best, [], [best], subject.calls)
-    value = self.score(best, settings.samples, SELECT).value
+    value = self._selected(best).value
     found.evidence.append(_line('race', best, tuned, value, None, True))
     self.report(found)
     return found
 
+  def _selected(self, one):
+    return self.score(one, SURE * self.settings.samples, SELECT)
+
   def _propose(self, found, tier, one, tuned):
     """Keeps a proposal where its gain on the selection split excludes zero."""
-    new = self.score(one, self.settings.samples, SELECT)
-    old = self.score(found.best, self.settings.samples, SELECT)
+    new, old = self._selected(one), self._selected(found.best)
     gain = scores.gain(new, old)
     kept = bool(np.isfinite(new.value)) and scores.excludes_zero(*gain)
     found.evidence.append(_line(tier, one, tuned, new.value, gain, kept))
@@ -210,7 +214,7 @@ class Tuner:
     self.report(found)
 
   def _search(self, found):
-    subject, samples = self.subject, max(64, self.settings.samples // 4)
+    subject, samples = self.subject, max(FIRST, self.settings.samples // 4)
     random = np.random.Generator(np.random.SFC64(self._seed(TUNE)))
     parents = self._scored('search', [one for one, _ in self.leaders], samples)[:PARENTS]
     for width in WIDTHS:
@@ -232,40 +236,51 @@ class Tuner:
     subject, samples = self.subject, self.settings.samples
     ids, seed = np.arange(samples), self._seed(TUNE)
     counts = sorted({1, self.settings.bands})
-    starts = [one for one, _ in self.leaders[:2]]
+    start = self.leaders[0][0]
+    x = subject.start(start.table.b[0], seed, ids)
+    known = self._known(start, x, ids)
+    choices = [
+      fit.Choice('coupled', count, ridge, gain)
+      for count in counts
+      for ridge in RIDGES
+      for gain in (False, True)
+    ]
+    choices += [fit.Choice('local', 1, RIDGES[0], True), fit.Choice('joint', 1, RIDGES[0], False)]
     made = []
-    for start in starts:
-      x = subject.start(start.table.b[0], seed, ids)
-      known = fit.targets(subject, start.table, x, ids)
-      items = self.items[ids % len(self.items)]
-      choices = [
-        fit.Choice('coupled', count, ridge, gain)
-        for count in counts
-        for ridge in RIDGES
-        for gain in (False, True)
-      ]
-      choices += [fit.Choice('local', counts[0], 1e-2, True), fit.Choice('joint', counts[-1], 1e-2)]
-      for choice in tqdm(choices, desc='closed form', unit='fit', dynamic_ncols=True):
-        if self._late():
-          return
-        made.append(self._fitted(start, choice, ids, seed, known, items))
-    made = [one for one in made if race.is_finite(one.table)]
-    ordered = self._scored('closed form', made, samples)
+    for choice in tqdm(choices, desc='closed form', unit='fit', dynamic_ncols=True):
+      if self._late():
+        break
+      made.append(self._fitted(start, choice, ids, seed, known))
+    made = sorted(
+      [pair for pair in made if race.is_finite(pair[0].table)], key=lambda pair: _value(pair[1])
+    )
     for count in counts:  # bands have to be worth it against one
-      own = [pair for pair in ordered if pair[0].bands == count]
+      own = [pair for pair in made if pair[0].bands == count]
       if own:
         self._propose(found, f'closed form, {count} band{"s" * (count > 1)}', *own[0])
 
-  def _fitted(self, start, choice, ids, seed, known, items):
+  def _known(self, start, x, ids):
+    make = lambda: {'states': fit.targets(self.subject, start.table, x, ids)}
+    return self.keep(f'{hash_of(start.table)}-teacher-{len(ids)}.npz', self.mark, make)['states']
+
+  def _fitted(self, start, choice, ids, seed, known):
+    """(the fitted table, its tuning score)."""
+
     def make():
-      one = fit.fit(self.subject, start, choice, ids, seed, known, items)
-      return {name: getattr(one.table, name) for name in ('keep', 'weights', 'std')}
+      items = self.items[ids % len(self.items)]
+      one, x = fit.fit(self.subject, start, choice, ids, seed, known, items)
+      if choice.target == 'joint':
+        x = self.subject.draw(one.table, seed, ids, self.bands(one.bands))
+      score = self._tuning(self.subject.clipped(x))
+      parts = {name: getattr(one.table, name) for name in ('keep', 'weights', 'std')}
+      return {**parts, **score._asdict()}
 
     name = f'{hash_of(start.table)}-{hash_text(str(choice))}-{len(ids)}.npz'
     arrays = self.keep(name, self.mark, make)
     parts = {key: np.asarray(arrays[key]) for key in ('keep', 'weights', 'std')}
     table = fit.widened(start.table, choice.bands)._replace(**parts)
-    return Candidate('', (), f'{choice} from {start}', table, choice.bands)
+    score = Score(*(arrays[key] for key in Score._fields))
+    return Candidate('', (), f'{choice} from {start}', table, choice.bands), score
 
   def _calibrate(self, found):
     subject, samples = self.subject, self.settings.samples
@@ -273,7 +288,11 @@ class Tuner:
     random = np.random.Generator(np.random.SFC64(self._seed(TUNE) + 1))
     ordered: list[tuple[Candidate, Score]] = []
     if start.bands == 1:
-      shares = calibrate.local(subject, start.table, self.items[:samples], self._seed(TUNE))
+      make = lambda: {
+        'shares': calibrate.local(subject, start.table, self.items[:samples], self._seed(TUNE))
+      }
+      name = f'{hash_of(start.table)}-shares-{samples}.npz'
+      shares = self.keep(name, self.mark, make)['shares']
       one = calibrate.candidate(start, shares, 'noise of least energy score of steps')
       ordered = self._scored('calibration', [one], samples)
       for one, tuned in ordered:
@@ -289,7 +308,7 @@ class Tuner:
       ]
       by_id = {id(one): shares for shares, one in new + parents}
       every = [one for _, one in new + parents]
-      best = self._scored(f'noise, moved by {width:g}', every, max(64, samples // 4))[:2]
+      best = self._scored(f'noise, moved by {width:g}', every, max(FIRST, samples // 4))[:2]
       parents = [(by_id[id(one)], one) for one, _ in best] or parents
     ordered = self._scored('noise', [one for _, one in parents], samples)
     if ordered and ordered[0][0] is not start:

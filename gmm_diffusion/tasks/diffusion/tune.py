@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import time
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,7 +86,7 @@ def tune(one: Run) -> None:
     build.sample_shape(spec, data),
     (-1.0, 1.0) if data.is_image and not spec.autoencoder.name else None,
     functools.partial(drawing.labels_of, spec, data),
-    spec.sample.batch,
+    min(spec.sample.batch, tiers.FIRST),
   )
   kept, held = _parts(spec, data)
   judge = _judge(spec, data, held, one.workdir)
@@ -217,46 +218,67 @@ def _one(one, subject, items, judge, mark, calls, model):
       f'best so far, and another run goes on from here'
     )
   seconds = time.perf_counter() - begin
-  report = _report(found, tuner, judge, subject, spec, one, keep, model)
+  report = _report(found, tuner, judge, spec, model)
   begin += time.perf_counter() - begin - seconds  # the report is no part of tuning
   write(found, report)
 
 
-def _report(found, tuner, judge, subject, spec, one, keep, model):
-  """The judge's values of everything that was proposed, on noise and data of its own."""
-  some: dict[str, Candidate] = {}
-  default = race.embedded(
-    'ddim',
-    {},
-    subject.schedule,
-    subject.times(build.grid(subject.schedule, _default(spec, tuner)).t),
-    spec.sampler.grid,
-  )
-  for one_ in (default, found.fixed, *found.proposals):
-    some.setdefault(tiers.hash_of(one_.table), one_)
-  decode = _decoder(model, spec)
-  judged = []
-  for key, candidate in some.items():
+def judged(
+  some: Sequence[Candidate],
+  tuner: tiers.Tuner,
+  value: Callable[[np.ndarray], float],
+  seeds: int,
+  samples: int,
+  mark: str,
+) -> list[Judged]:
+  """The judge's value of each sampler, for each seed of the report.
+
+  Args:
+    some: samplers; tables that are equal count once.
+    tuner: the one that found them.
+    value: samples [n, *shape] -> the metric.
+    seeds, samples: streams of noise, and samples of each.
+    mark: what `value` depends on.
+  """
+  out = []
+  for key, one in {tiers.hash_of(one.table): one for one in reversed(some)}.items():
     values = []
-    for seed in tqdm(range(judge.seeds), desc='report', unit='seed', dynamic_ncols=True):
-      name = f'report-{key}-{judge.features.name}-{judge.metric}-{judge.samples}-{seed}.npz'
+    for seed in tqdm(range(seeds), desc='report', unit='seed', dynamic_ncols=True):
 
-      def make(candidate=candidate, seed=seed):
-        return {'value': _value(candidate, seed, tuner, judge, subject, spec, decode)}
+      def make(one=one, seed=seed):
+        stream = tiers.stream(tuner.settings.seed, seed)
+        x = tuner.subject.draw(one.table, stream, np.arange(samples), tuner.bands(one.bands))
+        return {'value': value(x)}
 
-      values.append(float(keep(name, tuner.mark + judge.reference.hash, make)['value']))
-    judged.append(Judged(str(candidate), key, values))
-  return tune_page.report(
-    judged,
-    found,
-    judge.metric,
-    {
-      'metric': judge.metric,
-      'features': judge.features.name,
-      'reference': judge.reference.what,
-      'count': judge.samples,
-    },
+      name = f'report-{key}-{files.fingerprint(mark)}-{samples}-{seed}.npz'
+      values.append(float(tuner.keep(name, f'{tuner.mark} {mark}', make)['value']))
+    out.append(Judged(str(one), key, values))
+  return out[::-1]
+
+
+def _report(found, tuner, judge, spec, model):
+  """The judge's values of everything that was proposed, on noise and data of its own."""
+  own = specs.Sampler(
+    name='ddim', steps=tuner.settings.calls, grid=spec.sampler.grid, rho=spec.sampler.rho
   )
+  times = tuner.subject.times(build.grid(tuner.subject.schedule, own).t)
+  default = race.embedded('ddim', {}, tuner.subject.schedule, times, spec.sampler.grid)
+  mark = f'{judge.features.name} {judge.metric} {judge.reference.hash}'
+  values = judged(
+    (default, found.fixed, *found.proposals),
+    tuner,
+    lambda x: _value(x, judge, spec, _decoder(model, spec)),
+    judge.seeds,
+    judge.samples,
+    mark,
+  )
+  about = {
+    'metric': judge.metric,
+    'features': judge.features.name,
+    'reference': judge.reference.what,
+    'count': judge.samples,
+  }
+  return tune_page.report(values, found, about)
 
 
 def _strips(found, subject, model, spec):
@@ -274,13 +296,6 @@ def _strips(found, subject, model, spec):
   return out
 
 
-def _default(spec, tuner):
-  """DDIM on the grid of the config, with as many steps as there are calls."""
-  return specs.Sampler(
-    name='ddim', steps=tuner.settings.calls, grid=spec.sampler.grid, rho=spec.sampler.rho
-  )
-
-
 def _decoder(model, spec):
   """Samples of the subject -> those that people see."""
   if spec.autoencoder.name:
@@ -288,16 +303,13 @@ def _decoder(model, spec):
   return lambda x: base.to_image(x) if model.data.is_image else x
 
 
-def _value(candidate, seed, tuner, judge, subject, spec, decode):
-  """The judge's value of the samples of one seed."""
-  ids = np.arange(judge.samples)
-  stream = tiers.stream(spec.seed, seed)
-  x = decode(subject.draw(candidate.table, stream, ids, tuner.bands(candidate.bands)))
+def _value(x, judge, spec, decode):
+  """The judge's value of samples."""
+  x, parts = decode(x), []
   field = metrics.METRICS[judge.metric].sample
-  parts = []
   for start in range(0, len(x), _AT_ONCE):
     parts.append(judge.features.extract(x[start : start + _AT_ONCE]))
-    features_lib.check_finite(parts[-1], f'samples of {candidate}', start)
+    features_lib.check_finite(parts[-1], 'samples', start)
   sample = features_lib.Extracted(
     **{field: np.concatenate([getattr(part, field) for part in parts])}
   )

@@ -1,0 +1,71 @@
+"""Energy distances: closed forms, and errors of paired gains."""
+
+import math
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from hypothesis import strategies
+
+from gmm_diffusion.tune import scores
+
+VECTORS = scores.features((1,))
+
+
+def mean_distance(shift):
+  """E|X - Y| of N(0, 1) and N(shift, 1)."""
+  return 2 / math.sqrt(math.pi) * math.exp(-(shift**2) / 4) + shift * math.erf(shift / 2)
+
+
+class EnergyTest(parameterized.TestCase):
+  @parameterized.parameters(0.0, 0.5, 2.0)
+  def test_two_gaussians(self, shift):
+    random = np.random.RandomState(0)
+    x, y = random.standard_normal((3000, 1)), random.standard_normal((3000, 1)) + shift
+    found = scores.scorer(VECTORS, scores.reference(VECTORS, y))(x)
+    within = mean_distance(0)
+    self.assertAlmostEqual(found.value, 2 * (mean_distance(shift) - within) / within, delta=0.1)
+
+  def test_the_means_of_what_each_adds_are_the_value(self):
+    random = np.random.RandomState(1)
+    x, y = random.standard_normal((30, 6)), random.standard_normal((20, 6))
+    of = scores.features((6,))
+    known = scores.reference(of, y)
+    found = scores.scorer(of, known)(x)
+    # own counts pairs of samples twice, as an influence does; others counts no pairs at all
+    inside = 2 * (found.others.mean() - 1 - found.value)
+    self.assertAlmostEqual(found.own.mean(), found.others.mean() - inside, places=4)
+
+  def test_the_error_of_a_gain_is_that_of_repeated_draws(self):
+    random, gains, errors = np.random.RandomState(2), [], []
+    energy = jax.jit(lambda x, y: scores.energy([x], scores.Reference([y], [jnp.float32(1.0)])))
+    for _ in range(60):
+      x, y = random.standard_normal((80, 2)), random.standard_normal((80, 2))
+      first, second = (scores.Score(*map(np.asarray, energy(z, y))) for z in (x, 1.3 * x))
+      gain, error = scores.gain(first, second)
+      gains.append(gain)
+      errors.append(error)
+    self.assertGreater(np.mean(gains), 0)
+    self.assertBetween(np.mean(errors) / np.std(gains, ddof=1), 0.75, 1.35)
+
+  def test_nothing_gains_on_itself(self):
+    x = np.random.RandomState(3).standard_normal((10, 1))
+    found = scores.scorer(VECTORS, scores.reference(VECTORS, x[::-1] + 1))(x)
+    self.assertEqual(scores.gain(found, found), (0, 0))
+    self.assertFalse(scores.excludes_zero(0.0, 0.0))
+
+  @hypothesis.settings(max_examples=3, deadline=None)
+  @hypothesis.given(strategies.sampled_from([(4, 4, 1), (6, 5, 3), (3, 2, 1)]))
+  def test_images_of_any_size_have_blocks(self, shape):
+    x = np.random.RandomState(0).standard_normal((3, *shape)).astype(np.float32)
+    blocks = scores.features(shape)(x)
+    self.assertEqual(blocks[0].shape, (3, int(np.prod(shape))))
+    self.assertTrue(all(block.ndim == 2 and len(block) == 3 for block in blocks))
+    again = scores.features(shape)(x)
+    np.testing.assert_array_equal(blocks[-1], again[-1])
+
+
+if __name__ == '__main__':
+  absltest.main()

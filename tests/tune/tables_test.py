@@ -1,0 +1,275 @@
+"""Tiers on denoisers with closed forms: race, fits, noise, gradient, and all of them in a row."""
+
+import hypothesis
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from hypothesis import strategies
+
+from gmm_diffusion import samplers
+from gmm_diffusion.errors import UserError
+from gmm_diffusion.maths import bands as bands_lib
+from gmm_diffusion.maths import grids, marginals, schedules
+from gmm_diffusion.samplers import linear
+from gmm_diffusion.tune import calibrate, descend, fit, race, scores, subject, tiers
+
+LINEAR = schedules.linear()
+SHAPE = (4, 4, 1)
+BANDS = bands_lib.make(SHAPE, 4)
+# a Gaussian whose variance falls as 1 / k^2, constant within each band of the transform's corners
+SPECTRUM = 1 / (1 + 40 * bands_lib.frequency(SHAPE[:2]) ** 2)[None, ..., None]
+
+
+def gaussian(weights):
+  """The exact denoiser of N(0, U^T diag S U)."""
+  spectrum = weights
+
+  def denoise(x, time, cond):
+    del cond
+    gain = time.a * spectrum / (time.a**2 * spectrum + time.b**2)
+    return marginals.from_x0(x, BANDS.synthesise(gain * BANDS.analyse(x)), time)
+
+  return denoise
+
+
+def items(n, seed=0):
+  z = np.random.RandomState(seed).standard_normal((n, *SHAPE)).astype(np.float32)
+  root = np.sqrt(SPECTRUM).astype(np.float32)
+  return np.asarray(BANDS.synthesise(root * BANDS.analyse(z)))
+
+
+def image_subject(**more):
+  return subject.Subject(gaussian, SPECTRUM.astype(np.float32), LINEAR, SHAPE, batch=32, **more)
+
+
+def embedded(name='ddim', steps=4, grid='log_snr', **options):
+  times = grids.make(LINEAR, steps, grid).t
+  return race.embedded(name, options, LINEAR, times, grid)
+
+
+class SubjectTest(absltest.TestCase):
+  def test_a_table_draws_what_its_sampler_draws(self):
+    one, it, ids = embedded('unipc', order=3), image_subject(), np.arange(5)
+    grid = grids.from_times(LINEAR, one.table.time.t)
+    start = it.start(grid.b_t[0], 7, ids)
+    wanted = it.path('unipc', {'order': 3}, grid, start, ids, 7)[-1]
+    np.testing.assert_allclose(it.draw(one.table, 7, ids), wanted, atol=2e-5)
+    np.testing.assert_allclose(it.end('unipc', {'order': 3}, grid, 7, ids), wanted, atol=2e-5)
+    self.assertEqual(it.calls, 3 * 4 * 5)
+
+  @hypothesis.settings(max_examples=30, deadline=None)
+  @hypothesis.given(strategies.lists(strategies.floats(-5, 1200), min_size=1, max_size=8))
+  def test_whole_times_are_distinct_and_fall(self, times):
+    found = image_subject(whole_times=True).times(np.sort(times)[::-1])
+    np.testing.assert_array_equal(found, np.round(found))
+    self.assertTrue(np.all(np.diff(found) < 0))
+    self.assertTrue(0 <= found[-1] and found[0] <= 999)
+
+
+class RaceTest(parameterized.TestCase):
+  @parameterized.parameters(4, 5)
+  def test_candidates_make_exactly_so_many_calls_and_are_different(self, calls):
+    found = race.candidates(LINEAR, calls, lambda t: t)
+    keys = {race._key(one.table) for one in found}
+    self.assertLen(keys, len(found))
+    self.assertEqual({len(one.table.keep) for one in found}, {calls})
+    names = {one.name for one in found}
+    self.assertEqual('heun' in names, calls % 2 == 1)
+    self.assertTrue({'ddim', 'unipc', 'deis', 'ipndm', 'dpmpp', 'bdia'} <= names)
+    self.assertTrue(all(race.is_finite(one.table) for one in found))
+
+  @hypothesis.settings(max_examples=50, deadline=None)
+  @hypothesis.given(
+    strategies.integers(1, 500), strategies.integers(1, 64), strategies.integers(1, 5000)
+  )
+  def test_halvings(self, count, least, most):
+    rounds = race.halvings(count, least, most)
+    self.assertEqual(rounds[0][0], count)
+    self.assertEqual(rounds[-1][1], most)
+    for (before, few), (after, many) in zip(rounds, rounds[1:], strict=False):
+      self.assertLess(few, many)
+      self.assertTrue(min(before, 4) <= after <= before)
+
+  def test_the_best_wins_and_time_may_end(self):
+    field = [embedded(steps=n) for n in range(2, 9)]
+    value = {id(one): abs(i - 3) for i, one in enumerate(field)}
+    score = lambda one, samples: scores.Score(value[id(one)] + 1 / samples, None, None)
+    best = race.run(field, race.halvings(7, 4, 64), score)
+    self.assertIs(best[0][0], field[3])
+    asked = []
+
+    def limited(one, samples):
+      asked.append(samples)
+      return score(one, samples) if len(asked) < 9 else None
+
+    self.assertIs(race.run(field, race.halvings(7, 4, 64), limited)[0][0], field[3])
+
+  def test_moved_times_keep_the_start_and_fall(self):
+    random = np.random.Generator(np.random.SFC64(0))
+    source = race.moved([embedded('deis', order=2)], LINEAR, lambda t: t, 0.5, random)
+    for one, _ in zip(source, range(5), strict=False):
+      t = one.table.time.t
+      self.assertEqual(t[0], 999)
+      self.assertTrue(np.all(np.diff(t) < 0))
+      self.assertGreaterEqual(t[-1], LINEAR.first)
+
+
+class FitTest(absltest.TestCase):
+  def test_a_known_row_is_found(self):
+    random = np.random.RandomState(0)
+    parts = [random.standard_normal((50, *SHAPE)) for _ in range(3)]
+    rows = random.standard_normal((3, 4))
+    goal = sum(np.tensordot(row, BANDS.hats, 1)[..., None] * part for row, part in zip(rows, parts))
+    found, left, gain = fit._regression(parts, goal, BANDS, np.zeros((3, 4)), 0.0)
+    np.testing.assert_allclose(found, rows, atol=1e-8)
+    np.testing.assert_allclose(left, 0, atol=1e-8)
+    np.testing.assert_allclose(gain, 1, atol=1e-8)
+
+  def test_one_step_in_bands_is_nearly_exact_and_in_scalars_is_not(self):
+    it, ids = image_subject(), np.arange(200)
+    start = embedded(steps=1, grid='trailing')
+    x = it.start(start.table.b[0], 1, ids)
+    known = fit.targets(it, start.table, x, ids, each=200)
+    away = {}
+    for count in (1, 4):
+      choice = fit.Choice('coupled', count, 1e-9, False)
+      one, end = fit.fit(it, start, choice, ids, 1, known, None)
+      away[count] = np.sqrt(np.mean((end - known[-1]) ** 2) / np.mean(known[-1] ** 2))
+      drawn = it.draw(one.table, 1, ids, bands_lib.make(SHAPE, count))
+      np.testing.assert_allclose(drawn, end, atol=1e-4)
+    self.assertLess(away[4], 0.1)
+    self.assertGreater(away[1], 3 * away[4])
+
+  def test_the_gain_restores_the_variance(self):
+    it, ids = image_subject(), np.arange(300)
+    start = embedded(steps=2, grid='trailing')
+    x = it.start(start.table.b[0], 2, ids)
+    known = fit.targets(it, start.table, x, ids)
+    _, end = fit.fit(it, start, fit.Choice('coupled', 1, 1e-3, True), ids, 2, known, None)
+    self.assertAlmostEqual(np.std(end) / np.std(known[-1]), 1, delta=0.02)
+
+  def test_the_chain_has_the_levels_of_the_table(self):
+    table = embedded('heun', steps=3).table
+    x0 = np.full((4000, 1), 2.0, np.float32)
+    path = fit.chain(table, x0, 0)
+    np.testing.assert_array_equal(path[-1], x0)
+    np.testing.assert_allclose(path.mean((1, 2)), 2 * table.a, atol=0.06)
+    np.testing.assert_allclose(path.std((1, 2))[:-1], table.b[:-1], rtol=0.05)
+
+  def test_the_joint_fit_has_the_variance_of_the_posterior(self):
+    it, x0 = image_subject(), items(600)
+    start = embedded(steps=3)
+    choice = fit.Choice('joint', 4, 1e-6, False)
+    one, _ = fit.fit(it, start, choice, np.arange(600), 3, None, x0)
+    t = one.table
+    a, b, a2, b2 = t.a[1], t.b[1], t.a[2], t.b[2]
+    prior = a2**2 * SPECTRUM + b2**2  # of x_s; x_t = r x_s + noise of variance v
+    r = a / a2
+    v = b**2 - r**2 * b2**2
+    wanted = np.sqrt(prior * v / (r**2 * prior + v))
+    hats = BANDS.hats[..., None]
+    wanted = [float((hat * wanted[0]).sum() / hat.sum()) for hat in hats]
+    np.testing.assert_allclose(t.std[1], wanted, rtol=0.1)
+    np.testing.assert_array_equal(t.std[-1], 0)
+
+
+class CalibrateTest(absltest.TestCase):
+  def test_noise_of_ddim_is_ddim_with_eta(self):
+    grid = grids.make(LINEAR, 5, 'log_snr')
+    std = marginals.posterior_std(grid, 0.7)
+    found = calibrate.stirred(embedded(steps=5).table, np.asarray(std) / grid.b_s.clip(1e-9))
+    wanted = linear.embed(samplers.make('ddim', {'eta': 0.7}, LINEAR), grid, (1,))
+    for name in ('keep', 'weights', 'std'):
+      np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), atol=1e-6)
+
+  @hypothesis.settings(max_examples=20, deadline=None)
+  @hypothesis.given(strategies.lists(strategies.floats(0, 0.95), min_size=4, max_size=4))
+  def test_mean_and_variance_stay(self, shares):
+    found = calibrate.stirred(embedded().table, np.array(shares))
+    for state in linear.consistency(found):
+      np.testing.assert_allclose(state['mean'], 0, atol=1e-9)
+      np.testing.assert_allclose(state['variance'], 0, atol=1e-9)
+
+  def test_steps_of_a_broad_gaussian_want_noise(self):
+    it = image_subject()
+    shares = calibrate.local(it, embedded(steps=3).table, items(300), 0)
+    self.assertTrue(np.all(shares[:-1] > 0.2))
+    self.assertEqual(shares[-1], 0)
+
+
+class DescendTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.it = image_subject()
+    self.table = embedded('ddim', steps=3, grid='trailing').table
+    self.of = scores.features(SHAPE)
+
+  def steps(self, count, state=None, **settings):
+    made = descend.Settings(steps=40, batch=32, rate=2e-2, **settings)
+    source = descend.descend(self.it, self.table, None, self.of, items(200), made, 5, state=state)
+    return [next(source) for _ in range(count)]
+
+  def test_moves_that_change_nothing(self):
+    still = descend.table_of(self.table, descend.still(self.table), LINEAR, False)
+    for old, new in zip(self.table[1:], still[1:], strict=True):
+      np.testing.assert_allclose(new, old, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(still.time.t, self.table.time.t, atol=0.2)
+
+  def test_the_clock_is_the_schedule(self):
+    for schedule in (LINEAR, schedules.rectified_flow(), schedules.edm()):
+      t = schedule.training_times[[30, 200, 700]]
+      found, wanted = descend.clock(schedule)(jnp.asarray(schedule.log_snr(t))), schedule.at(t)
+      np.testing.assert_allclose(found.t, wanted.t, rtol=2e-3)
+      np.testing.assert_allclose(found.a, wanted.a, rtol=1e-3)
+      np.testing.assert_allclose(found.b, wanted.b, rtol=1e-3)
+
+  def test_it_gets_better_and_goes_on_where_it_stopped(self):
+    walked = self.steps(40)
+    score = scores.scorer(self.of, scores.reference(self.of, items(500, 1)))
+    made = descend.table_of(self.table, walked[-1][1][2], LINEAR, False)
+    ids = np.arange(500)
+    old, new = (score(self.it.draw(table, 9, ids)) for table in (self.table, made))
+    gain = scores.gain(new, old)
+    self.assertTrue(scores.excludes_zero(*gain), gain)
+    after = self.steps(2, state=self.steps(2)[-1][1])
+    np.testing.assert_allclose(after[-1][1][1].alpha, walked[3][1][1].alpha, atol=1e-6)
+
+
+class TiersTest(absltest.TestCase):
+  def run_all(self, kept, **more):
+    settings = tiers.Settings(3, tier=3, bands=2, samples=64, steps=12, batch=32, **more)
+    it = image_subject()
+
+    def keep(name, mark, make):
+      if (name, mark) not in kept:
+        kept[name, mark] = {key: np.asarray(part) for key, part in make().items()}
+      return kept[name, mark]
+
+    return tiers.Tuner(it, items(256), settings, keep).run(), it
+
+  def test_all_tiers_and_a_second_run_asks_nothing(self):
+    kept = {}
+    found, it = self.run_all(kept)
+    self.assertGreater(it.calls, 0)
+    lines = found.evidence
+    self.assertEqual(lines[0]['tier'], 'race')
+    self.assertIn('gradient, 2 bands', [line['tier'] for line in lines])
+    last = next(line for line in reversed(lines) if line['kept'])
+    self.assertEqual(last['what'], str(found.best))
+    for line in lines[1:]:
+      self.assertEqual(line['kept'], line['gain'] > 1.96 * line['error'])
+    again, other = self.run_all(kept)
+    self.assertEqual(again.evidence, lines)
+    self.assertEqual(other.calls, 0)
+
+  def test_time_that_is_up(self):
+    with self.assertRaisesRegex(UserError, 'tune.minutes .* was over before one of'):
+      self.run_all({}, minutes=1e-9)
+
+  def test_few_items(self):
+    with self.assertRaisesRegex(UserError, 'at least 4 reference items, got 3'):
+      tiers.split(items(3))
+
+
+if __name__ == '__main__':
+  absltest.main()
