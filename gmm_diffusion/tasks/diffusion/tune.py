@@ -129,7 +129,7 @@ def _parts(spec, data):
   return base.to_model(data.train[~third]), data.train[third]
 
 
-def _own(subject, spec, workdir, weights):
+def _own(subject: Subject, spec: specs.Spec, workdir: str, weights: str) -> np.ndarray:
   """Samples of the model itself in many steps."""
 
   def make():
@@ -148,7 +148,7 @@ def _own(subject, spec, workdir, weights):
   )['x']
 
 
-def _judge(spec, data, held, workdir):
+def _judge(spec: specs.Spec, data: base.Data, held: np.ndarray, workdir: str) -> Judge:
   """The judge; raises UserError where no metric can be computed."""
   e, cache = spec.evaluate, spec.evaluate.cache or workdir
   features = features_lib.load(e.features, data, cache, e.inception)
@@ -168,7 +168,15 @@ def _judge(spec, data, held, workdir):
   return Judge(features, reference, names[0], spec.tune.seeds, e.count)
 
 
-def _one(one, subject, items, judge, mark, calls, model):
+def _one(
+  one: Run,
+  subject: Subject,
+  items: np.ndarray,
+  judge: Judge,
+  mark: str,
+  calls: int,
+  model: drawing.Model,
+) -> None:
   """Tunes for one number of calls and judges what was found."""
   spec, begin, folder = one.spec, time.perf_counter(), os.path.join(one.workdir, FOLDER)
   t, before = spec.tune, subject.calls
