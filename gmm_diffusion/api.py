@@ -21,6 +21,7 @@ from gmm_diffusion.metrics import features as features_lib
 from gmm_diffusion.metrics import frechet, references
 from gmm_diffusion.metrics.estimates import Estimate
 from gmm_diffusion.reports import records
+from gmm_diffusion.tasks.diffusion import tune
 
 CACHE = '~/.cache/gmm_diffusion'  # statistics of references, and where Inception weights are sought
 
@@ -33,8 +34,8 @@ class Model:
     data: the data that it was made for; their shape is that of a sample.
   """
 
-  def __init__(self, spec: specs.Spec, data: base.Data, weights: Any):
-    self.spec, self.data = spec, data
+  def __init__(self, spec: specs.Spec, data: base.Data, weights: Any, workdir: str = ''):
+    self.spec, self.data, self._workdir = spec, data, workdir
     self._model = drawing.Model(spec, data, weights)
 
   def sample(
@@ -51,7 +52,8 @@ class Model:
 
     Args:
       count: how many, at least 1.
-      sampler: a name in samplers.NAMES, such as 'ddim' or 'unipc'; '' is that of the config.
+      sampler: a name in samplers.NAMES, such as 'ddim' or 'unipc'; '' is that of the config, and
+        'tuned' what --mode=tune found for so many steps.
       labels: classes by number or name, taken in turn; '' is that of the config.
       seed: of the noise; None is that of the config.
       **options: settings of the sampler and its grid, such as steps=10, eta=0.5 or order=3; those
@@ -69,9 +71,10 @@ class Model:
     if text:
       changes['sample']['label'] = text
     spec = _changed(self.spec, changes)
+    spec = tune.located(spec, self._workdir)
     taken = drawing.settings(spec.sampler)
     for name in options:
-      if name not in taken:
+      if name not in taken and (name, spec.sampler.name) != ('path', 'tuned'):
         raise UserError(
           f'sampler {spec.sampler.name!r} takes no {name!r}; valid: '
           f'{", ".join(sorted(set(taken) - {"name"}))}'
@@ -124,7 +127,7 @@ def load(source: Any, workdir: str = '') -> Model:
   data = sources.load(spec.data)
   if needs:
     released.ensure(spec, data, workdir)
-  return Model(spec, data, build.weights(spec, data, workdir))
+  return Model(spec, data, build.weights(spec, data, workdir), workdir)
 
 
 def _config(source: str) -> Any:

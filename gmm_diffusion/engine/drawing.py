@@ -157,7 +157,8 @@ def settings(sampler: specs.Sampler) -> dict[str, Any]:
   options = sampler.options()
   name, taken = samplers.resolve(sampler.name, options)
   if name == 'tuned':  # its file has the grid, and may change
-    return {'name': name, 'file': samplers.tuned.read(taken['path']).mark}
+    found = samplers.tuned.read(taken['path'])
+    return {'name': name, 'steps': len(found.table.keep), 'file': found.mark}
   grid = {
     key: value for key, value in vars(sampler).items() if value is not None and key not in options
   }
@@ -217,6 +218,7 @@ class Model:
   def drawer(self, made: Prepared, count: int, seed: int | None = None) -> Drawer:
     """What draws up to `count` samples at a time; seed None is that of the spec."""
     seed = self.spec.seed if seed is None else seed
+    _say_transferred(made.sampler, self.hash)
     steps = functools.cache(lambda: self._steps(made, seed))
 
     def draw(ids, advance):
@@ -324,6 +326,12 @@ class Model:
   def _fitting(self, batch, count):
     """A batch no larger than the work of one device."""
     return min(batch, -(-min(count, self.spec.sample.shard) // jax.local_device_count()))
+
+
+def _say_transferred(sampler, weights):
+  """Says so where a sampler was tuned on other weights."""
+  if sampler.name == 'tuned' and samplers.tuned.read(sampler.path or '').weights != weights:
+    print(f'sampler tuned: transferred, {sampler.path} was tuned on other weights', flush=True)
 
 
 def _finish(data):

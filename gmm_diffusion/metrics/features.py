@@ -84,7 +84,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def _train(net: Classifier, data: base.Data, params: Any, turn: bool) -> Any:
+def _train(net: Classifier, data: base.Data, params: Any, turn: bool, seed: int) -> Any:
   steps = SETTINGS['steps']
   optimiser = optax.adamw(
     optax.cosine_decay_schedule(SETTINGS['learning_rate'], steps),
@@ -101,10 +101,10 @@ def _train(net: Classifier, data: base.Data, params: Any, turn: bool) -> Any:
 
   state = optimiser.init(params)
   for step in tqdm(range(int(steps)), desc='feature network', unit='step', dynamic_ncols=True):
-    index = base.batch_indices(0, step, len(data.train), int(SETTINGS['batch']))
+    index = base.batch_indices(seed, step, len(data.train), int(SETTINGS['batch']))
     images, labels = base.to_model(data.train[index]), data.train_labels[index]
     if turn:
-      labels = np.random.RandomState([0, step]).randint(4, size=len(index)).astype(np.int32)
+      labels = np.random.RandomState([seed, step]).randint(4, size=len(index)).astype(np.int32)
       images = np.stack([np.rot90(image, n) for image, n in zip(images, labels)])
     params, state = update(params, state, images, labels)
   return params
@@ -131,8 +131,24 @@ def rotation(data: base.Data, cache: str, weights: str) -> Features:
   return _trained('rotation', data, cache)
 
 
-def _trained(kind: str, data: base.Data, cache: str) -> Features:
-  """Features of a network that is trained on the data; logits only where they are of classes."""
+class Learned(NamedTuple):
+  """A network that was trained on a data set: net, its parameters, what it belongs to, and the root
+  mean square of its features on the training set."""
+
+  net: Classifier
+  params: Any
+  key: str
+  size: float
+
+  def features(self, x: Any) -> Any:
+    """Features of data in [-1, 1], [B, ...] -> [B, 64], of mean square one on the training set; a
+    pure function."""
+    return self.net.apply(self.params, x)[0] / self.size
+
+
+def learned(kind: str, data: base.Data, cache: str, seed: int = 0) -> Learned:
+  """The network of the features 'classifier' or 'rotation', trained or read from the folder
+  `cache`. Those of other seeds than 0 see the data as it does, and are not it."""
   if not len(data.train):
     raise UserError(
       f"features {kind!r} are trained on the config's data, which has no images; use "
@@ -142,34 +158,40 @@ def _trained(kind: str, data: base.Data, cache: str) -> Features:
     raise UserError(f'features {kind!r} needs images; valid here: identity')
   turn = kind == 'rotation'
   net = Classifier(4 if turn else data.classes)
-  params = net.init(jax.random.key(0), jnp.zeros((1,) + data.shape))
-  key = hashlib.sha256(
-    f'{files.fingerprint(data.train, data.train_labels)}{sorted(SETTINGS.items())}'.encode()
-  ).hexdigest()[:12]
+  params = net.init(jax.random.key(seed), jnp.zeros((1,) + data.shape))
+  about = f'{files.fingerprint(data.train, data.train_labels)}{sorted(SETTINGS.items())}'
+  key = hashlib.sha256((about + f' seed {seed}' * bool(seed)).encode()).hexdigest()[:12]
   shapes = {name: leaf.shape for name, leaf in traverse_util.flatten_dict(params, sep='/').items()}
+  make = lambda: jax.device_get(_train(net, data, params, turn, seed))
   found = files.kept(
     os.path.join(cache, f'{kind}-{key}.npz'),
     key,
-    lambda: traverse_util.flatten_dict(jax.device_get(_train(net, data, params, turn)), sep='/'),
+    lambda: traverse_util.flatten_dict(make(), sep='/'),
     lambda found: {name: leaf.shape for name, leaf in found.items()} == shapes,
   )
   params = traverse_util.unflatten_dict(found, sep='/')
+  call = parallel.map_batches(lambda p, x: net.apply(p, x)[0], 256)
+  shared, known = parallel.replicate(params, local=True), ArraySet(data.train, 'training items')
+  parts = [call(shared, base.to_model(block)) for block in known.batches(_batch(data.shape))]
+  size = np.sqrt(np.mean(np.square(np.concatenate(parts), dtype=np.float64)))
+  return Learned(net, params, key, float(size))
+
+
+def _trained(kind: str, data: base.Data, cache: str) -> Features:
+  """Features of a network that is trained on the data; logits only where they are of classes."""
+  net, params, key, size = learned(kind, data, cache)
   call, shared = (
     parallel.map_batches(lambda p, x: net.apply(p, x), 256),
     parallel.replicate(params, local=True),
   )
-  # features of mean square one on the training set, so that distances have a readable size
-  known = ArraySet(data.train, 'training items')
-  parts = [call(shared, base.to_model(block))[0] for block in known.batches(_batch(data.shape))]
-  size = np.sqrt(np.mean(np.square(np.concatenate(parts), dtype=np.float64)))
 
   def extract(x):
     features, logits = call(shared, base.to_model(x))
-    return Extracted(features / size, None if turn else logits)
+    return Extracted(features / np.float64(size), None if kind == 'rotation' else logits)
 
   weights = files.fingerprint(*jax.tree.leaves(jax.tree.map(np.asarray, params)))
   name = f'{kind}-{key}-{weights}-float32'
-  widths = {'features': 64} | ({} if turn else {'logits': data.classes})
+  widths = {'features': 64} | ({} if kind == 'rotation' else {'logits': data.classes})
   return Features(extract, name, widths, data.shape)
 
 

@@ -4,6 +4,6 @@ subject.py   the denoiser: draws samples by any table, and asks it about any sta
 scores.py    how far samples are from a reference: energy distances in features
 race.py      tier 0: all samplers on all grids, and a search of the times
 fit.py       tier 1: tables in closed form, from forward calls alone
-calibrate.py tier 2: how much noise, by the energy score of single steps
+calibrate.py tier 2: how much noise
 descend.py   tier 3: the gradient of the energy distance through the sampling loop
 """

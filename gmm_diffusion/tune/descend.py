@@ -152,7 +152,7 @@ def descend(
   table: Table,
   bands: Bands,
   features: scores.Features,
-  reference: np.ndarray,
+  reference: scores.Reference,
   settings: Settings,
   seed: int,
   ends: np.ndarray | None = None,
@@ -165,7 +165,7 @@ def descend(
     table: where the moves start.
     bands: of the table.
     features: of scores.features.
-    reference: of the data [M, *shape].
+    reference: of scores.reference.
     settings: see Settings.
     seed: of the noise; sample ids are fresh in every step, or those of `ends` in turn.
     ends: of a fine sampler with the noise of (seed, 0..len - 1), where settings.trajectory is set.
@@ -177,7 +177,7 @@ def descend(
   known, at = theory(table, subject.schedule, subject.whole_times), clock(subject.schedule)
   grid, steps = linear.grid_of(table), len(table.keep)
   kernel = linear.form(steps, bool(np.any(table.std)), bands)
-  shape, there = subject.shape, scores.reference(features, reference)
+  shape = subject.shape
   optimiser = _optimiser(settings)
 
   def loss(moves, weights, ids, cond, ends):
@@ -188,7 +188,7 @@ def descend(
     row = moved(moves, known, at)
     x = run(kernel, denoiser, grid, Plan(row), x, noise, cond).x
     away = jnp.mean((x - ends) ** 2) if settings.trajectory else 0.0
-    value = scores.energy(features(subject.clipped(x)), there)[0] if settings.energy else 0.0
+    value = scores.energy(features(subject.clipped(x)), reference)[0] if settings.energy else 0.0
     size = sum(jnp.mean(leaf**2) for leaf in jax.tree.leaves(moves))
     return settings.energy * value + settings.trajectory * away + settings.decay * size
 

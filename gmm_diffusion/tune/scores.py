@@ -2,10 +2,11 @@
 
   (1) ED(P, Q) = 2 E|X - Y| - E|X - X'| - E|Y - Y'|     X, X' ~ P,  Y, Y' ~ Q   [Szekely & Rizzo]
 
-is zero only where P = Q, and needs no network that was trained on anything. A score is the mean of
-(1) over blocks of features, each divided by its E|Y - Y'|: pixels, images at half and a quarter
-of the resolution, and the answers of a random convolutional network. What samples are judged with
-in the end (metrics/) is none of these.
+is zero only where P = Q. A score is the mean of (1) over blocks of features, each divided by its
+E|Y - Y'|: pixels, images at half and a quarter of the resolution, and the answers of a random
+convolutional network. Where a network was trained on the data, its features are one more block,
+which counts as much as all others. What samples are judged with in the end (metrics/) is none of
+these.
 """
 
 from collections.abc import Callable
@@ -23,9 +24,11 @@ _PLACES = 4  # side of the grid on which its answers are kept
 
 
 class Reference(NamedTuple):
-  """Blocks of features of the reference, [M, D] each; E|Y - Y'| of each block."""
+  """Blocks of features of the reference, [M, D] each; the factor of each block: its weight, their
+  sum is 1, over E|Y - Y'|; E|Y - Y'|."""
 
   blocks: Any
+  factors: Any
   within: Any
 
 
@@ -43,8 +46,16 @@ class Score(NamedTuple):
   others: np.ndarray
 
 
-def features(shape: tuple[int, ...], seed: int = 0) -> Features:
-  """x [B, *shape] -> blocks of features, [B, D] each; vectors are their own and only block."""
+def features(
+  shape: tuple[int, ...], learned: Callable[[Array], Array] | None = None, seed: int = 0
+) -> Features:
+  """x [B, *shape] -> blocks of features, [B, D] each; vectors are their own and only block.
+
+  Args:
+    shape: of a sample.
+    learned: x -> features [B, D] of a trained network, the last block; None is none.
+    seed: of the random network.
+  """
   if len(shape) != 3:
     return lambda x: [x.reshape(len(x), -1)]
   kernels = _random_network(shape[-1], seed)
@@ -64,7 +75,8 @@ def features(shape: tuple[int, ...], seed: int = 0) -> Features:
       h = jax.nn.leaky_relu(h, 0.2)
       answers.append(_mean_of(h, min(_PLACES, h.shape[1]), min(_PLACES, h.shape[2])))
     flat = lambda block: block.reshape(len(x), -1)
-    return [*map(flat, blocks), jnp.concatenate([flat(answer) for answer in answers], 1)]
+    blocks = [*map(flat, blocks), jnp.concatenate([flat(answer) for answer in answers], 1)]
+    return [*blocks, learned(x)] if learned else blocks
 
   return apply
 
@@ -96,11 +108,15 @@ def distances(x: Array, y: Array) -> Array:
   return jnp.sqrt(jnp.maximum(square, 1e-6))
 
 
-def reference(features_: Features, y: Array) -> Reference:
-  """What samples are compared with: y [M, *shape], M at least 2."""
+def reference(features_: Features, y: Array, learned: bool = False) -> Reference:
+  """What samples are compared with: y [M, *shape], M at least 2; `learned`: whether the last block
+  is that of a trained network."""
   blocks = jax.jit(features_)(jnp.asarray(y, jnp.float32))
   within = [jnp.sum(_off_diagonal(block)) / (len(y) * (len(y) - 1)) for block in blocks]
-  return Reference(blocks, within)
+  rest = len(blocks) - learned
+  weights = [0.5 / rest] * rest + [0.5] if learned else [1 / rest] * rest
+  factors = [weight / scale for weight, scale in zip(weights, within, strict=True)]
+  return Reference(blocks, factors, within)
 
 
 def _off_diagonal(block):
@@ -112,10 +128,9 @@ def energy(blocks: list[Array], known: Reference) -> tuple[Array, Array, Array]:
   value: Any = 0.0
   own: Any = 0.0
   others: Any = 0.0
-  for block, theirs, within in zip(blocks, known.blocks, known.within, strict=True):
+  for block, theirs, scale, within in zip(blocks, *known, strict=True):
     n, across = len(block), distances(block, theirs)
     inside = jnp.sum(_off_diagonal(block), 1) / (n - 1)
-    scale = 1 / (len(blocks) * within)
     value += scale * (2 * jnp.mean(across) - jnp.mean(inside) - within)
     own += scale * 2 * (jnp.mean(across, 1) - inside)
     others += scale * 2 * jnp.mean(across, 0)

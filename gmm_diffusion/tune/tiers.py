@@ -101,6 +101,7 @@ class Tuner:
     keep: Keep = lambda name, mark, make: make(),
     report: Callable[[Found], None] = lambda found: None,
     mark: str = '',
+    learned: Callable[[Any], Any] | None = None,
   ):
     """Args:
 
@@ -109,17 +110,21 @@ class Tuner:
     settings: see Settings.
     keep: for what takes long.
     report: called with what is found whenever that changes.
-    mark: what the subject and the items depend on, such as a hash.
+    mark: what the subject, the items and `learned` depend on, such as a hash.
+    learned: features of a trained network, as in scores.features.
     """
     if settings.calls < 2:
       raise UserError(f'tune.calls must be at least 2, got {settings.calls}')
     self.subject, self.settings, self.keep, self.report = subject, settings, keep, report
     self.mark = f'{mark} {settings.seed}'
     self.items, chosen = split(items)
-    self.features = scores.features(subject.shape)
-    most = 4 * settings.samples
-    self._tuning = scores.scorer(self.features, scores.reference(self.features, self.items[:most]))
-    self._selection = scores.scorer(self.features, scores.reference(self.features, chosen[:most]))
+    self.features = scores.features(subject.shape, learned)
+    self.reference, selecting = (
+      scores.reference(self.features, part[: SURE * settings.samples], learned is not None)
+      for part in (self.items, chosen)
+    )
+    self._tuning = scores.scorer(self.features, self.reference)
+    self._selection = scores.scorer(self.features, selecting)
     self._bands: dict[int, Any] = {1: None}
     self._end = time.monotonic() + 60 * settings.minutes if settings.minutes else np.inf
 
@@ -283,20 +288,9 @@ class Tuner:
     return Candidate('', (), f'{choice} from {start}', table, choice.bands), score
 
   def _calibrate(self, found):
-    subject, samples = self.subject, self.settings.samples
+    samples = self.settings.samples
     start = found.best
     random = np.random.Generator(np.random.SFC64(self._seed(TUNE) + 1))
-    ordered: list[tuple[Candidate, Score]] = []
-    if start.bands == 1:
-      make = lambda: {
-        'shares': calibrate.local(subject, start.table, self.items[:samples], self._seed(TUNE))
-      }
-      name = f'{hash_of(start.table)}-shares-{samples}.npz'
-      shares = self.keep(name, self.mark, make)['shares']
-      one = calibrate.candidate(start, shares, 'noise of least energy score of steps')
-      ordered = self._scored('calibration', [one], samples)
-      for one, tuned in ordered:
-        self._propose(found, 'noise, step by step', one, tuned)
     parents = [(np.zeros(self.settings.calls), start)]
     for width in (0.3, 0.15, 0.08):
       new = [
@@ -332,7 +326,12 @@ class Tuner:
     structure, every = jax.tree.structure(state), max(1, settings.steps // PARTS)
     name = f'gradient-{hash_of(table)}-{settings.steps}-{settings.batch}'
 
-    def walk(bar, source):
+    def walk(bar):
+      nonlocal source
+      source = source or descend.descend(
+        self.subject, table, self.bands(count), self.features, self.reference, settings,
+        self._seed(DESCEND), state=state,
+      )  # fmt: skip
       for loss, reached in source:
         bar.update()
         bar.set_postfix_str(f'loss {loss:.4f}')
@@ -343,16 +342,13 @@ class Tuner:
       for part in range(PARTS):
         if self._late():
           break
-        source = source or descend.descend(
-          self.subject, table, self.bands(count), self.features,
-          self.items[: 4 * self.settings.samples], settings, self._seed(DESCEND), state=state,
-        )  # fmt: skip
-        arrays = self.keep(f'{name}-{part}.npz', self.mark, functools.partial(walk, bar, source))
-        bar.n = (part + 1) * every
+        before = bar.n
+        arrays = self.keep(f'{name}-{part}.npz', self.mark, functools.partial(walk, bar))
+        if bar.n == before:  # an earlier run made it; what follows starts from there
+          source = None
+          bar.update(every)
         leaves = [arrays[key] for key in sorted(arrays) if key.isdigit()]
         after = jax.tree.unflatten(structure, leaves)
-        if int(after[0]) != int(state[0]) + every or bar.format_dict['n'] < bar.n:
-          source = None
         state = (int(after[0]), *after[1:])
         made = descend.table_of(table, state[2], self.subject.schedule, self.subject.whole_times)
         words = f'{state[0]} steps of the gradient from {start}'

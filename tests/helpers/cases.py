@@ -1,10 +1,12 @@
 """What several tests share."""
 
+import contextlib
 import functools
 import glob
 import os
 import subprocess
 import sys
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -82,3 +84,10 @@ def python(*arguments, timeout=500, devices=1, flags=''):
     timeout=timeout,
   )
   return done.returncode, done.stdout, done.stderr
+
+
+@contextlib.contextmanager
+def folder():
+  """A new folder for the tests of a class."""
+  with tempfile.TemporaryDirectory() as path:
+    yield path

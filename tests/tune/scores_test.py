@@ -4,7 +4,6 @@ import math
 
 import hypothesis
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 from hypothesis import strategies
@@ -40,7 +39,7 @@ class EnergyTest(parameterized.TestCase):
 
   def test_the_error_of_a_gain_is_that_of_repeated_draws(self):
     random, gains, errors = np.random.RandomState(2), [], []
-    energy = jax.jit(lambda x, y: scores.energy([x], scores.Reference([y], [jnp.float32(1.0)])))
+    energy = jax.jit(lambda x, y: scores.energy([x], scores.Reference([y], [1.0], [1.0])))
     for _ in range(60):
       x, y = random.standard_normal((80, 2)), random.standard_normal((80, 2))
       first, second = (scores.Score(*map(np.asarray, energy(z, y))) for z in (x, 1.3 * x))

@@ -30,6 +30,7 @@ from gmm_diffusion.tune.subject import Subject
 
 FOLDER = 'tuned'
 LONG = 250  # steps of the model's own samples where they are the reference
+TUNING = 1  # seed of the feature network of tuning; the judge's is 0
 LEAST = 64  # items of a part of the data that is compared with
 _AT_ONCE = 512  # images whose features are extracted in one call
 
@@ -91,9 +92,10 @@ def tune(one: Run) -> None:
   kept, held = _parts(spec, data)
   judge = _judge(spec, data, held, one.workdir)
   items = kept if spec.tune.reference == 'data' else _own(subject, spec, one.workdir, model.hash)
-  mark = files.fingerprint(model.hash, repr(drawing.facts(spec, model.hash)), items)
+  learned, key = _learned(spec, data, one.workdir)
+  mark = files.fingerprint(model.hash, repr(drawing.facts(spec, model.hash)), items, key)
   for calls in spec.tune.calls:
-    _one(one, subject, items, judge, mark, calls, model)
+    _one(one, subject, items, judge, mark, calls, model, learned)
   if parallel.is_main():
     path = os.path.join(one.workdir, 'tuned.html')
     found = [files.read_json(path_of(one.workdir, n), {}) for n in spec.tune.calls]
@@ -121,12 +123,13 @@ def _check_reference(spec, data):
     )
 
 
-def _parts(spec, data):
-  """(items for tuning and selection, uint8 or float items for the report alone)."""
-  if len(data.test) >= LEAST:
-    return base.to_model(data.train), data.test
-  third = np.arange(len(data.train)) % 3 == 2
-  return base.to_model(data.train[~third]), data.train[third]
+def _parts(spec: specs.Spec, data: base.Data) -> tuple[np.ndarray, Any]:
+  """(items for tuning and selection [M, ...] in the range of the model, as many as are compared
+  with; items for the report alone)."""
+  index, held = np.arange(len(data.train)), data.test
+  if len(held) < LEAST:
+    held, index = data.train[index[2::3]], index[index % 3 != 2]
+  return base.to_model(data.train[index[: 2 * tiers.SURE * spec.tune.samples]]), held
 
 
 def _own(subject: Subject, spec: specs.Spec, workdir: str, weights: str) -> np.ndarray:
@@ -146,6 +149,18 @@ def _own(subject: Subject, spec: specs.Spec, workdir: str, weights: str) -> np.n
     f'{weights} {spec.seed} {spec.tune.samples} {drawing.facts(spec, weights)}',
     make,
   )['x']
+
+
+def _learned(spec, data, workdir):
+  """(features of a network of another seed than the judge's, what they depend on), where the data
+  can train one and samples are images."""
+  if spec.autoencoder.name or not data.is_image or not len(data.train):
+    return None, ''
+  if data.classes < 2 and data.shape[0] != data.shape[1]:
+    return None, ''
+  kind = 'classifier' if data.classes > 1 else 'rotation'
+  found = features_lib.learned(kind, data, spec.evaluate.cache or workdir, TUNING)
+  return found.features, f'{kind} {found.key}'
 
 
 def _judge(spec: specs.Spec, data: base.Data, held: np.ndarray, workdir: str) -> Judge:
@@ -176,6 +191,7 @@ def _one(
   mark: str,
   calls: int,
   model: drawing.Model,
+  learned: Callable[[Any], Any] | None,
 ) -> None:
   """Tunes for one number of calls and judges what was found."""
   spec, begin, folder = one.spec, time.perf_counter(), os.path.join(one.workdir, FOLDER)
@@ -218,7 +234,7 @@ def _one(
     )
 
   print(f'{calls} calls: looking for the best sampler', flush=True)
-  tuner = tiers.Tuner(subject, items, settings, keep, write, mark)
+  tuner = tiers.Tuner(subject, items, settings, keep, write, mark, learned)
   found = tuner.run()
   if not found.finished:
     print(

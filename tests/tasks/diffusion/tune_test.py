@@ -1,0 +1,159 @@
+"""--mode=tune and the sampler that it leaves, on points with their exact denoiser."""
+
+import contextlib
+import io
+import json
+import os
+from unittest import mock
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import gmm_diffusion
+from configs import toy
+from gmm_diffusion import files, tasks
+from gmm_diffusion.errors import UserError
+from gmm_diffusion.maths import grids, schedules
+from gmm_diffusion.samplers import tuned
+from gmm_diffusion.tasks.diffusion import tune_page
+from gmm_diffusion.tune import race
+from helpers import cases
+
+FEW_GRIDS = {name: grids.GRIDS[name] for name in ('uniform', 'log_snr')}
+
+
+def run(mode, workdir, *given, **changes):
+  """Runs a mode with settings 'section.key': what it printed."""
+  config, out = toy.get_config('runlocal'), io.StringIO()
+  for key, value in changes.items():
+    section, _, name = key.partition('__')
+    config[section][name] = value
+  keys = tuple(key.replace('__', '.') for key in changes)
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+    tasks.run(mode, workdir, config, 'the command', keys)
+  return out.getvalue()
+
+
+@contextlib.contextmanager
+def few():
+  """A race of few samplers on few grids."""
+  with (
+    mock.patch.object(race, 'RUNNERS', {'ddim': {'eta': (0.0, 1.0)}, 'unipc': {}}),
+    mock.patch.dict(grids.GRIDS, FEW_GRIDS, clear=True),
+  ):
+    yield
+
+
+class TuneTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.workdir = cls.enterClassContext(cases.folder())
+    with few():
+      cls.said = run(
+        'tune', cls.workdir, tune__calls=(3, 2), tune__tier=1, tune__bands=1, tune__samples=32,
+        tune__seeds=2, evaluate__count=50,
+      )  # fmt: skip
+
+  def read(self, calls=3):
+    return files.read_json(os.path.join(self.workdir, 'tuned', f'{calls}.json'), {})
+
+  def test_the_file_holds_the_evidence(self):
+    found = self.read()
+    self.assertEqual(found['evidence'][0]['tier'], 'race')
+    self.assertLen(found['table']['t'], 3)
+    self.assertTrue(found['finished'])
+    rows = found['report']['rows']
+    self.assertLen([row for row in rows if row['fixed']], 1)
+    self.assertLen([row for row in rows if row['best']], 1)
+    self.assertTrue(all(len(row['values']) == 2 for row in rows))
+    self.assertGreater(found['network_calls'], 0)
+    self.assertEqual(found['command'], 'the command')
+
+  def test_words_and_page(self):
+    self.assertIn('3 calls: ', self.said)
+    with open(os.path.join(self.workdir, 'tuned.html'), encoding='utf-8') as file:
+      page = file.read()
+    for text in ('Quality against calls', '2 calls', 'closed form', 'How to read this'):
+      self.assertIn(text, page)
+
+  def test_it_samples_and_compares_by_name(self):
+    said = run('sample', self.workdir, sampler__name='tuned', sampler__steps=3, sample__count=40)
+    self.assertIn('40 samples, 3 network evaluations each', said)
+    path = cases.sample_set(self.workdir, 'tuned')
+    with np.load(path) as stored:
+      x = stored['arr_0']
+    self.assertEqual(x.shape, (40, 2))
+    said = run(
+      'evaluate', self.workdir, sampler__steps=2, evaluate__samplers=('ddim', 'tuned'),
+      evaluate__count=30,
+    )  # fmt: skip
+    self.assertIn('tuned', said)
+    model = gmm_diffusion.load(toy.get_config('runlocal'), self.workdir)
+    np.testing.assert_array_equal(model.sample(40, sampler='tuned', steps=3), x)
+
+  def test_other_weights_are_said(self):
+    other = self.create_tempdir().full_path
+    content = {**self.read(), 'weights': 'others'}
+    path = os.path.join(other, 'x.json')
+    files.write_json(path, content)
+    said = run('sample', other, sampler__name='tuned', sampler__path=path, sample__count=5)
+    self.assertIn('transferred', said)
+
+  @parameterized.parameters(
+    ({'weights': [[1]]}, 'no table of finite numbers'),
+    ({'std': None}, 'no table of finite numbers'),
+    ({'t': [900.0, 400.0, 50.0]}, 'another noise schedule'),
+  )
+  def test_bad_files(self, change, message):
+    path = os.path.join(self.create_tempdir().full_path, 'x.json')
+    content = self.read()
+    content['table'].update(change)
+    files.write_json(path, content)
+    with self.assertRaisesRegex(UserError, message):
+      run('sample', self.workdir, sampler__name='tuned', sampler__path=path)
+
+  def test_a_file_of_another_shape(self):
+    path = os.path.join(self.create_tempdir().full_path, 'x.json')
+    files.write_json(path, {**self.read(), 'shape': [3]})
+    with self.assertRaisesRegex(UserError, r'samples of shape \[3\], these are \[2\]'):
+      run('sample', self.workdir, sampler__name='tuned', sampler__path=path)
+
+  @parameterized.parameters(
+    (dict(tune__calls=(1,)), r'tune.calls must be in \[2, 1000\], got 1'),
+    (dict(tune__minutes=1e-7), 'was over before one of'),
+    (dict(tune__tier=0, tune__steps=7), 'belongs to tier 3, and tune.tier is 0'),
+    (dict(sampler__eta=0.5), 'tuning tries all samplers'),
+    (dict(data__limit=100), 'needs at least 256 training items'),
+  )
+  def test_bad_settings(self, changes, message):
+    with few(), self.assertRaisesRegex(UserError, message):
+      run('tune', self.create_tempdir().full_path, **changes)
+
+  def test_no_file(self):
+    with self.assertRaisesRegex(UserError, 'there is no tuned sampler .*tuned/7.json'):
+      run('sample', self.workdir, sampler__name='tuned', sampler__steps=7)
+
+
+class PageTest(absltest.TestCase):
+  def test_holm(self):
+    found = tune_page.holm([0.01, 0.04, 0.03])
+    np.testing.assert_allclose(found, [0.03, 0.06, 0.06])
+
+  def test_mean_has_the_interval_of_student(self):
+    found = tune_page.mean_of([1.0, 2.0, 3.0, 4.0])
+    self.assertAlmostEqual(found.half, 3.182446 * np.std([1, 2, 3, 4], ddof=1) / 2, places=5)
+
+  def test_numbers_survive_the_file(self):
+    table = race.embedded(
+      'unipc', {}, schedules.linear(), np.array([999.0, 500.0, 20.0]), 'times'
+    ).table
+    path = os.path.join(self.create_tempdir().full_path, 'x.json')
+    files.write_json(path, json.loads(json.dumps(tuned.content(table, (4,), 'w'))))
+    found = tuned.read(path).table
+    for old, new in zip((*table.time, *table[1:]), (*found.time, *found[1:]), strict=True):
+      np.testing.assert_array_equal(old, new)
+
+
+if __name__ == '__main__':
+  absltest.main()
