@@ -62,7 +62,7 @@ class NotebooksTest(parameterized.TestCase):
     small = 'config = config_lib.get_config("runlocal")\n'
     small += 'config.segmentation.update(baseline=False, clicks=2, objects=2)\ntasks.run('
     source = '\n'.join(code('probabilistic_attention_colab.ipynb', replace=('tasks.run(', small)))
-    found, out, error = cases.python('-c', start + source, flags=cases.FAST)
+    found, out, error = cases.python('-c', start + source)
     self.assertEqual(found, 0, error[-2000:])
     self.assertIn('100% of the tokens on the right side', out)
     self.assertRegex(out, r'shown: \d{4,}\n(.*\n)*shown: \(96, 96\)')

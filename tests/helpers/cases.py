@@ -18,8 +18,6 @@ from gmm_diffusion.samplers.run import run
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 TESTDATA = os.path.join(ROOT, 'tests', 'testdata')
-# compiles in half the time
-FAST = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 
 
 class X64TestCase(parameterized.TestCase):
@@ -68,12 +66,12 @@ def sample_set(workdir, sampler, end='-n*.npz'):
   return path
 
 
-def python(*arguments, timeout=500, devices=1, flags=''):
+def python(*arguments, timeout=500, devices=1):
   """Runs Python in the repository's root: (exit code, stdout, stderr)."""
   environment = dict(
     os.environ,
     JAX_PLATFORMS='cpu',
-    XLA_FLAGS=f'--xla_force_host_platform_device_count={devices} {flags}',
+    XLA_FLAGS=f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}',
   )
   done = subprocess.run(
     [sys.executable, *arguments],

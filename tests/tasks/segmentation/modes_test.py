@@ -37,7 +37,6 @@ class SegmentationTest(absltest.TestCase):
       f'--workdir={workdir}',
       '--config.segmentation.baseline=False',
       devices=2,
-      flags=cases.FAST,
     )
     self.assertEqual(code, 0, error[-2000:])
     self.assertRegex(out, r'both +IoU@1 [\d.]+ ± [\d.]+ .*NoC@85')
