@@ -1,18 +1,14 @@
 """Bad input: one line that names the value and the valid ones, non-zero exit, nothing
 half-written."""
 
-import contextlib
-import io
 import os
-import sys
 from unittest import mock
 
 import numpy as np
-from absl import flags
 from absl.testing import absltest, parameterized
 
 from configs import digits, toy
-from gmm_diffusion import main, options, parallel, specs, tasks
+from gmm_diffusion import options, parallel, specs, tasks
 from gmm_diffusion.data import sources
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.tasks import effects
@@ -31,18 +27,9 @@ def settings(**changes):
 
 def typed(*words):
   """Parses and runs a command line in this process: (exit status, stdout); nothing is sampled."""
-  argv, out = ['gmm-diffusion', *words], io.StringIO()
-  with (
-    mock.patch.object(main, 'FLAGS', flags.FlagValues()),
-    mock.patch.object(sys, 'argv', argv),
-    mock.patch.dict(tasks.TASKS['diffusion'], {'sample': lambda *_: None, 'all': lambda *_: None}),
-    contextlib.redirect_stdout(out),
-  ):
-    try:
-      main.main(main.parse(argv))
-    except SystemExit as end:
-      return end.code, out.getvalue()
-  return 0, out.getvalue()
+  nothing = {'sample': lambda *_: None, 'all': lambda *_: None}
+  with mock.patch.dict(tasks.TASKS['diffusion'], nothing):
+    return cli.typed(*words)[:2]
 
 
 class TypedTest(parameterized.TestCase):
@@ -291,7 +278,7 @@ class CommandTest(parameterized.TestCase):
     self.assertEqual(os.listdir(workdir), [])
 
   def test_unknown_key_on_the_command_line(self):
-    result = cli.main('digits.py', 'sample', '/tmp/unused', '--config.sampler.stepz=5')
+    result = cli.here('digits.py', 'sample', '/tmp/unused', '--config.sampler.stepz=5')
     self.assertRefused(
       result, r"^error: unknown config key 'sampler.stepz'; valid: sampler.name, sampler.steps"
     )
@@ -299,7 +286,7 @@ class CommandTest(parameterized.TestCase):
   def test_unwritable_workdir(self):
     file = self.create_tempfile('file').full_path
     self.assertRefused(
-      cli.main('digits.py:runlocal', 'all', os.path.join(file, 'run')),
+      cli.here('digits.py:runlocal', 'all', os.path.join(file, 'run')),
       r"error: cannot write to --workdir '.*/file/run': Not a directory",
     )
 

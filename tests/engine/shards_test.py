@@ -159,17 +159,14 @@ class CommandTest(absltest.TestCase):
       '--config.sample.batch=50',
     )
     straight, broken = os.path.join(root, 'straight'), os.path.join(root, 'broken')
-    code, _, error = cli.main('digits.py', 'sample', straight, *overrides)
+    code, _, error = cli.here('digits.py', 'sample', straight, *overrides)
     self.assertEqual(code, 0, error[-3000:])
     process = subprocess.Popen(
       [
         sys.executable,
         '-m',
         'gmm_diffusion.main',
-        '--config=configs/digits.py',
-        '--mode=sample',
-        f'--workdir={broken}',
-        *overrides,
+        *cli.words('digits.py', 'sample', broken, *overrides),
       ],
       cwd=cases.ROOT,
       env=dict(os.environ, JAX_PLATFORMS='cpu'),
@@ -186,7 +183,7 @@ class CommandTest(absltest.TestCase):
     process.wait()
     self.assertFalse(os.path.exists(os.path.join(broken, 'samples', name)))
     age = os.path.getmtime(first)
-    code, _, error = cli.main('digits.py', 'sample', broken, *overrides)
+    code, _, error = cli.here('digits.py', 'sample', broken, *overrides)
     self.assertEqual(code, 0, error[-3000:])
     self.assertEqual(os.path.getmtime(first), age)
     self.assertEqual(*(content(os.path.join(path, 'samples', name)) for path in (straight, broken)))

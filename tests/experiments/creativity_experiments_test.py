@@ -6,16 +6,16 @@ import re
 
 from absl.testing import absltest
 
-from experiments.studies import creativity_table
+from experiments.benchmarks import machine_speed
+from experiments.studies import creativity_table, els_predicts_cnn
 from helpers import cases
 
 
 class ExperimentsTest(absltest.TestCase):
   def test_machine_speed(self):
     workdir = self.create_tempdir().full_path
-    code, out, error = cases.python(
-      '-m',
-      'experiments.benchmarks.machine_speed',
+    out = cases.call(
+      machine_speed.main,
       f'--workdir={workdir}',
       '--sizes',
       '3',
@@ -24,7 +24,6 @@ class ExperimentsTest(absltest.TestCase):
       '--queries=1',
       '--repeats=1',
     )
-    self.assertEqual(code, 0, error[-2000:])
     self.assertRegex(
       out,
       r'patches \*? +[\d.]+ s for 5000 images and 1 queries +[\d.]+ x bare +direct is +[\d.]+ x '
@@ -35,8 +34,7 @@ class ExperimentsTest(absltest.TestCase):
   def test_els_predicts_cnn(self):
     workdir = self.create_tempdir().full_path
     common = (
-      '-m',
-      'experiments.studies.els_predicts_cnn',
+      els_predicts_cnn.main,
       f'--workdir={workdir}',
       '--train-steps=2',
       '--batch=4',
@@ -44,16 +42,14 @@ class ExperimentsTest(absltest.TestCase):
       '--channels=8',
       '--blocks=1',
     )
-    code, out, error = cases.python(
+    out = cases.call(
       *common, '--pairs=3', '--probes=2', '--sizes', '3', '--steps=2', '--paddings', 'circular'
     )
-    self.assertEqual(code, 0, error[-2000:])
     self.assertRegex(out, r'circular  ELS    r -?[\d.]+ ± [\d.]+   sizes \[3, 3\]')
     with open(os.path.join(workdir, 'els_predicts_cnn_digits.json'), encoding='utf-8') as file:
       found = json.load(file)['circular']
     self.assertEqual(set(found['differences of r']), {'ELS - LS', 'ELS - IS'})
-    code, out, error = cases.python(*common, '--pairs=4', '--bound')
-    self.assertEqual(code, 0, error[-2000:])
+    out = cases.call(*common, '--pairs=4', '--bound')
     self.assertLen(re.findall(r'error of bbELS', out), 5)
 
   def test_table_over_seeds(self):

@@ -71,11 +71,6 @@ def facade(value):
   return patches, drawn, subject
 
 
-def call(main, *arguments):
-  with mock.patch.object(sys, 'argv', ['program', *arguments]):
-    main()
-
-
 class DrawTest(absltest.TestCase):
   def test_draws_what_the_product_samples(self):
     subject = common.load_subject(SPEC, self.create_tempdir().full_path, 20)
@@ -197,7 +192,7 @@ class SweepTest(absltest.TestCase):
     patches, drawn, _ = facade(self.VALUE)
     workdir = self.create_tempdir().full_path
     with patches:
-      call(sweep.main, f'--workdir={workdir}', *self.GRID)
+      cases.call(sweep.main, f'--workdir={workdir}', *self.GRID)
     with open(os.path.join(workdir, 'sweep_digits.md'), encoding='utf-8') as file:
       text = file.read()
     self.assertIn('| Frechet distance ↓ | DDIM | ORTHO | Heun | control |', text)
@@ -220,12 +215,12 @@ class SweepTest(absltest.TestCase):
         common, 'draw', side_effect=lambda *a: draw(*a) if len(drawn) < 30 else 1 / 0
       ):
         with self.assertRaises(ZeroDivisionError):
-          call(sweep.main, f'--workdir={workdir}', *self.GRID)
-      call(sweep.main, f'--workdir={workdir}', *self.GRID, '--render')
+          cases.call(sweep.main, f'--workdir={workdir}', *self.GRID)
+      cases.call(sweep.main, f'--workdir={workdir}', *self.GRID, '--render')
       self.assertLen(drawn, 30)  # rendering draws nothing
       with open(os.path.join(workdir, 'sweep_digits.md'), encoding='utf-8') as file:
         self.assertRegex(file.read(), r'\| eta 0.5, 4 steps \| - \| - \|')
-      call(sweep.main, f'--workdir={workdir}', *self.GRID)
+      cases.call(sweep.main, f'--workdir={workdir}', *self.GRID)
     self.assertLen(drawn, 38)
     self.assertLen(set(drawn), 38)
 
@@ -272,7 +267,7 @@ class SweepTest(absltest.TestCase):
     }
     self.assertBetween(len(before), 3, 60)
     with mock.patch.object(common, 'draw', side_effect=common.draw) as draw:
-      call(sweep.main, *arguments)
+      cases.call(sweep.main, *arguments)
     self.assertEqual(
       draw.call_count, 61 - len(before)
     )  # 60 scales, and the best again on the reporting seed
@@ -291,13 +286,13 @@ class SweepTest(absltest.TestCase):
       (('--columns', 'DDMI'), "unknown column 'DDMI'; valid: DDIM, RAND"),
     ):
       with self.assertRaisesRegex(UserError, message):
-        call(sweep.main, f'--workdir={self.create_tempdir().full_path}', *arguments)
+        cases.call(sweep.main, f'--workdir={self.create_tempdir().full_path}', *arguments)
 
 
 class PublishedTest(parameterized.TestCase):
   def test_rendering_without_anything_run(self):
     workdir = self.create_tempdir().full_path
-    call(sweep.main, '--preset=imagenet256_classifier10', '--render', f'--workdir={workdir}')
+    cases.call(sweep.main, '--preset=imagenet256_classifier10', '--render', f'--workdir={workdir}')
     with open(os.path.join(workdir, 'sweep_imagenet256_classifier10.md'), encoding='utf-8') as file:
       text = file.read()
     self.assertIn('table 9 of arXiv 2311.04938, guidance 10', text)
@@ -438,7 +433,7 @@ class QuestionsTest(absltest.TestCase):
     patches, _, _ = facade(value)
     workdir = self.create_tempdir().full_path
     with patches:
-      call(
+      cases.call(
         mixture_questions.main,
         '--workdir=' + workdir,
         '--questions',
@@ -500,7 +495,7 @@ class QuestionsTest(absltest.TestCase):
       (('--seeds', '1', '2'), 'two or more without 1'),
     ):
       with self.assertRaisesRegex(UserError, message):
-        call(mixture_questions.main, *arguments)
+        cases.call(mixture_questions.main, *arguments)
 
   def test_cost(self):
     one = dataclasses.replace(SPEC.sampler, steps=2)
@@ -534,7 +529,7 @@ class SamplerTableTest(absltest.TestCase):
     )
     workdir = self.create_tempdir().full_path
     with patches:
-      call(
+      cases.call(
         sampler_table.main,
         f'--workdir={workdir}',
         '--nfe',

@@ -3,10 +3,12 @@
 import contextlib
 import functools
 import glob
+import io
 import os
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +66,16 @@ def sample_set(workdir, sampler, end='-n*.npz'):
   """The one file (or folder) of a sampler in a workdir whose name ends like this."""
   (path,) = glob.glob(os.path.join(workdir, 'samples', f'{sampler}-[0-9]*{end}'))
   return path
+
+
+def call(main, *arguments):
+  """Runs the main() of an experiment in this process: what it prints."""
+  with (
+    mock.patch.object(sys, 'argv', ['program', *arguments]),
+    contextlib.redirect_stdout(io.StringIO()) as out,
+  ):
+    main()
+  return out.getvalue()
 
 
 def python(*arguments, timeout=500, devices=1):

@@ -1,5 +1,13 @@
-"""The real command, for tests."""
+"""The real command, for tests: in a process of its own, or in this one."""
 
+import contextlib
+import io
+import sys
+from unittest import mock
+
+from absl import flags
+
+from gmm_diffusion import main as command
 from helpers import cases
 
 TINY = (
@@ -11,14 +19,33 @@ TINY = (
 )
 
 
-def main(config, mode, workdir, *overrides, devices=1):
-  """Runs the command: (exit code, stdout, stderr)."""
-  return cases.python(
-    '-m',
-    'gmm_diffusion.main',
-    f'--config=configs/{config}',
-    f'--mode={mode}',
-    f'--workdir={workdir}',
-    *overrides,
-    devices=devices,
-  )
+def words(config, mode, workdir, *overrides):
+  return f'--config=configs/{config}', f'--mode={mode}', f'--workdir={workdir}', *overrides
+
+
+def main(*settings, devices=1):
+  """Runs the command (config, mode, workdir, *overrides): (exit code, stdout, stderr)."""
+  return cases.python('-m', 'gmm_diffusion.main', *words(*settings), devices=devices)
+
+
+def here(*settings):
+  """As main(), in this process, where a start of Python and its imports would show no more."""
+  code, out, error = typed(*words(*settings))
+  return (1, out, f'{error}{code}\n') if isinstance(code, str) else (code, out, error)
+
+
+def typed(*arguments):
+  """Parses and runs a command line in this process: (what it exits with, stdout, stderr)."""
+  argv, out, error = ['gmm-diffusion', *arguments], io.StringIO(), io.StringIO()
+  with (
+    mock.patch.object(command, 'FLAGS', flags.FlagValues()),
+    mock.patch.object(sys, 'argv', argv),
+    mock.patch.object(sys, 'unraisablehook', sys.unraisablehook),
+    contextlib.redirect_stdout(out),
+    contextlib.redirect_stderr(error),
+  ):
+    try:
+      command.main(command.parse(argv))
+    except SystemExit as end:
+      return end.code, out.getvalue(), error.getvalue()
+  return 0, out.getvalue(), error.getvalue()

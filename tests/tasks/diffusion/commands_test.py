@@ -73,7 +73,7 @@ class AllTest(absltest.TestCase):
     self.assertNotIn('src="http', page)
 
     # a second look: other steps by an override, from the same checkpoint
-    code, out, error = cli.main(
+    code, out, error = cli.here(
       'digits.py:runlocal',
       'sample',
       workdir,
@@ -85,7 +85,7 @@ class AllTest(absltest.TestCase):
     self.assertIn('4 of 5 steps are clipped', out)
 
     # and again: what is there is not drawn twice
-    code, out, error = cli.main(
+    code, out, error = cli.here(
       'digits.py:runlocal',
       'sample',
       workdir,
@@ -96,7 +96,7 @@ class AllTest(absltest.TestCase):
     self.assertNotIn('sampling', error)
 
     # another network than the checkpoint's is refused
-    code, out, error = cli.main('digits.py:runlocal', 'sample', workdir, '--config.net.channels=24')
+    code, out, error = cli.here('digits.py:runlocal', 'sample', workdir, '--config.net.channels=24')
     self.assertEqual(code, 1)
     self.assertRegex(
       error.strip().splitlines()[-1],
@@ -139,7 +139,7 @@ class AllTest(absltest.TestCase):
 
   def test_toy_needs_no_training(self):
     workdir = os.path.join(self.create_tempdir().full_path, 'run')
-    code, out, error = cli.main(
+    code, out, error = cli.here(
       'toy.py',
       'all',
       workdir,
@@ -164,7 +164,7 @@ class ResumeTest(absltest.TestCase):
       '--config.train.checkpoint_every=50',
       '--config.train.log_every=25',
     )
-    code, _, error = cli.main('digits.py', 'train', os.path.join(root, 'straight'), *overrides)
+    code, _, error = cli.here('digits.py', 'train', os.path.join(root, 'straight'), *overrides)
     self.assertEqual(code, 0, error[-3000:])
 
     broken = os.path.join(root, 'broken')
@@ -173,10 +173,7 @@ class ResumeTest(absltest.TestCase):
         sys.executable,
         '-m',
         'gmm_diffusion.main',
-        '--config=configs/digits.py',
-        '--mode=train',
-        f'--workdir={broken}',
-        *overrides,
+        *cli.words('digits.py', 'train', broken, *overrides),
       ],
       cwd=cases.ROOT,
       env=dict(os.environ, JAX_PLATFORMS='cpu'),
@@ -191,7 +188,7 @@ class ResumeTest(absltest.TestCase):
     process.send_signal(signal.SIGKILL)
     process.wait()
     self.assertLess(Store(broken).latest(), 200)
-    code, _, error = cli.main('digits.py', 'train', broken, *overrides)
+    code, _, error = cli.here('digits.py', 'train', broken, *overrides)
     self.assertEqual(code, 0, error[-3000:])
 
     states = []
@@ -207,7 +204,7 @@ class ResumeTest(absltest.TestCase):
     self.assertEqual([row['step'] for row in curves[0]], list(range(25, 201, 25)))
 
     # nothing is left to do, and it says so
-    code, out, _ = cli.main('digits.py', 'train', broken, *overrides)
+    code, out, _ = cli.here('digits.py', 'train', broken, *overrides)
     self.assertEqual((code, out.strip()), (0, 'already trained to step 200'))
 
 
@@ -243,7 +240,7 @@ class DevicesTest(absltest.TestCase):
   def test_samples_do_not_depend_on_batch_or_devices(self):
     root = self.create_tempdir().full_path
     workdir = os.path.join(root, 'run')
-    code, _, error = cli.main('digits.py:runlocal', 'train', workdir)
+    code, _, error = cli.here('digits.py:runlocal', 'train', workdir)
     self.assertEqual(code, 0, error[-3000:])
     found = {}
     for devices, batches in ((1, ('64', '7', '1')), (2, ('7',)), (4, ('7',))):
