@@ -42,7 +42,7 @@ class LoadTest(parameterized.TestCase):
   def test_a_workdir_that_was_only_trained(self):
     workdir = self.create_tempdir().full_path
     config = digits.get_config('runlocal')
-    config.net.update(channels=8, head_channels=8)
+    config.net.update(channels=8, multipliers=(1,), head_channels=8)
     config.train.update(steps=2, batch=4, checkpoint_every=2, log_every=1)
     tasks.run('train', workdir, config, 'command')
     model = gmm_diffusion.load(workdir)

@@ -1,8 +1,9 @@
 """Silent rank promotion is an error in all tests. `-m fast` is what needs no training and starts no
 processes.
 
-Most of the time goes into compiling. So nothing is optimised, and what one process of a session has
-compiled all others read from a folder: the workers, and the commands that tests start.
+Most of the time goes into compiling. So nothing is optimised, by the fastest of XLA's ways, and what
+one process of a session has compiled all others read from a folder: the workers, and the commands
+that tests start.
 """
 
 import atexit
@@ -16,7 +17,8 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:  # workers inherit it; jax reads it 
   cache = tempfile.mkdtemp(prefix='compiled-')
   atexit.register(shutil.rmtree, cache, ignore_errors=True)
   os.environ.update(
-    XLA_FLAGS='--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true',
+    XLA_FLAGS='--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true '
+    '--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1',
     JAX_COMPILATION_CACHE_DIR=cache,
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',
     JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES='-1',

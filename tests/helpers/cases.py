@@ -78,12 +78,16 @@ def call(main, *arguments):
   return out.getvalue()
 
 
-def python(*arguments, timeout=500, devices=1):
-  """Runs Python in the repository's root: (exit code, stdout, stderr)."""
+def python(*arguments, timeout=500, devices=1, optimised=False):
+  """Runs Python in the repository's root: (exit code, stdout, stderr).
+
+  optimised: what is compiled there, as it is for users.
+  """
   environment = dict(
     os.environ,
     JAX_PLATFORMS='cpu',
-    XLA_FLAGS=f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}',
+    XLA_FLAGS=('' if optimised else os.environ['XLA_FLAGS'])
+    + f' --xla_force_host_platform_device_count={devices}',
   )
   done = subprocess.run(
     [sys.executable, *arguments],

@@ -23,9 +23,9 @@ def words(config, mode, workdir, *overrides):
   return f'--config=configs/{config}', f'--mode={mode}', f'--workdir={workdir}', *overrides
 
 
-def main(*settings, devices=1):
+def main(*settings, **how):
   """Runs the command (config, mode, workdir, *overrides): (exit code, stdout, stderr)."""
-  return cases.python('-m', 'gmm_diffusion.main', *words(*settings), devices=devices)
+  return cases.python('-m', 'gmm_diffusion.main', *words(*settings), **how)
 
 
 def here(*settings):
