@@ -1,9 +1,9 @@
 """Silent rank promotion is an error in all tests. `-m fast` is what needs no training and starts no
 processes.
 
-Most of the time goes into compiling. So nothing is optimised, by the fastest of XLA's ways, and what
-one process of a session has compiled all others read from a folder: the workers, and the commands
-that tests start.
+Most of the time goes into compiling. So XLA compiles by its fastest way, which does not optimise,
+and what one process of a session has compiled all others read from a folder: the workers, and the
+commands that tests start.
 """
 
 import atexit
