@@ -43,12 +43,13 @@ class GuidanceTest(parameterized.TestCase):
     for scale in (0.0, 1.0, 3.0):
       config.classifier.scale = scale
       spec, data = spec_of(config)
-      found[scale] = jax.jit(lambda x: build.denoiser(spec, data)(weights)(x, time, labels))(x)
+      denoiser = jax.jit(lambda weights, x: build.denoiser(spec, data)(weights)(x, time, labels))
+      found[scale] = denoiser(weights, x)
     judge = build.classifier(spec, data)
-    log_prob = lambda x: jax.nn.log_softmax(
-      judge.apply(weights['classifier'], x, jnp.full(2, 300.0))
-    )[jnp.arange(2), labels].sum()
-    gradient = jax.jit(jax.grad(log_prob))(x)
+    log_prob = lambda x, weights: jax.nn.log_softmax(judge.apply(weights, x, jnp.full(2, 300.0)))[
+      jnp.arange(2), labels
+    ].sum()
+    gradient = jax.jit(jax.grad(log_prob))(x, weights['classifier'])
     self.assertGreater(float(jnp.abs(gradient).max()), 1e-3)
     np.testing.assert_allclose(found[0.0].eps - found[1.0].eps, time.b * gradient, atol=1e-5)
     np.testing.assert_allclose(found[0.0].eps - found[3.0].eps, 3 * time.b * gradient, atol=1e-5)
@@ -219,10 +220,12 @@ class PrecisionTest(parameterized.TestCase):
       shape = build.sample_shape(spec, data)
       x = jax.random.normal(jax.random.key(0), (2,) + shape)
       labels = jnp.array([1, 2]) % max(1, data.classes)
-      denoiser = jax.jit(lambda x, time: build.denoiser(spec, data)(weights)(x, time, labels).x0)
+      denoiser = jax.jit(
+        lambda weights, x, time: build.denoiser(spec, data)(weights)(x, time, labels).x0
+      )
       process = build.schedule(spec.schedule)
       found[dtype] = [
-        denoiser(x, jax.tree.map(jnp.float32, process.at(t))) for t in (999.0, 500.0, 10.0)
+        denoiser(weights, x, jax.tree.map(jnp.float32, process.at(t))) for t in (999.0, 500.0, 10.0)
       ]
     for full, half in zip(found['float32'], found['bfloat16']):
       self.assertLess(float(jnp.linalg.norm(full - half) / jnp.linalg.norm(full)), 0.02)

@@ -145,7 +145,7 @@ class LossTest(parameterized.TestCase):
     config = digits.get_config('runlocal')
     config.update(
       net=dict(channels=8, multipliers=(1,), head_channels=8),
-      train=dict(steps=150, batch=32, warmup=10, learning_rate=3e-3, log_every=25),
+      train=dict(steps=50, batch=32, warmup=10, learning_rate=3e-3, log_every=10),
     )
     config.update_from_flattened_dict(changes)
     workdir = self.create_tempdir().full_path

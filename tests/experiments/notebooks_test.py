@@ -9,6 +9,7 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
+from gmm_diffusion.metrics import features
 from helpers import cases, creativity_config
 
 FOLDER = os.path.join(cases.ROOT, 'experiments', 'notebooks')
@@ -41,7 +42,8 @@ class NotebooksTest(parameterized.TestCase):
     return shown, scope
 
   def test_ddim_gmm(self):
-    shown, scope = self.run_cells('ddim_gmm_colab.ipynb')
+    with mock.patch.dict(features.SETTINGS, steps=10):  # of the feature network
+      shown, scope = self.run_cells('ddim_gmm_colab.ipynb')
     self.assertLen(shown, 3)
     self.assertIn('its control', shown[2])
     self.assertEqual(int(scope['result'].nfe), 10)

@@ -6,6 +6,7 @@ file (checkpoints/tensor_files.py). A checkpoint is something else: what this pa
 reads itself (checkpoints/store.py).
 """
 
+import functools
 import os
 from collections.abc import Collection
 from typing import Any
@@ -70,13 +71,14 @@ def load_weights(path: str, format: str, module: Any, shape: tuple[int, ...]) ->
   if format == 'diffusers' and os.path.isdir(path):
     diffusers_config.check(os.path.join(path, 'config.json'), module, shape[0])
   part = {Autoencoder: 'autoencoder', Classifier: 'classifier'}.get(type(module), 'net')
-  template = abstract(module, shape)
+  template = abstract(module, tuple(shape))
   with tensor_files.open_tensors(file) as source:
     plan, owned = recipe_of(format, part, module, template, source.shapes, shape[0])
     recipe.check(plan, source.shapes, owned, file)
     return recipe.read(plan, source, file, f'reading {part}')
 
 
+@functools.lru_cache  # it takes seconds for a large network, and a run asks several times
 def abstract(module: Any, shape: tuple[int, ...]) -> Any:
   """Shapes and dtypes of the variables of a network for one input of shape [H, W, C]."""
   x, t = jnp.zeros((1, *shape)), jnp.zeros(1)
