@@ -14,6 +14,7 @@ from gmm_diffusion.data import sources
 from gmm_diffusion.denoisers import exact
 from gmm_diffusion.engine import build, drawing
 from gmm_diffusion.errors import UserError
+from helpers import cases
 
 
 def settings(**changes):
@@ -67,7 +68,7 @@ class TracesTest(parameterized.TestCase):
     made = drawing.prepare(alone.spec, base, alone.data)
     np.testing.assert_array_equal(alone.sample(made, 10).x, found[(4,)])
 
-  @parameterized.parameters(*samplers.SAMPLERS)
+  @parameterized.parameters(*cases.SAMPLERS)
   def test_samplers_of_one_form_are_one_program(self, name):
     schedule = build.schedule(specs.Schedule())
 

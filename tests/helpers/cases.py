@@ -15,10 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import parameterized
 
+from gmm_diffusion import samplers
 from gmm_diffusion.maths import marginals, noise
 from gmm_diffusion.samplers.run import run
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+SAMPLERS = tuple(name for name in samplers.SAMPLERS if name != 'tuned')  # that need no file
 TESTDATA = os.path.join(ROOT, 'tests', 'testdata')
 
 

@@ -15,7 +15,8 @@ from gmm_diffusion.samplers.run import run
 from helpers import cases
 
 SHAPE = (2, 4, 1)
-NAMES = tuple(samplers.SAMPLERS) + tuple(f'ddim_gmm_{variant}' for variant in samplers.VARIANTS)
+# all but 'tuned', which is what its file holds: linear_test.py, tasks/diffusion/tune_test.py
+NAMES = cases.SAMPLERS + tuple(f'ddim_gmm_{variant}' for variant in samplers.VARIANTS)
 OPTIONS = dict(components=3, scale=0.3, eta=0.4, infeasible='shrink')
 GAUSSIAN = exact.gaussian(0.3, 0.25)
 

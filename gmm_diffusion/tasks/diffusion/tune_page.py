@@ -155,7 +155,7 @@ def _pictures(found):
     ax.imshow(numbers, cmap='RdBu', vmin=-most, vmax=most)
     for n in range(len(numbers)):
       for j in range(n + 1):
-        if len(numbers) <= 10 and numbers[n, j]:
+        if len(numbers) <= 10 and abs(numbers[n, j]) >= 0.005:
           ax.text(j, n, f'{numbers[n, j]:.2f}', ha='center', va='center', fontsize=6)
     ax.set(title=f'{name}: weight of prediction j in step n', xlabel='j', ylabel='n')
     ax.title.set_fontsize(9)
