@@ -11,10 +11,11 @@ from absl.testing import absltest, parameterized
 
 import gmm_diffusion
 from configs import toy
-from gmm_diffusion import files, tasks
+from gmm_diffusion import files, samplers, tasks
+from gmm_diffusion.denoisers import exact
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import grids, schedules
-from gmm_diffusion.samplers import tuned
+from gmm_diffusion.samplers import linear, tuned
 from gmm_diffusion.tasks.diffusion import tune_page
 from gmm_diffusion.tune import race
 from helpers import cases
@@ -91,6 +92,15 @@ class TuneTest(parameterized.TestCase):
     self.assertIn('tuned', said)
     model = gmm_diffusion.load(toy.get_config('runlocal'), self.workdir)
     np.testing.assert_array_equal(model.sample(40, sampler='tuned', steps=3), x)
+
+  def test_it_draws_from_python(self):
+    path, schedule = os.path.join(self.workdir, 'tuned', '3.json'), schedules.linear()
+    denoiser = exact.gaussian(0.0, 0.25)
+    x = samplers.draw(denoiser, schedule, (2,), np.arange(4), sampler='tuned', path=path)
+    table = tuned.read(path).table
+    kernel = linear.linear(table)
+    wanted = cases.sample(kernel, denoiser, linear.grid_of(table), (2,), np.arange(4)).x
+    np.testing.assert_allclose(x, wanted, atol=1e-5)
 
   def test_other_weights_are_said(self):
     other = self.create_tempdir().full_path
