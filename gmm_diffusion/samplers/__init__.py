@@ -139,7 +139,7 @@ def draw(
     sampler: a name in NAMES.
     steps: of the grid.
     grid: a name in maths.grids.GRIDS, or a StepGrid, which has its own steps; '' is 'trailing' on a
-      discrete schedule and 'uniform' on others. Sampler 'tuned' has that of its file, option `path`.
+      discrete schedule and 'uniform' on others. Sampler 'tuned' has that of its file, `path`.
     clip: the range of the data, such as (-1, 1), to which x_0 is clipped in every step; None for
       data without one, such as latents.
     cond: passed to the denoiser, such as labels [B].
