@@ -48,7 +48,7 @@ class NetworksTest(absltest.TestCase):
     (path,) = (entry.path for entry in os.scandir(folder))
     with open(path, 'wb') as file:
       file.write(b'not a network')
-    with mock.patch.object(features, '_train', side_effect=lambda net, data, x, turn: x) as again:
+    with mock.patch.object(features, '_train', side_effect=lambda net, data, x, *more: x) as again:
       features.load('classifier', data, folder)  # damaged: trained again
       features.load('classifier', data, folder)
     again.assert_called_once()
