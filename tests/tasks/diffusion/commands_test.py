@@ -25,7 +25,7 @@ def records(workdir):
 class AllTest(absltest.TestCase):
   def test_digits(self):
     workdir = os.path.join(self.create_tempdir().full_path, 'run')
-    code, out, error = cli.main('digits.py:runlocal', 'all', workdir, optimised=True)
+    code, out, error = cli.main('digits.py:runlocal', 'all', workdir)
     self.assertEqual(code, 0, error[-3000:])
     self.assertNotIn('Warning', error)
     self.assertIn('training', error)  # the progress bar
@@ -139,13 +139,14 @@ class AllTest(absltest.TestCase):
 
   def test_toy_needs_no_training(self):
     workdir = os.path.join(self.create_tempdir().full_path, 'run')
-    code, out, error = cli.here(
+    code, out, error = cli.main(
       'toy.py',
       'all',
       workdir,
       '--config.evaluate.count=500',
       "--config.evaluate.samplers=('ddim',)",
       '--config.sampler.steps=100',
+      optimised=True,
     )
     self.assertEqual(code, 0, error[-3000:])
     with np.load(cases.sample_set(workdir, 'ddim')) as file:
