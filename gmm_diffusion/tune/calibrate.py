@@ -28,10 +28,10 @@ def stirred(table: Table, shares: np.ndarray) -> Table:
   return table._replace(keep=keep, weights=weights, std=std)
 
 
-def candidate(start: Candidate, shares: np.ndarray, words: str) -> Candidate:
+def candidate(start: Candidate, shares: np.ndarray) -> Candidate:
   """A table with noise of the given shares."""
   table = stirred(start.table, shares)
-  return Candidate('', (), f'{words} {np.round(shares, 2).tolist()} in {start}', table, start.bands)
+  return Candidate('', (), f'noise {np.round(shares, 2).tolist()} in {start}', table, start.bands)
 
 
 def moved(
@@ -41,4 +41,4 @@ def moved(
   while True:
     near = np.clip(np.abs(shares + width * random.standard_normal(len(shares))), 0, 0.95)
     near[-1] = 0
-    yield near, candidate(start, near, 'noise')
+    yield near, candidate(start, near)

@@ -29,12 +29,11 @@ from gmm_diffusion.tune.race import Candidate
 from gmm_diffusion.tune.subject import Subject
 from gmm_diffusion.types import Time
 
-TARGETS = ('coupled', 'local', 'joint')
 TEACHER: tuple[str, dict[str, Any]] = ('dpmpp', {'order': 3, 'lower_final': 'always'})
 
 
 class Choice(NamedTuple):
-  """What is fitted: a name in TARGETS, R, the weight of the row before, and whether with gain."""
+  """What is fitted: coupled, local or joint; R; the weight of the row before; whether with gain."""
 
   target: str = 'coupled'
   bands: int = 1

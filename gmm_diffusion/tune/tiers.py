@@ -8,7 +8,6 @@ unless something is shown to be better.
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from gmm_diffusion import files
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import bands as bands_lib
 from gmm_diffusion.samplers.linear import Table
@@ -133,9 +133,9 @@ class Tuner:
     found = self._race()
     for tier in (self._search, self._fit, self._calibrate, self._descend)[: 1 + self.settings.tier]:
       if self._late():
-        found.finished = False
         break
       tier(found)
+    found.finished = not self._late()
     found.calls = self.subject.calls
     self.report(found)
     return found
@@ -262,7 +262,7 @@ class Tuner:
     for count in counts:  # bands have to be worth it against one
       own = [pair for pair in made if pair[0].bands == count]
       if own:
-        self._propose(found, f'closed form, {count} band{"s" * (count > 1)}', *own[0])
+        self._propose(found, f'closed form, {_bands(count)}', *own[0])
 
   def _known(self, start, x, ids):
     make = lambda: {'states': fit.targets(self.subject, start.table, x, ids)}
@@ -280,7 +280,7 @@ class Tuner:
       parts = {name: getattr(one.table, name) for name in ('keep', 'weights', 'std')}
       return {**parts, **score._asdict()}
 
-    name = f'{hash_of(start.table)}-{hash_text(str(choice))}-{len(ids)}.npz'
+    name = f'{hash_of(start.table)}-{files.fingerprint(str(choice))}-{len(ids)}.npz'
     arrays = self.keep(name, self.mark, make)
     parts = {key: np.asarray(arrays[key]) for key in ('keep', 'weights', 'std')}
     table = fit.widened(start.table, choice.bands)._replace(**parts)
@@ -317,7 +317,7 @@ class Tuner:
       one = self._descended(start, table, count, settings)
       if one is not None:
         tuned = self.score(one, self.settings.samples)
-        self._propose(found, f'gradient, {count} band{"s" * (count > 1)}', one, tuned)
+        self._propose(found, f'gradient, {_bands(count)}', one, tuned)
 
   def _descended(self, start, table, count, settings):
     """The best of the averaged moves along the way, by the tuning score; None without time."""
@@ -351,7 +351,7 @@ class Tuner:
         after = jax.tree.unflatten(structure, leaves)
         state = (int(after[0]), *after[1:])
         made = descend.table_of(table, state[2], self.subject.schedule, self.subject.whole_times)
-        words = f'{state[0]} steps of the gradient from {start}'
+        words = f'{state[0]} steps of the gradient, {_bands(count)}, from {start}'
         one = Candidate('', (), words, made, count)
         if race.is_finite(made):
           value = _value(self.score(one, self.settings.samples))
@@ -364,17 +364,13 @@ def stream(seed: int, number: int) -> int:
   return (STREAMS * seed + number) % 2**32
 
 
-def hash_text(text: str) -> str:
-  """Twelve digits of its SHA-256."""
-  return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
 def hash_of(table: Table) -> str:
-  """The same of all numbers of a table."""
-  digest = hashlib.sha256()
-  for part in (*table.time, table.a, table.b, table.keep, table.weights, table.std):
-    digest.update(np.ascontiguousarray(part, np.float64).tobytes())
-  return digest.hexdigest()[:12]
+  """Twelve digits that change with any number of a table."""
+  return files.fingerprint(*jax.tree.leaves(table))
+
+
+def _bands(count):
+  return f'{count} band{"s" * (count > 1)}'
 
 
 def _value(score):
