@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
+from scipy import io
 
 from gmm_diffusion import specs
 from gmm_diffusion.data import sources
@@ -164,16 +165,54 @@ def _files(folder: str, extensions: tuple[str, ...] = EXTENSIONS) -> dict[str, s
   return out
 
 
+def open_mat(path: str) -> list[np.ndarray]:
+  """The label maps of all annotators, uint8 or uint16 [H, W], in a .mat of BSDS500: its
+  `groundTruth` holds a structure with `Segmentation` for each of them."""
+  try:
+    entries = io.loadmat(path, variable_names=['groundTruth'])['groundTruth'].ravel()
+    maps = [entry['Segmentation'][0, 0] for entry in entries]
+  except Exception as error:  # of a damaged file scipy raises nearly anything
+    reason = (str(error).splitlines() or [''])[0][:200]
+    raise UserError(
+      f'cannot read {path!r}: {type(error).__name__}: {reason}; download BSDS500 again'
+    ) from error
+  for labels in maps:
+    if labels.ndim != 2 or labels.dtype not in (np.uint8, np.uint16):
+      raise UserError(
+        f'{path!r} holds a segmentation {labels.dtype} {list(labels.shape)}; valid: uint16 '
+        f'[height, width]; download BSDS500 again'
+      )
+  return maps
+
+
+def _bsds_folders(root: str, split: str) -> tuple[str, str]:
+  """Where the images of a split are, and their label maps."""
+  pairs = [(os.path.join(root, split, 'images'), os.path.join(root, split, 'segmentations'))]
+  for top in ('', 'data', os.path.join('BSDS500', 'data')):  # as downloaded
+    inside = os.path.join(root, top)
+    pairs.append(
+      (os.path.join(inside, 'images', split), os.path.join(inside, 'groundTruth', split))
+    )
+  return next((pair for pair in pairs if all(map(os.path.isdir, pair))), pairs[0])
+
+
 def bsds(path: str, split: str) -> list[Scene]:
-  """BSDS500 [Arbelaez et al. 2011]: segmentations/ID_K.png holds the label map of annotator K for
-  images/ID.jpg."""
-  root = os.path.join(os.path.expanduser(path), split)
+  """BSDS500 [Arbelaez et al. 2011]. As it is downloaded, images/SPLIT/ID.jpg has its label maps in
+  groundTruth/SPLIT/ID.mat, and `path` is BSDS500/data or a folder above. In its other form, the
+  label map of annotator K for SPLIT/images/ID.jpg is SPLIT/segmentations/ID_K.png."""
+  root = os.path.expanduser(path)
+  images, segmentations = _bsds_folders(root, split)
   files = {}
-  for name, file in _files(os.path.join(root, 'segmentations'), ('.png',)).items():
+  for name, file in _files(segmentations, ('.png', '.mat')).items():
     files.setdefault(name.rsplit('_', 1)[0], []).append(file)
   out = []
-  for name, file in _files(os.path.join(root, 'images'), ('.jpg',)).items():
-    image, maps = open_image(file), [open_labels(other) for other in files.get(name, ())]
+  for name, file in _files(images, ('.jpg',)).items():
+    image = open_image(file)
+    maps = [
+      labels
+      for other in files.get(name, ())
+      for labels in (open_mat(other) if other.endswith('.mat') else [open_labels(other)])
+    ]
     if any(labels.shape != image.shape[:2] for labels in maps):
       raise UserError(f'a segmentation of {file} has another size than the image')
     objects = []
@@ -186,8 +225,9 @@ def bsds(path: str, split: str) -> list[Scene]:
       out.append(Scene(name, image, np.stack(maps), tuple(objects)))
   if not out:
     raise UserError(
-      f'no images with segmentations in {root}; data.path must hold train, val and test, each with '
-      f'images/ and segmentations/'
+      f'no images with segmentations for {split!r} in {root}; data.path must be BSDS500 as it is '
+      f'downloaded (BSDS500/data with images/{split}/ID.jpg and groundTruth/{split}/ID.mat, or a '
+      f'folder above), or hold {split}/images/ID.jpg and {split}/segmentations/ID_K.png'
     )
   return out
 

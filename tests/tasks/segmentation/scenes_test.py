@@ -5,6 +5,7 @@ import os
 import numpy as np
 from absl.testing import absltest, parameterized
 from PIL import Image
+from scipy import io
 
 from gmm_diffusion import specs
 from gmm_diffusion.errors import UserError
@@ -64,8 +65,64 @@ class DataTest(parameterized.TestCase):
     scene = scenes.load(specs.Data(path=root)).val[0]
     self.assertEqual(scene.objects, ((0, 0), (0, 1), (1, 0), (1, 1)))
     self.assertEqual((scene.mask(1) == scenes.OBJECT).sum(), 24 * 64 - 1)
-    with self.assertRaisesRegex(UserError, 'no images with segmentations in .*none/train'):
+    with self.assertRaisesRegex(
+      UserError,
+      "for 'train' in none; .*BSDS500/data with images/train/ID.jpg.*or hold train/images",
+    ):
       scenes.load(specs.Data(path='none'))
+
+  def downloaded(self, split='test'):
+    """BSR of one image with two annotators, and its .mat."""
+    root = self.create_tempdir().full_path
+    images, truth = (
+      os.path.join(root, 'BSDS500', 'data', part, split) for part in ('images', 'groundTruth')
+    )
+    os.makedirs(images)
+    os.makedirs(truth)
+    Image.fromarray(image()).save(os.path.join(images, '12.jpg'))
+    with open(os.path.join(images, 'Thumbs.db'), 'wb') as file:
+      file.write(b'which the download has too')
+    entries = np.empty((1, 2), object)
+    for number, (label, rows) in enumerate([(1, 24), (300, 12)]):
+      labels = np.full(SHAPE, 2, np.uint16)
+      labels[:rows] = label
+      entries[0, number] = {'Segmentation': labels, 'Boundaries': labels == 2}
+    path = os.path.join(truth, '12.mat')
+    io.savemat(path, {'groundTruth': entries})
+    return root, path
+
+  def test_bsds_as_downloaded(self):
+    root, _ = self.downloaded()
+    for part in ('', 'BSDS500', 'BSDS500/data'):
+      scene = scenes.load(specs.Data(path=os.path.join(root, part)), ('test',)).test[0]
+      self.assertEqual(scene.objects, ((0, 1), (0, 2), (1, 300)))
+      self.assertEqual((scene.mask(2) == scenes.OBJECT).sum(), 12 * 64)
+      self.assertEqual((scene.name, scene.maps.dtype), ('12', np.uint16))
+
+  @parameterized.parameters(
+    ('half', r"12.mat': .*; download BSDS500 again"),
+    ('empty', r"12.mat': .*; download BSDS500 again"),
+    ('text', r"12.mat': .*; download BSDS500 again"),
+    ('other variable', r"12.mat': KeyError: 'groundTruth'; download BSDS500 again"),
+    ('other field', r"12.mat': .*; download BSDS500 again"),
+    ('floats', r'holds a segmentation float64 \[48, 64\]; valid: uint16 \[height, width\]'),
+  )
+  def test_damaged_mat(self, how, message):
+    root, path = self.downloaded()
+    with open(path, 'rb') as file:
+      whole = file.read()
+    entries = np.empty((1, 1), object)
+    entries[0, 0] = {'Labels' if how == 'other field' else 'Segmentation': np.ones(SHAPE)}
+    if how in ('other field', 'floats'):
+      io.savemat(path, {'groundTruth': entries})
+    elif how == 'other variable':
+      io.savemat(path, {'truth': entries})
+    else:
+      with open(path, 'wb') as file:
+        file.write({'half': whole[: len(whole) // 2], 'empty': b'', 'text': b'no .mat'}[how])
+    with self.assertRaisesRegex(UserError, message) as caught:
+      scenes.load(specs.Data(path=root), ('test',))
+    self.assertNotIn('\n', str(caught.exception))
 
   def test_folder(self):
     images, masks = self.create_tempdir().full_path, self.create_tempdir().full_path
