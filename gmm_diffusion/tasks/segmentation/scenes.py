@@ -2,6 +2,8 @@
 masks."""
 
 import os
+import struct
+import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -169,6 +171,7 @@ def open_mat(path: str) -> list[np.ndarray]:
   """The label maps of all annotators, uint8 or uint16 [H, W], in a .mat of BSDS500: its
   `groundTruth` holds a structure with `Segmentation` for each of them."""
   try:
+    _check_mat(path)
     entries = io.loadmat(path, variable_names=['groundTruth'])['groundTruth'].ravel()
     maps = [entry['Segmentation'][0, 0] for entry in entries]
   except Exception as error:  # of a damaged file scipy raises nearly anything
@@ -183,6 +186,18 @@ def open_mat(path: str) -> list[np.ndarray]:
         f'[height, width]; download BSDS500 again'
       )
   return maps
+
+
+def _check_mat(path):
+  """Raises zlib.error where a compressed part of a .mat is not as it was written: scipy reads on
+  where it should not, and may crash."""
+  with open(path, 'rb') as file:
+    file.seek(128)
+    while len(tag := file.read(8)) == 8:
+      kind, size = struct.unpack('<II', tag)
+      part = file.read(size)
+      if kind == 15:
+        zlib.decompress(part)
 
 
 def _bsds_folders(root: str, split: str) -> tuple[str, str]:

@@ -88,7 +88,7 @@ class DataTest(parameterized.TestCase):
       labels[:rows] = label
       entries[0, number] = {'Segmentation': labels, 'Boundaries': labels == 2}
     path = os.path.join(truth, '12.mat')
-    io.savemat(path, {'groundTruth': entries})
+    io.savemat(path, {'groundTruth': entries}, do_compression=True)
     return root, path
 
   def test_bsds_as_downloaded(self):
@@ -123,6 +123,16 @@ class DataTest(parameterized.TestCase):
     with self.assertRaisesRegex(UserError, message) as caught:
       scenes.load(specs.Data(path=root), ('test',))
     self.assertNotIn('\n', str(caught.exception))
+
+  def test_any_flipped_bytes_of_a_mat(self):
+    root, path = self.downloaded()
+    whole, random = np.fromfile(path, np.uint8), np.random.RandomState(0)
+    for _ in range(100):
+      flipped = whole.copy()
+      flipped[random.randint(136, len(whole), size=3)] ^= random.randint(1, 256, 3).astype(np.uint8)
+      flipped.tofile(path)
+      with self.assertRaisesRegex(UserError, 'while decompressing'):  # scipy may crash
+        scenes.load(specs.Data(path=root), ('test',))
 
   def test_folder(self):
     images, masks = self.create_tempdir().full_path, self.create_tempdir().full_path
