@@ -7,6 +7,8 @@ The public names; each is imported when it is first used, so that `import gmm_di
   run(mode, workdir, config, command): what the command line does
   samplers, score_machines: samplers and exact denoisers by name
   ProbabilisticAttention, Session: attention as inference, and interactive segmentation with it
+  segment(image, clicks, workdir) -> mask; segment_folder: the same for saved clicks
+  annotate(images, workdir): the page on which a person clicks
 """
 
 import importlib
@@ -22,6 +24,10 @@ _PLACES = {  # name -> (module, name in it or '' for the module itself)
   'score_machines': ('denoisers.score_machines', ''),
   'ProbabilisticAttention': ('nets.em_attention', 'ProbabilisticAttention'),
   'Session': ('tasks.segmentation.session', 'Session'),
+  'load_segmenter': ('tasks.segmentation.networks', 'load'),
+  'segment': ('tasks.segmentation.use', 'segment'),
+  'segment_folder': ('tasks.segmentation.use', 'segment_folder'),
+  'annotate': ('tasks.segmentation.use', 'annotate'),
 }
 __all__ = ['__version__', *_PLACES]  # noqa: F822  (found by __getattr__)
 

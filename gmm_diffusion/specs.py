@@ -51,7 +51,9 @@ class Data:
   stream: bool = option(False, 'folder, tfds: read images when they are used, not into memory')
   flip: bool = option(False, 'images are mirrored at random while training')
   classes: int = option(0, 'none: number of classes of a released model', '[0, 1000000]')
-  images: str = option('', 'segmentation: folder of own images, which replace the test set')
+  images: str = option(
+    '', 'segmentation: folder of own images, which replace the test set, or to annotate'
+  )
   masks: str = option('', 'segmentation: folder of their masks')
   split: str = option('test', 'segmentation: what is evaluated', ('val', 'test'))
   limit: int = option(0, 'only so many training items, the first ones; 0 is all', NUMBER)
@@ -381,6 +383,15 @@ class Segmentation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Annotate:
+  """--mode=annotate: the page on which a person segments data.images."""
+
+  host: str = option('127.0.0.1', 'where it is served; 127.0.0.1 is for this machine alone')
+  port: int = option(0, 'of the page; 0: any that is free', '[0, 65535]')
+  open: bool = option(True, 'show it in the browser of this machine')
+
+
+@dataclasses.dataclass(frozen=True)
 class Creativity:
   """Score machines beside networks that differ in their final layer (tasks.creativity)."""
 
@@ -417,6 +428,7 @@ class Spec:
   evaluate: Evaluate = Evaluate()
   tune: Tune = Tune()
   segmentation: Segmentation = Segmentation()
+  annotate: Annotate = Annotate()
   creativity: Creativity = Creativity()
 
   def __post_init__(self):

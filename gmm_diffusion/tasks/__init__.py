@@ -13,13 +13,16 @@ from gmm_diffusion.tasks.diffusion import modes as diffusion
 from gmm_diffusion.tasks.diffusion import tune
 from gmm_diffusion.tasks.segmentation import modes as segmentation
 
-MODES = ('train', 'fetch', 'convert', 'sample', 'tune', 'evaluate', 'all')
+MODES = ('train', 'fetch', 'convert', 'sample', 'tune', 'evaluate', 'all', 'annotate')
 MAKES_WEIGHTS = ('train', 'fetch', 'convert', 'all')
 
 TASKS = {  # task -> mode -> loop(spec, workdir, command)
-  'diffusion': {mode: functools.partial(diffusion.run, mode) for mode in MODES},
+  'diffusion': {
+    mode: functools.partial(diffusion.run, mode) for mode in MODES if mode != 'annotate'
+  },
   'segmentation': {
-    mode: functools.partial(segmentation.run, mode) for mode in ('train', 'evaluate', 'all')
+    mode: functools.partial(segmentation.run, mode)
+    for mode in ('train', 'evaluate', 'all', 'annotate')
   },
   'creativity': {
     mode: functools.partial(creativity.run, mode) for mode in ('train', 'evaluate', 'all')

@@ -18,7 +18,7 @@ SECTIONS = {  # what each task reads, besides task and seed
     'data', 'schedule', 'net', 'autoencoder', 'classifier', 'denoiser', 'train', 'sampler',
     'sample', 'evaluate', 'tune',
   ),
-  'segmentation': ('data', 'train', 'segmentation'),
+  'segmentation': ('data', 'train', 'segmentation', 'annotate'),
   'creativity': ('data', 'schedule', 'net', 'denoiser', 'train', 'sampler', 'sample', 'creativity'),
 }  # fmt: skip
 DATA = {  # what each data set reads, besides its name and the limit
@@ -66,6 +66,8 @@ def check(spec: specs.Spec, mode: str, given: Sequence[str]) -> None:
 def _data(spec, mode, name):
   data = spec.data
   if spec.task == 'segmentation':
+    if mode == 'annotate' and name != 'images':
+      return '--mode=annotate reads data.images'
     taken = ('path', 'images', 'masks', 'split')
     return '' if name in taken else f'segmentation reads {_keys("data", taken)}'
   tfds = any(path.startswith('tfds:') for path in (spec.evaluate.images, spec.evaluate.reference))
@@ -212,6 +214,10 @@ def _tune(spec, mode, name):
   return ''
 
 
+def _annotate(spec, mode, name):
+  return '' if mode == 'annotate' else f'--mode={mode} does not annotate'
+
+
 def _sample(spec, mode, name):
   if name == 'label' and spec.denoiser.name in EXACT:
     return f'denoiser {spec.denoiser.name!r} knows no classes'
@@ -245,4 +251,5 @@ REASONS = {
   'sample': _sample,
   'evaluate': _evaluate,
   'tune': _tune,
+  'annotate': _annotate,
 }

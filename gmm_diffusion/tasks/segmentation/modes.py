@@ -1,24 +1,53 @@
-"""The modes of task 'segmentation': train, evaluate, all."""
+"""The modes of task 'segmentation': train, evaluate, all, annotate."""
 
 import os
 import time
 
 from gmm_diffusion import parallel, specs
 from gmm_diffusion.engine.runs import Run
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.metrics.estimates import Estimate
 from gmm_diffusion.reports import records
-from gmm_diffusion.tasks.segmentation import benchmark, metrics, report, scenes, training
+from gmm_diffusion.tasks.segmentation import (
+  benchmark,
+  metrics,
+  networks,
+  report,
+  scenes,
+  training,
+  use,
+)
 from gmm_diffusion.tasks.segmentation.benchmark import Objects
 
 
 def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
-  """Runs a mode: train, evaluate, or all of it."""
+  """Runs a mode: train, evaluate, all of these, or annotate."""
+  if mode == 'annotate':
+    return annotate(spec, workdir)
   splits = {'train': ('train',), 'evaluate': (spec.data.split,), 'all': ('train', spec.data.split)}
   this = Run(spec, scenes.load(spec.data, splits[mode]), workdir, command)
   if mode in ('train', 'all'):
     training.train(spec, this.data.train, workdir)
   if mode in ('evaluate', 'all'):
     evaluate(this)
+
+
+def annotate(spec: specs.Spec, workdir: str) -> None:
+  """--mode=annotate: serves the page on which a person segments data.images, until Ctrl-C.
+
+  Raises:
+    UserError: there is no network or no image, or the page cannot be served.
+  """
+  if not spec.data.images:
+    raise UserError('--mode=annotate needs data.images: give a folder of images')
+  network = networks.of(spec, workdir)
+  own = spec.annotate
+  with use.page(spec.data.images, workdir, network, own.host, own.port) as page:
+    print(f'{page.about}\nopen {page.url} in a browser; Ctrl-C ends it', flush=True)
+    if own.open:
+      page.show()
+    page.run()
+  print(f'\nall clicks are in {page.folder}; the same command goes on from there')
 
 
 def evaluate(run_: Run) -> None:

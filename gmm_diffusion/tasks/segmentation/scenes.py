@@ -151,7 +151,7 @@ def open_mask(path: str) -> np.ndarray:
   return mask
 
 
-def _files(folder: str, extensions: tuple[str, ...] = EXTENSIONS) -> dict[str, str]:
+def listing(folder: str, extensions: tuple[str, ...] = EXTENSIONS) -> dict[str, str]:
   """{name without extension: path} of a folder's files, sorted by path; empty where there is none.
 
   Raises:
@@ -218,10 +218,10 @@ def bsds(path: str, split: str) -> list[Scene]:
   root = os.path.expanduser(path)
   images, segmentations = _bsds_folders(root, split)
   files = {}
-  for name, file in _files(segmentations, ('.png', '.mat')).items():
+  for name, file in listing(segmentations, ('.png', '.mat')).items():
     files.setdefault(name.rsplit('_', 1)[0], []).append(file)
   out = []
-  for name, file in _files(images, ('.jpg',)).items():
+  for name, file in listing(images, ('.jpg',)).items():
     image = open_image(file)
     maps = [
       labels
@@ -250,8 +250,8 @@ def bsds(path: str, split: str) -> list[Scene]:
 def folder(images: str, masks: str) -> list[Scene]:
   """Every image of a folder that has a mask of the same name in the other: 0 background, 255
   object, 128 ignored."""
-  found, out = _files(masks), []
-  for name, path in _files(images).items():
+  found, out = listing(masks), []
+  for name, path in listing(images).items():
     if name not in found:
       raise UserError(f'image {path} has no mask {name}.png in data.masks {masks!r}')
     image, mask = open_image(path), open_mask(found[name])

@@ -118,6 +118,31 @@ class Session:
   def scribble(self, pixels: Sequence[tuple[int, int]], positive: bool) -> np.ndarray:
     """Adds a stroke of pixels (row, column), which is undone as one; at most 16 of them are used,
     evenly spaced."""
+    clicks = self._with(self.clicks, pixels, positive)
+    self._history.append(self.clicks)
+    return self._show(clicks)
+
+  def replay(self, strokes: Sequence[tuple[Sequence[tuple[int, int]], bool]]) -> np.ndarray:
+    """Forgets all clicks, adds strokes (pixels, positive) one after the other, and returns the last
+    mask. Nothing changes where one of them cannot be added."""
+    clicks, history = [], []
+    for pixels, positive in strokes:
+      history.append(clicks)
+      clicks = self._with(clicks, pixels, positive)
+    self._history = history
+    return self._show(clicks)
+
+  def undo(self) -> np.ndarray:
+    """Takes back the last click or scribble, if there is one."""
+    return self._show(self._history.pop() if self._history else [])
+
+  def reset(self) -> np.ndarray:
+    """Forgets all clicks."""
+    self._history = []
+    return self._show([])
+
+  def _with(self, clicks, pixels, positive):
+    """The clicks and those of one more stroke."""
     if not np.isfinite(np.asarray(pixels, float)).all():
       raise UserError(f'click at {list(pixels)[:3]} is not finite; give a row and a column')
     new = [
@@ -136,23 +161,13 @@ class Session:
       else []
     )
     places = {(click.row, click.column) for click in new}
-    clicks = [click for click in self.clicks if (click.row, click.column) not in places] + new
-    if len(clicks) > self._slots:
+    out = [click for click in clicks if (click.row, click.column) not in places] + new
+    if len(out) > self._slots:
       raise UserError(
-        f'{len(clicks)} clicks are more than the {self._slots} slots; undo some, or raise '
+        f'{len(out)} clicks are more than the {self._slots} slots; undo some, or raise '
         f'segmentation.slots'
       )
-    self._history.append(self.clicks)
-    return self._show(clicks)
-
-  def undo(self) -> np.ndarray:
-    """Takes back the last click or scribble, if there is one."""
-    return self._show(self._history.pop() if self._history else [])
-
-  def reset(self) -> np.ndarray:
-    """Forgets all clicks."""
-    self._history = []
-    return self._show([])
+    return out
 
   def _show(self, clicks):
     self.clicks = clicks

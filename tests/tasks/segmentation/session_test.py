@@ -1,7 +1,5 @@
 """Sessions and the network: clicks, undo, images of any size, what arms and slots change."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,23 +8,7 @@ from absl.testing import absltest, parameterized
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.tasks.segmentation import model, scenes, session
 from gmm_diffusion.tasks.segmentation.annotator import Click
-
-SHAPE = (48, 64)
-MODULE = model.Segmenter(8, 1, 1, 8, key_steps=1, value_steps=1)
-
-
-@functools.cache
-def parameters():
-  clicks = model.Clicks(np.zeros((1, 6, 2), np.int32), np.zeros((1, 6), np.int32))
-  shapes = jax.eval_shape(
-    MODULE.init, jax.random.key(0), np.zeros((1, *SHAPE, 3), np.float32), clicks
-  )
-  random = np.random.RandomState(0)  # zero layers would hide what is wrong
-  return jax.tree.map(lambda x: (0.4 * random.randn(*x.shape)).astype(np.float32), shapes)
-
-
-def image(shape=(*SHAPE, 3), seed=0):
-  return np.random.RandomState(seed).randint(0, 256, shape).astype(np.uint8)
+from helpers.segmenter import MODULE, SHAPE, image, parameters
 
 
 def start(picture=None, arm='both'):
@@ -62,6 +44,19 @@ class SessionTest(parameterized.TestCase):
       one.scribble([(30, column) for column in range(60)], False)
     self.assertLen(one.clicks, 4)  # nothing half done
     self.assertFalse(one.undo().any())
+
+  def test_replaying(self):
+    one, other = start(), start()
+    one.click(20, 30, True)
+    one.scribble([(5, 6), (5, 9)], False)
+    strokes = [([(20, 30)], True), ([(5, 6), (5, 9)], False)]
+    other.click(3, 3, True)  # is forgotten
+    np.testing.assert_array_equal(other.replay(strokes), one.mask)
+    self.assertEqual(other.clicks, one.clicks)
+    with self.assertRaisesRegex(UserError, 'outside the image'):
+      other.replay([([(1, 1)], True), ([(99, 0)], True)])
+    np.testing.assert_array_equal(other.undo(), one.undo())
+    self.assertFalse(other.undo().any())
 
   def test_clicks_that_are_no_pixels(self):
     with self.assertRaisesRegex(UserError, 'is not finite; give a row and a column'):
