@@ -23,7 +23,7 @@ def parameters():
 
 
 def network():
-  return networks.Network(MODULE, parameters(), 64, 12)
+  return networks.Network(MODULE, parameters(), 64, 20)
 
 
 def image(shape=(*SHAPE, 3), seed=0):

@@ -114,9 +114,10 @@ class AnnotationsTest(parameterized.TestCase):
     state = self.add(known, OBJECT)
     outside = annotations.Stroke(((48, 0),), True)
     many = annotations.Stroke(tuple((9, column) for column in range(16)), True)
+    state = self.add(known, *(annotations.Stroke(((9, n),), True) for n in range(50, 54)))
     for stroke, message in (
       (outside, 'outside the image'),
-      (many, '17 clicks are more than the 12'),
+      (many, '21 clicks are more than the 20'),
     ):
       with self.assertRaisesRegex(UserError, message):
         self.add(known, stroke)
