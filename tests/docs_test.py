@@ -11,6 +11,7 @@ import os
 import re
 import runpy
 import shlex
+import sys
 import tempfile
 from unittest import mock
 
@@ -165,7 +166,7 @@ class PagesTest(parameterized.TestCase):
     scope = {'my_model': layer, 'model': layer}
     with contextlib.ExitStack() as stack:
       stack.enter_context(folders_of_a_reader())
-      if page.endswith('attention.md'):
+      if page.endswith(('attention.md', 'segmentation.md')):
         stack.enter_context(trained_segmentation())
       random = lambda path, format, net, shape: build.random_weights(
         importers.abstract(net, shape), 0
@@ -248,9 +249,10 @@ def folders_of_a_reader():
 
 @contextlib.contextmanager
 def trained_segmentation():
-  """A photo in this folder, and a network in place of the one that a workdir would have."""
+  """Photos in this folder, with clicks, and a network in place of the one that a workdir would
+  have."""
   from configs import segmentation
-  from gmm_diffusion.tasks.segmentation import training
+  from gmm_diffusion.tasks.segmentation import annotations, networks, training, use
   from gmm_diffusion.tasks.segmentation.model import Clicks
 
   spec = specs.from_config(segmentation.get_config('runlocal'))
@@ -258,8 +260,19 @@ def trained_segmentation():
   clicks = Clicks(jnp.zeros((1, 2, 2), jnp.int32), jnp.zeros((1, 2), jnp.int32))
   shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 64, 96, 3)), clicks)
   params = build.random_weights(shapes, 0)
-  Image.fromarray(np.full((64, 96, 3), 128, np.uint8)).save('photo.png')
-  with mock.patch.object(training, 'load', lambda spec, workdir: (module, params)):
+  network, folder = networks.Network(module, params), 'runs/segmentation/annotations'
+  os.mkdir('photos')
+  for path in ('photo.png', 'photo.jpg', 'photos/photo.jpg'):
+    Image.fromarray(np.full((64, 96, 3), 128, np.uint8)).save(path)
+  known = annotations.Annotations('photos', folder, network)
+  click = annotations.Stroke(((40, 60),), True)
+  known.change(0, known.state(0)['version'], lambda record: annotations.added(record, click))
+  with (
+    mock.patch.object(training, 'load', lambda spec, workdir: (module, params)),
+    mock.patch.object(networks, 'load', lambda workdir: network),
+    mock.patch.object(use, 'annotate'),  # which needs an extra
+    mock.patch.dict(sys.modules, {'google.colab': mock.Mock()}),
+  ):
     yield
 
 
