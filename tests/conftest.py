@@ -7,6 +7,7 @@ commands that tests start.
 """
 
 import atexit
+import gc
 import os
 import pathlib
 import shutil
@@ -50,6 +51,8 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile('fixed')
 flags.FLAGS.mark_as_parsed()  # absltest's temporary folders are flags
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+gc.freeze()  # what is imported stays; without it each collection walks through all of jax
+gc.set_threshold(100_000, 20, 100)
 
 
 def pytest_collection_modifyitems(items):

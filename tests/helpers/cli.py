@@ -37,6 +37,7 @@ def here(*settings):
 def typed(*arguments):
   """Parses and runs a command line in this process: (what it exits with, stdout, stderr)."""
   argv, out, error = ['gmm-diffusion', *arguments], io.StringIO(), io.StringIO()
+  sys.modules.pop('config_config', None)  # the config before; the next would be run into its names
   with (
     mock.patch.object(command, 'FLAGS', flags.FlagValues()),
     mock.patch.object(sys, 'argv', argv),
