@@ -50,7 +50,7 @@ class BrowserTest(parameterized.TestCase):
     tab.on('pageerror', lambda error: errors.append(error))
     self.addCleanup(lambda: self.assertEmpty(errors))
     tab.goto(self.server.url)
-    self.until(tab, 'states.has(0) && mask && !frame.hidden')
+    self.ready(tab)
     return tab
 
   def until(self, tab, what):
@@ -60,8 +60,13 @@ class BrowserTest(parameterized.TestCase):
       self.assertLess(time.monotonic(), end, f'{what}: {tab.evaluate("message.textContent")}')
       tab.wait_for_timeout(10)
 
+  def ready(self, tab):
+    """Waits until the image and its mask are drawn."""
+    self.until(tab, 'mask && picture.complete && !frame.hidden')
+
   def place(self, tab, row, column):
     """Where the middle of a pixel of the image is on the screen."""
+    self.ready(tab)
     box = tab.locator('canvas').bounding_box()
     return (
       box['x'] + (column + 0.5) / SIZE[1] * box['width'],
@@ -83,6 +88,7 @@ class BrowserTest(parameterized.TestCase):
 
   def shown(self, tab):
     """How much of the mask is drawn: pixels of the canvas that are not transparent."""
+    self.ready(tab)
     return tab.evaluate(
       'canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height)'
       '.data.filter((value, i) => i % 4 === 3 && value).length'
@@ -186,7 +192,6 @@ class BrowserTest(parameterized.TestCase):
     self.click(tab, 20, 30)
     shown = self.shown(tab)
     tab.reload()
-    self.until(tab, 'states.has(0) && mask')
     self.assertEqual(self.shown(tab), shown)
     port = self.server.port
     self.server.close()
@@ -209,8 +214,10 @@ class BrowserTest(parameterized.TestCase):
     self.assertEqual(self.kept('b'), [([[40, 40]], True)])
     # a click that was made on a mask which is no longer there is not taken
     self.key(other, 'a', 'at === 0 && states.get(0).strokes.length === 2')
+    place = self.place(other, 1, 1)
+    other.evaluate('poll = async () => {}')  # or it would see what has changed before the click
     other.evaluate('states.set(0, {...states.get(0), version: "of before"})')
-    other.mouse.click(*self.place(other, 1, 1))
+    other.mouse.click(*place)
     self.until(other, '!message.hidden')
     self.assertIn('was changed on another page', other.inner_text('#message'))
     self.assertLen(self.kept('a'), 2)
