@@ -5,11 +5,19 @@ from configs import common
 
 
 def get_config(arg=''):
-  """Variants: runlocal (seconds; shows that everything runs, not that it segments well)."""
-  variants = common.arguments(arg, ('runlocal',))
+  """Variants: photographs (a pretrained encoder, for data.path); runlocal (seconds; shows that
+  everything runs, not that it segments well)."""
+  variants = common.arguments(arg, ('photographs', 'runlocal'))
   config = common.defaults()
   config.task = 'segmentation'
   config.train.update(steps=2000, batch=8, learning_rate=2e-3, ema=0.995, checkpoint_every=250)
+  if 'photographs' in variants:
+    config.train.update(
+      steps=1300, batch=4, learning_rate=1.5e-3, decay='cosine', warmup=50, checkpoint_every=100
+    )
+    config.segmentation.update(
+      encoder='efficientnet_lite0', channels=48, key_steps=1, corrections=2, baseline=False
+    )
   if 'runlocal' in variants:
     config.train.update(steps=4, batch=4, warmup=2, checkpoint_every=4, log_every=2)
     config.segmentation.update(

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -156,33 +157,45 @@ def predictor(
 ) -> Predict:
   """Masks by a network, over all devices with one trace for each shape of image."""
   slots, params = objects.slots, parallel.replicate(params, local=True)
+  tokens = module.clicks == 'tokens'
   update = parallel.map_batches(
-    lambda p, b: module.apply(p, b[0], Clicks(*b[1]), b[2], method='update'), batch
+    lambda p, b: module.apply(
+      p, b[0], Clicks(*b[1]), b[2], method='update' if tokens else '__call__'
+    ),
+    batch,
   )
-  whole = parallel.map_batches(lambda p, b: module.apply(p, b[0], Clicks(*b[1]), b[2]), batch)
-  encoded = {}
-  if module.clicks == 'tokens':  # the image is encoded once
+  first = {}  # what the network starts from, image by image
+  for i, image in zip(objects.images, objects.inputs):
+    first.setdefault(i, image)
+  if tokens:  # an image is encoded once for all of its objects
     encode = parallel.map_batches(lambda p, image: module.apply(p, image, method='encode'), batch)
-    for shape, members in objects.groups.items():
-      encoded[shape] = encode(params, np.stack([objects.inputs[i] for i in members]))
+    for shape in objects.groups:
+      these = [i for i, image in first.items() if image.shape == shape]
+      found = encode(params, np.stack([first[i] for i in these]))
+      first.update((i, jax.tree.map(lambda x: x[n], found)) for n, i in enumerate(these))
+
+  many = batch * jax.local_device_count()
+  parts = [
+    members[at : at + many]
+    for members in objects.groups.values()
+    for at in range(0, len(members), many)
+  ]
 
   def predict(clicks, advance):
     out = [[None] * len(objects) for _ in arms]
-    for shape, members in objects.groups.items():
-      first = encoded[shape] if encoded else np.stack([objects.inputs[i] for i in members])
+    for part in parts:
+      given = jax.tree.map(lambda *xs: np.stack(xs), *(first[objects.images[i]] for i in part))
       for row, arm in enumerate(arms):
         packed = [
-          session.pack(clicks[row][i], objects.masks[i].shape, objects.size, slots) for i in members
+          session.pack(clicks[row][i], objects.masks[i].shape, objects.size, slots) for i in part
         ]
-        on = tuple(np.full(len(members), flag) for flag in arm)
-        logits = (update if encoded else whole)(
-          params, (first, tuple(map(np.stack, zip(*packed))), on)
-        )
-        for i, values in zip(members, logits):
+        on = tuple(np.full(len(part), flag) for flag in arm)
+        logits = update(params, (given, tuple(map(np.stack, zip(*packed))), on))
+        for i, values in zip(part, logits):
           out[row][i] = session.from_network(
             values, objects.masks[i].shape, objects.size, clicks[row][i]
           )
-        advance(len(members))
+        advance(len(part))
     return out
 
   return predict

@@ -1,16 +1,18 @@
 """Interactive segmentation by probabilistic attention. The network and its training are this
 project's own.
 
-An encoder embeds the image once: tokens at stride 4, and memory units at stride 8 whose keys are
-mean embeddings (with positions as two more entries, so that EM moves units in the image as well)
-and whose values come from the image alone. Clicks are tokens whose value is known, the embedding of
-"object" or "background", and they are units with that value. Per click, key adaptation [PA section
-3; maths/em.py eq. 4] moves all units and value propagation [eq. 5] changes the values of the
-image's; then every token reads the units [eq. 3], and a small head turns what it read into a mask.
-With clicks='channels' the network is the baseline: plain dot-product attention, and clicks drawn
-into the input of the encoder.
+An encoder (encoders.py) embeds the image once: tokens at stride 4, and memory units at stride 8
+whose keys are mean embeddings (with positions as two more entries, so that EM moves units in the
+image as well) and whose values come from the image alone. Clicks are tokens whose value is known,
+the embedding of "object" or "background", and they are units with that value. Per click, key
+adaptation [PA section 3; maths/em.py eq. 4] moves all units and value propagation [eq. 5] changes
+the values of the image's; then every token reads the units [eq. 3], residual blocks join what
+neighbours read, and a second EM over colour and place (pixels.py) brings it to the pixels, which
+decide at full resolution. With clicks='channels' the network is the baseline: plain dot-product
+attention, and clicks drawn into the input of the encoder.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,8 +20,10 @@ import jax
 import jax.numpy as jnp
 
 from gmm_diffusion.maths import em
-from gmm_diffusion.nets.blocks import ResBlock, upsample
+from gmm_diffusion.nets.blocks import ResBlock
 from gmm_diffusion.nets.em_attention import Precisions
+from gmm_diffusion.tasks.segmentation.encoders import DETAIL, ENCODERS
+from gmm_diffusion.tasks.segmentation.pixels import join
 from gmm_diffusion.types import Array
 
 STRIDE = 16  # sides of an image are multiples of this
@@ -30,7 +34,7 @@ ARMS = {
   'both': (True, True),
 }
 REACH = 32.0  # pixels to one unit of position
-RADIUS = 4.0  # of a click that is drawn
+RADIUS = {1: 4, 4: 16}  # of a click that is drawn at a stride, in pixels of the image
 
 
 class Clicks(NamedTuple):
@@ -41,10 +45,12 @@ class Clicks(NamedTuple):
 
 
 class Features(NamedTuple):
-  """What an image is encoded to: half [B, H/2, W/2, C/2], fine [B, H/4, W/4, C], embeddings of
-  tokens [B, H/4, W/4, heads, C'], values of units [B, H/8, W/8, heads, V]."""
+  """What an image is encoded to: the image [B, H, W, 3] itself, detail [B, H, W, DETAIL], fine [B,
+  H/4, W/4, C], embeddings of tokens [B, H/4, W/4, heads, C'], values of units [B, H/8, W/8, heads,
+  V]."""
 
-  half: Array
+  image: Array
+  detail: Array
   fine: Array
   tokens: Array
   values: Array
@@ -88,91 +94,98 @@ def _grid(shape: tuple[int, int], stride: int) -> Array:
   )
 
 
-def draw(clicks: Clicks, shape: tuple[int, int]) -> Array:
-  """Two channels [B, H, W, 2]: discs around the clicks of each label."""
-  distance = jnp.sum(
-    (_grid(shape, 1)[None, None] - (clicks.pixels[:, :, None, None] + 0.5)) ** 2, -1
-  )
-  disc = jnp.maximum(0, 1 - distance / RADIUS**2)
-  return jnp.stack(
-    [
-      jnp.max(jnp.where((clicks.labels == label)[:, :, None, None], disc, 0), 1) for label in (0, 1)
-    ],
-    -1,
-  )
+def draw(clicks: Clicks, shape: tuple[int, int], stride: int) -> Array:
+  """Two channels [B, H / stride, W / stride, 2] of an image of `shape` [H, W]: discs around the
+  clicks of each label."""
+  radius = RADIUS[stride]
+  reach = jnp.arange(-(radius // stride), radius // stride + 1)
+  offsets = jnp.stack(jnp.meshgrid(reach, reach, indexing='ij'), -1).reshape(-1, 2)
+  at = (clicks.pixels // stride)[:, :, None] + offsets  # cells around the clicks [B, S, n, 2]
+  distance = jnp.sum(((at + 0.5) * stride - (clicks.pixels[:, :, None] + 0.5)) ** 2, -1)
+  disc = jnp.maximum(0, 1 - distance / radius**2)
+  # a row that is not there is dropped; a negative one would count from the end
+  row = jnp.where((clicks.labels[..., None] >= 0) & (at[..., 0] >= 0), at[..., 0], shape[0])
+  row = jnp.where(at[..., 1] >= 0, row, shape[0])
+  item = jnp.arange(len(row))[:, None, None]
+  out = jnp.zeros((len(row), shape[0] // stride, shape[1] // stride, 2))
+  return out.at[item, row, at[..., 1], clicks.labels[..., None]].max(disc, mode='drop')
 
 
 class Segmenter(nn.Module):
-  """Attributes: channels at stride 4; residual blocks per level; heads of head_channels entries;
-  iterations of EM; clicks 'tokens' or 'channels'."""
+  """Attributes: encoder, a name in encoders.ENCODERS; channels at stride 4; residual blocks per
+  level of the encoder and after the read; heads of head_channels entries; iterations of EM; pixels:
+  whether they read tokens by colour and place (pixels.py), or by place alone; clicks 'tokens' or
+  'channels'."""
 
+  encoder: str = 'scratch'
   channels: int = 32
   blocks: int = 2
   heads: int = 2
   head_channels: int = 16
   key_steps: int = 2
   value_steps: int = 2
+  pixels: bool = True
   clicks: str = 'tokens'
 
   def setup(self):
-    C = self.channels
-    conv = lambda width, size=3, stride=1: nn.Conv(width, (size, size), stride)
-    self.stem, self.second = conv(C // 2, 3, 2), conv(C, 3, 2)
-    level = lambda width, resample: [
-      ResBlock(width, resample if n == 0 else '') for n in range(self.blocks)
-    ]
-    self.level4, self.level8 = level(C, ''), level(3 * C // 2, 'down')
-    self.level16, self.level32 = level(2 * C, 'down'), level(2 * C, 'down')
-    self.up16, self.up8, self.up4 = ResBlock(2 * C), ResBlock(3 * C // 2), ResBlock(C)
+    C, constant = self.channels, nn.initializers.constant
+    conv = lambda width, size=3: nn.Conv(width, (size, size))
+    self.encoding = ENCODERS[self.encoder](C, self.blocks)
     self.embed, self.norm = nn.Dense(self.heads * self.head_channels), nn.LayerNorm()
     self.to_values = nn.Dense(self.heads * self.head_channels)
     self.labels = self.param(
       'labels', nn.initializers.normal(1.0), (2, self.heads, self.head_channels)
     )
-    self.prior = self.param('click_prior', nn.initializers.constant(4.0), (self.heads,))
-    self.trust_clicks = self.param('log_trust_clicks', nn.initializers.constant(3.0), (self.heads,))
-    self.reach = self.param('reach', nn.initializers.constant(2.0), (self.heads,))
+    self.prior = self.param('click_prior', constant(4.0), (self.heads,))
+    self.trust_clicks = self.param('log_trust_clicks', constant(3.0), (self.heads,))
+    self.reach = self.param('reach', constant(2.0), (self.heads,))
     self.precisions = Precisions(self.heads, 0.5, 0.3, 2.0, 0.05)
-    self.mix, self.refine, self.out = conv(C), conv(C // 2), conv(1)
+    self.mix = conv(C)
+    self.after = [ResBlock(C) for _ in range(self.blocks)]
+    self.to_pixels = nn.Dense(DETAIL)
+    if self.pixels:
+      # 0.15 of colour in [-1, 1] and 3 pixels have the same weight; 16 pixels are a token
+      self.log_colour = self.param('log_colour', constant(math.log(0.15**-2)), ())
+      self.log_place = self.param('log_place', constant(math.log(3.0**-2)), ())
+      self.log_trust = self.param('log_trust_pixels', constant(math.log(16.0)), ())
+    self.refine, self.out = conv(DETAIL), conv(1)
 
   def __call__(self, image: Array, clicks: Clicks, on: tuple[Any, Any] = (True, True)) -> Array:
     return self.update(self.encode(image, clicks), clicks, on)
 
   def encode(self, image: Array, clicks: Clicks | None = None) -> Features:
     """image [B, H, W, 3] in [-1, 1]; clicks are needed for clicks='channels' alone."""
-    B, H, W, _ = image.shape
+    drawn = None
     if self.clicks == 'channels' and clicks is not None:
-      image = jnp.concatenate([image, draw(clicks, (H, W))], -1)
-    half = nn.silu(self.stem(image))
-    h = nn.silu(self.second(half))
-    levels = []
-    for blocks in (self.level4, self.level8, self.level16):
-      for block in blocks:
-        h = block(h)
-      levels.append(h)
-    odd = h.shape[1] % 2, h.shape[2] % 2  # stride 32 may not divide
-    h = jnp.pad(h, ((0, 0), (0, odd[0]), (0, odd[1]), (0, 0)), mode='edge')
-    for block in self.level32:
-      h = block(h)
-    for block, skip in zip((self.up16, self.up8, self.up4), reversed(levels)):
-      h = block(jnp.concatenate([upsample(h)[:, : skip.shape[1], : skip.shape[2]], skip], -1))
-      if skip.shape[1] * 8 == H:
-        coarse = h
+      drawn = draw(clicks, image.shape[1:3], 1)
+    detail, fine, coarse = self.encoding(image, drawn)
     heads = lambda x: x.reshape(x.shape[:3] + (self.heads, self.head_channels))
-    return Features(half, h, heads(self.norm(self.embed(h))), heads(self.to_values(coarse)))
+    tokens = heads(self.norm(self.embed(fine)))
+    return Features(image, detail, fine, tokens, heads(self.to_values(coarse)))
 
   def update(self, features: Features, clicks: Clicks, on: tuple[Any, Any] = (True, True)) -> Array:
     """Logits [B, H, W] of the object; `on`: scalars, or [B], that switch key adaptation and value
     propagation."""
     B, h, w, _ = features.fine.shape
-    read = (
-      self._read(features, clicks, on) if self.clicks == 'tokens' else self._dot_product(features)
-    )
-    x = jnp.concatenate([features.fine, read.reshape(B, h, w, -1)], -1)
+    if self.clicks == 'tokens':
+      read, draws = self._read(features, clicks, on), True
+    else:
+      read, draws = self._dot_product(features), False
+    drawn = lambda stride: [draw(clicks, (4 * h, 4 * w), stride)] if draws else []
+    x = jnp.concatenate([features.fine, read.reshape(B, h, w, -1), *drawn(4)], -1)
     x = nn.silu(self.mix(x))
-    x = nn.silu(self.refine(jnp.concatenate([upsample(x), features.half], -1)))
-    x = self.out(x)[..., 0]
-    return jax.image.resize(x, (B, 2 * x.shape[1], 2 * x.shape[2]), 'bilinear')
+    for block in self.after:
+      x = block(x)
+    x = self._to_pixels(features.image, self.to_pixels(x))
+    x = nn.silu(self.refine(jnp.concatenate([x, features.detail, *drawn(1)], -1)))
+    return self.out(x)[..., 0]
+
+  def _to_pixels(self, image, tokens):
+    """What each pixel takes from the tokens [B, h, w, DETAIL] -> [B, H, W, DETAIL]."""
+    if not self.pixels:
+      return jax.image.resize(tokens, (*image.shape[:3], tokens.shape[-1]), 'bilinear')
+    numbers = map(jnp.exp, (self.log_colour, self.log_place, self.log_trust))
+    return jax.vmap(join, (0, 0, None, None, None))(image, tokens, *numbers)
 
   def _read(self, features, clicks, on):
     """Values that the tokens read, [B, h, w, heads, V]."""

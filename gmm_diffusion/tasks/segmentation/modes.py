@@ -24,10 +24,12 @@ def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
   """Runs a mode: train, evaluate, all of these, or annotate."""
   if mode == 'annotate':
     return annotate(spec, workdir)
-  splits = {'train': ('train',), 'evaluate': (spec.data.split,), 'all': ('train', spec.data.split)}
+  # what is not evaluated is there to learn from
+  learn, shown = ('train', 'val')[: 1 + (spec.data.split == 'test')], (spec.data.split,)
+  splits = {'train': learn, 'evaluate': shown, 'all': learn + shown}
   this = Run(spec, scenes.load(spec.data, splits[mode]), workdir, command)
   if mode in ('train', 'all'):
-    training.train(spec, this.data.train, workdir)
+    training.train(spec, [scene for name in learn for scene in getattr(this.data, name)], workdir)
   if mode in ('evaluate', 'all'):
     evaluate(this)
 

@@ -327,26 +327,29 @@ def _split(spec, split):
 
 
 def crop(
-  scene: Scene, number: int, shape: tuple[int, ...], random: np.random.RandomState
+  scene: Scene, numbers: Sequence[int], shape: tuple[int, ...], random: np.random.RandomState
 ) -> tuple[np.ndarray, np.ndarray]:
-  """A random piece of a scene at a random scale, perhaps mirrored: image [*shape, 3] and mask
-  [*shape], with some of the object in it."""
-  mask = scene.mask(number)
-  least = max(shape[0] / mask.shape[0], shape[1] / mask.shape[1])
+  """A random piece of a scene at a random scale, perhaps mirrored, with some of the first object in
+  it: image [*shape, 3] and masks [len(numbers), *shape]. An object that does not show in the piece
+  is replaced by the first one."""
+  masks = [scene.mask(number) for number in numbers]
+  height, width = masks[0].shape
+  least = max(shape[0] / height, shape[1] / width)
   for _ in range(8):
-    scale = random.uniform(least, max(1.0, least))
-    size = (
-      max(shape[0], int(round(mask.shape[0] * scale))),
-      max(shape[1], int(round(mask.shape[1] * scale))),
-    )
+    scale = np.exp(random.uniform(np.log(least), max(0.0, np.log(least))))
+    size = max(shape[0], int(round(height * scale))), max(shape[1], int(round(width * scale)))
     y, x = (random.randint(0, side - s + 1) for side, s in zip(size, shape))
-    piece = resize(mask, size)[y : y + shape[0], x : x + shape[1]]
-    if (piece == OBJECT).mean() > 0.01 and (piece == BACKGROUND).any():
+    cut = lambda whole: resize(whole, size)[y : y + shape[0], x : x + shape[1]]
+    if _shows(cut(masks[0])):
       break
   else:  # an object at the rim: all of the image
     size, y, x = (shape[0], shape[1]), 0, 0
-    piece = resize(mask, size)
-  image = resize(scene.image, size)[y : y + shape[0], x : x + shape[1]]
+  image, pieces = cut(scene.image), list(map(cut, masks))
+  pieces = np.stack([piece if _shows(piece) else pieces[0] for piece in pieces])
   if random.rand() < 0.5:
-    image, piece = image[:, ::-1], piece[:, ::-1]
-  return image, piece
+    image, pieces = image[:, ::-1], pieces[:, :, ::-1]
+  return image, pieces
+
+
+def _shows(mask):
+  return (mask == OBJECT).mean() > 0.01 and (mask == BACKGROUND).any()

@@ -8,28 +8,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from gmm_diffusion import specs
+from gmm_diffusion.checkpoints.importers import efficientnet
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.engine import trainer
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.tasks.segmentation import annotator, scenes, session
 from gmm_diffusion.tasks.segmentation.model import Clicks, Segmenter
 
-FIRST = 8  # most clicks drawn before the network's own error adds one, while training
+FIRST = 8  # most clicks drawn before the network's own errors add more, while training
+OBJECTS = 3  # of an image that is encoded once, while training
+ENCODER = 'pretrained'  # what encoders.Pretrained calls its network among the parameters
+NETWORK = (  # the options that a network consists of
+  'encoder', 'channels', 'blocks', 'heads', 'head_channels', 'key_steps', 'value_steps', 'pixels',
+)  # fmt: skip
 
 
 def network(spec: specs.Segmentation, clicks: str = 'tokens') -> Segmenter:
   """The network of a spec; clicks 'channels' is the baseline."""
-  return Segmenter(
-    spec.channels,
-    spec.blocks,
-    spec.heads,
-    spec.head_channels,
-    spec.key_steps,
-    spec.value_steps,
-    clicks,
-  )
+  return Segmenter(**{key: getattr(spec, key) for key in NETWORK}, clicks=clicks)
 
 
 def _init(module, spec, seed):
@@ -37,45 +36,72 @@ def _init(module, spec, seed):
   return module.init(
     jax.random.key(seed),
     jnp.zeros((1, H, W, 3)),
-    Clicks(jnp.zeros((1, FIRST + 1, 2), jnp.int32), jnp.zeros((1, FIRST + 1), jnp.int32)),
+    Clicks(jnp.zeros((1, 1, 2), jnp.int32), jnp.zeros((1, 1), jnp.int32)),
   )
 
 
+def _with_encoder(params, spec):
+  """Fresh parameters with the released weights of the encoder, where there are any."""
+  if spec.encoder == 'scratch':
+    return params
+  inside = params['params']['encoding']
+  found = efficientnet.load(efficientnet.file_of(spec.encoder_path))
+  encoding = {**inside, ENCODER: found}
+  return {'params': {**params['params'], 'encoding': encoding}}
+
+
+def optimiser_of(spec: specs.Spec) -> optax.GradientTransformation:
+  """That of train.*, and slower for released weights of the encoder."""
+  of_encoder = lambda params: jax.tree_util.tree_map_with_path(
+    lambda path, _: any(getattr(key, 'key', None) == ENCODER for key in path), params
+  )
+  slower = optax.masked(optax.scale(spec.segmentation.encoder_rate), of_encoder)
+  return optax.chain(trainer.make_optimiser(spec.train), slower)
+
+
 def _about(spec: specs.Segmentation, clicks: str) -> dict[str, Any]:
-  keys = ('channels', 'blocks', 'heads', 'head_channels', 'key_steps', 'value_steps')
-  return {'segmentation': {key: getattr(spec, key) for key in keys}, 'clicks': clicks}
+  return {'segmentation': {key: getattr(spec, key) for key in NETWORK}, 'clicks': clicks}
 
 
 def make_batch(
   spec: specs.Spec, examples: Sequence[scenes.Scene], step: int, mine: slice
 ) -> tuple[np.ndarray, ...]:
-  """Images uint8, masks, pixels and labels of clicks, positions in the whole batch: a function of
-  (seed, step) alone."""
-  rows = []
+  """Images uint8 [B, H, W, 3]; of OBJECTS objects in each, masks [B, OBJECTS, H, W], pixels and
+  labels of clicks [B, OBJECTS, slots, ...]; positions in the whole batch: a function of (seed,
+  step) alone."""
+  rows, slots = [], FIRST + spec.segmentation.corrections
   for position in range(*mine.indices(spec.train.batch)):
     random = np.random.RandomState([spec.seed, step, position])
     scene = examples[random.randint(len(examples))]
-    image, mask = scenes.crop(
-      scene, random.randint(len(scene.objects)), spec.segmentation.crop, random
-    )
-    clicks = annotator.first_clicks(mask, min(FIRST, random.geometric(0.35)), random)
-    packed = session.pack(clicks, mask.shape, max(mask.shape), FIRST + 1)
-    rows.append((image, mask, packed.pixels, packed.labels, np.int32(position)))
+    numbers = random.randint(len(scene.objects), size=OBJECTS)
+    image, masks = scenes.crop(scene, numbers, spec.segmentation.crop, random)
+    image, packed = _in_other_light(image, random), []
+    for mask in masks:
+      clicks = annotator.first_clicks(mask, min(FIRST, random.geometric(0.35)), random)
+      packed.append(session.pack(clicks, mask.shape, max(mask.shape), slots))
+    rows.append((image, masks, *map(np.stack, zip(*packed)), np.int32(position)))
   return tuple(map(np.stack, zip(*rows)))
 
 
+def _in_other_light(image, random):
+  """uint8 [H, W, 3] with another brightness, contrast and tint, and now and then without colour."""
+  x = image.astype(np.float32) / 255
+  if random.rand() < 0.1:
+    x = np.broadcast_to(x.mean(-1, keepdims=True), x.shape)
+  gain, offset = random.uniform(0.75, 1.25) * random.uniform(0.9, 1.1, 3), random.uniform(-0.1, 0.1)
+  x = (x - 0.5) * gain + 0.5 + offset
+  return np.round(255 * np.clip(x, 0, 1)).astype(np.uint8)
+
+
 def _corrected(key, clicks: Clicks, wrong, mask) -> Clicks:
-  """One more click, somewhere inside the errors [H, W] of one item; now and then none."""
-  keys = jax.random.split(key)
+  """One more click, somewhere inside the errors [H, W] of one item; none where there are none."""
   inside = (
     jax.lax.reduce_window(wrong.astype(jnp.float32), 0.0, jax.lax.add, (7, 7), (1, 1), 'SAME')
     * wrong
   )
-  at = jax.random.categorical(keys[0], 2 * jnp.log(inside.reshape(-1) + 1e-9))
+  at = jax.random.categorical(key, 2 * jnp.log(inside.reshape(-1) + 1e-9))
   pixel = jnp.stack([at // wrong.shape[1], at % wrong.shape[1]])
-  label = jnp.where(
-    jnp.any(wrong) & jax.random.bernoulli(keys[1], 0.75), mask.reshape(-1)[at] == scenes.OBJECT, -1
-  )
+  label = jnp.where(jnp.any(wrong), mask.reshape(-1)[at] == scenes.OBJECT, -1)
   slot = jnp.sum(clicks.labels >= 0)
   return Clicks(
     jnp.asarray(clicks.pixels).at[slot].set(pixel.astype(jnp.int32)),
@@ -83,27 +109,39 @@ def _corrected(key, clicks: Clicks, wrong, mask) -> Clicks:
   )
 
 
-def loss_of(module: Segmenter, seed: int):
-  """loss_fn(params, step, batch): cross-entropy and 1 - soft IoU after a click of correction, each
-  item on a random arm."""
+def loss_of(module: Segmenter, corrections: int, seed: int):
+  """loss_fn(params, step, batch): cross-entropy and 1 - soft IoU after up to `corrections` clicks on
+  the network's own errors, one after the other as a person makes them; each item on a random
+  arm."""
 
   def loss_fn(params, step, batch):
-    image, mask, pixels, labels, position = batch
-    image, clicks = image.astype(jnp.float32) / 127.5 - 1, Clicks(pixels, labels)
+    image, masks, pixels, labels, position = batch
+    image, objects = image.astype(jnp.float32) / 127.5 - 1, masks.shape[1]
     root = jax.random.fold_in(jax.random.key(seed), step)
-    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(root, i), 3))(position)
+    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(root, i), objects))(position)
+    one = lambda x: x.reshape(-1, *x.shape[2:])  # objects of all images as items
+    mask, clicks = one(masks), Clicks(one(pixels), one(labels))
+    keys = jax.vmap(lambda key: jax.random.split(key, 3 + corrections))(one(keys))
     on = tuple(jax.vmap(lambda key: jax.random.bernoulli(key, 0.6))(keys[:, i]) for i in (0, 1))
-    encode = lambda clicks: module.apply(params, image, clicks, method='encode')
-    update = lambda features, clicks: module.apply(params, features, clicks, on, method='update')
-    features = encode(clicks)
-    guess = jax.lax.stop_gradient(update(features, clicks)) > 0
-    wrong = (guess != (mask == scenes.OBJECT)) & (mask != scenes.IGNORE)
-    clicks = jax.vmap(_corrected)(keys[:, 2], clicks, wrong, mask)
-    logits = update(encode(clicks) if module.clicks == 'channels' else features, clicks)
-    target, counts = (
-      (mask == scenes.OBJECT).astype(jnp.float32),
-      (mask != scenes.IGNORE).astype(jnp.float32),
-    )
+    if module.clicks == 'channels':
+      given, method = image, '__call__'
+    else:
+      given, method = module.apply(params, image, method='encode'), 'update'
+    given = jax.tree.map(lambda x: jnp.repeat(x, objects, 0), given)
+    predict = lambda params, given, clicks: module.apply(params, given, clicks, on, method=method)
+    fixed = jax.lax.stop_gradient((params, given))
+
+    count = jax.vmap(lambda key: jax.random.randint(key, (), 0, corrections + 1))(keys[:, 2])
+
+    def correct(clicks, turn):
+      wrong = (predict(*fixed, clicks) > 0) != (mask == scenes.OBJECT)
+      wrong &= (mask != scenes.IGNORE) & (turn < count)[:, None, None]
+      return jax.vmap(_corrected)(keys[:, 3 + turn], clicks, wrong, mask), None
+
+    clicks, _ = jax.lax.scan(correct, clicks, jnp.arange(corrections))
+    logits = predict(params, given, clicks)
+    target = (mask == scenes.OBJECT).astype(jnp.float32)
+    counts = (mask != scenes.IGNORE).astype(jnp.float32)
     entropy = jnp.maximum(logits, 0) - logits * target + jnp.log1p(jnp.exp(-jnp.abs(logits)))
     p = jax.nn.sigmoid(logits) * counts
     total = lambda x: jnp.sum(x, (1, 2))
@@ -129,20 +167,20 @@ def train(spec: specs.Spec, examples: Sequence[scenes.Scene], workdir: str) -> N
       that is not finite.
   """
   trainer.check_batch(spec.train)
-  optimiser = trainer.make_optimiser(spec.train)
-  for clicks, folder in folders(spec.segmentation, workdir).items():
-    module = network(spec.segmentation, clicks)
+  optimiser, own = optimiser_of(spec), spec.segmentation
+  for clicks, folder in folders(own, workdir).items():
+    module = network(own, clicks)
 
     def fresh():
-      params = _init(module, spec.segmentation, spec.seed)
+      params = _with_encoder(_init(module, own, spec.seed), own)
       return trainer.State(jnp.zeros((), jnp.int32), params, params, optimiser.init(params))
 
     trainer.fit(
       spec.train,
       fresh,
-      lambda: trainer.updater(spec.train, optimiser, loss_of(module, spec.seed)),
+      lambda: trainer.updater(spec.train, optimiser, loss_of(module, own.corrections, spec.seed)),
       functools.partial(make_batch, spec, examples),
-      _about(spec.segmentation, clicks),
+      _about(own, clicks),
       folder,
     )
 
