@@ -68,7 +68,7 @@ def depthwise(x: Array, kernel: Array, stride: int) -> Array:
     [B, ceil(H / stride), ceil(W / stride), C].
   """
   size, _, C = kernel.shape
-  taps = zip(_taps(x, size, stride), kernel.reshape(-1, C))
+  taps = zip(_taps(x, size, stride), kernel.reshape(-1, 1, 1, 1, C))
   return functools.reduce(jnp.add, (tap * weight for tap, weight in taps))
 
 
@@ -88,7 +88,8 @@ def _depthwise_backward(stride, saved, gradient):
   of_x = functools.reduce(
     jnp.add,
     (
-      wide[:, size - 1 - i :][:, :height, size - 1 - j :][:, :, :width] * kernel[i, j]
+      wide[:, size - 1 - i :][:, :height, size - 1 - j :][:, :, :width]
+      * kernel[i, j][None, None, None]
       for i in range(size)
       for j in range(size)
     ),
@@ -111,7 +112,8 @@ class _Depthwise(nn.Module):
     C = x.shape[-1]
     init = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal', in_axis=(0, 1), out_axis=())
     kernel = self.param('kernel', init, (self.size, self.size, C))
-    return depthwise(x, kernel, self.stride) + self.param('bias', nn.initializers.zeros, (C,))
+    bias = self.param('bias', nn.initializers.zeros, (C,))
+    return depthwise(x, kernel, self.stride) + bias[None, None, None]
 
 
 class Block(nn.Module):
@@ -135,9 +137,10 @@ class Block(nn.Module):
 
 class EfficientNetLite0(nn.Module):
   """Features of an image. Attributes: frozen, whether no gradient reaches what makes the features
-  of strides up to FROZEN."""
+  of strides up to FROZEN; stages, those of the released network."""
 
   frozen: bool = False
+  stages: tuple[Stage, ...] = STAGES
 
   @nn.compact
   def __call__(self, image: Array, extra: Array | None = None) -> list[Array]:
@@ -154,7 +157,7 @@ class EfficientNetLite0(nn.Module):
     pad = [same(side, 3, 2) for side in image.shape[1:3]]
     x = nn.Conv(STEM, (3, 3), 2, padding=pad, name='_conv_stem')(x)
     x, out, number, stride = nn.relu6(x if extra is None else x + extra), [], 0, 2
-    for stage in STAGES:
+    for stage in self.stages:
       if stage.stride > 1:
         x = jax.lax.stop_gradient(x) if self.frozen and stride <= FROZEN else x
         out.append(x)

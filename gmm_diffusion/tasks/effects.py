@@ -239,6 +239,12 @@ def _keys(section, names):
   return ', '.join(f'{section}.{name}' for name in names)
 
 
+def _segmentation(spec, mode, name):
+  if name in ('encoder_path', 'encoder_rate') and spec.segmentation.encoder == 'scratch':
+    return "segmentation.encoder 'scratch' has no released weights"
+  return ''
+
+
 REASONS = {
   'data': _data,
   'schedule': _schedule,
@@ -252,4 +258,5 @@ REASONS = {
   'evaluate': _evaluate,
   'tune': _tune,
   'annotate': _annotate,
+  'segmentation': _segmentation,
 }

@@ -9,7 +9,7 @@ from PIL import Image
 from gmm_diffusion.tasks.segmentation import model, networks
 
 SHAPE = (48, 64)
-MODULE = model.Segmenter(8, 1, 1, 8, key_steps=1, value_steps=1)
+MODULE = model.Segmenter('scratch', 8, 1, 1, 8, key_steps=1, value_steps=1)
 
 
 @functools.cache
@@ -19,7 +19,7 @@ def parameters():
     MODULE.init, jax.random.key(0), np.zeros((1, *SHAPE, 3), np.float32), clicks
   )
   random = np.random.RandomState(0)  # zero layers would hide what is wrong
-  return jax.tree.map(lambda x: (0.4 * random.randn(*x.shape)).astype(np.float32), shapes)
+  return jax.tree.map(lambda x: np.asarray(0.4 * random.randn(*x.shape), np.float32), shapes)
 
 
 def network():

@@ -23,6 +23,12 @@ FILE = 'efficientnet-lite0-57934424.pth'
 BYTES = 18_826_032
 SHA256 = '57934424'  # its first digits, which the name has
 EPSILON = 1e-3  # of the batch normalisation
+NORMS = {  # a convolution -> the batch normalisation after it
+  '_conv_stem': '_bn0',
+  '_expand_conv': '_bn0',
+  '_depthwise_conv': '_bn1',
+  '_project_conv': '_bn2',
+}
 HEAD = ('_conv_head.', '_bn1.', '_fc.')  # of the classifier, which is left out
 
 
@@ -41,6 +47,8 @@ def file_of(path: str = '') -> str:
       "'.[encoder]', or give their file as segmentation.encoder_path"
     )
   path = os.path.join(found.submodule_search_locations[0], 'models', FILE)
+  if not os.path.isfile(path):
+    raise UserError(f'{path} is not there; install the extra `encoder` again')
   with open(path, 'rb') as file:
     content = file.read()
   if len(content) != BYTES or not hashlib.sha256(content).hexdigest().startswith(SHA256):
@@ -56,11 +64,10 @@ def load(path: str) -> dict[str, Any]:
   """
   with tensor_files.open_tensors(path) as source:
     plan = recipe_of()
-    known = (*HEAD, 'num_batches_tracked')
     owned = [
       name
       for name in source.shapes
-      if not name.startswith(known) and not name.endswith('num_batches_tracked')
+      if not name.startswith(HEAD) and not name.endswith('num_batches_tracked')
     ]
     recipe.check(plan, source.shapes, owned, path)
     return recipe.read(plan, source, path, 'encoder')['params']
@@ -73,9 +80,10 @@ def recipe_of() -> recipe.Recipe:
   )
   parts = {}
   for target, leaf in traverse_util.flatten_dict(template['params']).items():
-    *module, kind = target
-    name, width = '.'.join(module), leaf.shape[-1]
-    norm = [f'{_norm(module)}.{what}' for what in ('weight', 'running_var', 'bias', 'running_mean')]
+    *block, convolution, kind = target
+    name, norm = '.'.join([*block, convolution]), '.'.join([*block, NORMS[convolution]])
+    width = leaf.shape[-1]
+    norm = [f'{norm}.{what}' for what in ('weight', 'running_var', 'bias', 'running_mean')]
     if kind == 'kernel':
       # depthwise: [C, 1, h, w] there and [h, w, C] here
       full = leaf.shape if len(leaf.shape) == 4 else (*leaf.shape[:2], 1, width)
@@ -85,20 +93,6 @@ def recipe_of() -> recipe.Recipe:
     else:
       parts[target] = recipe.Part(tuple(norm), ((width,),) * 4, _bias)
   return recipe.Recipe(parts)
-
-
-def _norm(module):
-  """The name of the batch normalisation after a convolution."""
-  *block, conv = module
-  return '.'.join([*block, _NORMS[conv]])
-
-
-_NORMS = {
-  '_conv_stem': '_bn0',
-  '_expand_conv': '_bn0',
-  '_depthwise_conv': '_bn1',
-  '_project_conv': '_bn2',
-}
 
 
 def _scale(weight, variance):

@@ -100,14 +100,16 @@ def draw(clicks: Clicks, shape: tuple[int, int], stride: int) -> Array:
   radius = RADIUS[stride]
   reach = jnp.arange(-(radius // stride), radius // stride + 1)
   offsets = jnp.stack(jnp.meshgrid(reach, reach, indexing='ij'), -1).reshape(-1, 2)
-  at = (clicks.pixels // stride)[:, :, None] + offsets  # cells around the clicks [B, S, n, 2]
+  at = (clicks.pixels // stride)[:, :, None] + offsets[
+    None, None
+  ]  # cells around the clicks [B, S, n, 2]
   distance = jnp.sum(((at + 0.5) * stride - (clicks.pixels[:, :, None] + 0.5)) ** 2, -1)
   disc = jnp.maximum(0, 1 - distance / radius**2)
   # a row that is not there is dropped; a negative one would count from the end
   row = jnp.where((clicks.labels[..., None] >= 0) & (at[..., 0] >= 0), at[..., 0], shape[0])
   row = jnp.where(at[..., 1] >= 0, row, shape[0])
   item = jnp.arange(len(row))[:, None, None]
-  out = jnp.zeros((len(row), shape[0] // stride, shape[1] // stride, 2))
+  out = jnp.zeros((len(row), shape[0] // stride, shape[1] // stride, 2), disc.dtype)
   return out.at[item, row, at[..., 1], clicks.labels[..., None]].max(disc, mode='drop')
 
 

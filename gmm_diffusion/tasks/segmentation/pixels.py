@@ -39,7 +39,7 @@ def join(
   scale = jnp.concatenate([jnp.full(3, jnp.sqrt(colour)), jnp.full(2, jnp.sqrt(place))])
   rows, columns = (jnp.arange(side, dtype=image.dtype) for side in (H, W))
   at = jnp.stack(jnp.meshgrid(rows, columns, indexing='ij'), -1)
-  pixels = jnp.concatenate([image, at], -1) * scale
+  pixels = jnp.concatenate([image, at], -1) * scale[None, None]
   keys = pixels.reshape(H // CELL, CELL, W // CELL, CELL, 5).mean((1, 3))
 
   def window(pixels, keys, values, inside):
@@ -74,6 +74,6 @@ def around(tokens: Array) -> Array:
   row; zeros (False) outside the image."""
   h, w, C = tokens.shape
   padded = jnp.pad(tokens, ((1, 1), (1, 1), (0, 0)))
-  take = lambda side: (jnp.arange(side // SIDE) * SIDE)[:, None] + jnp.arange(RING)
+  take = lambda side: (jnp.arange(side // SIDE) * SIDE)[:, None] + jnp.arange(RING)[None]
   out = padded[take(h)][:, :, take(w)]  # [h/4, 6, w/4, 6, C]
   return out.swapaxes(1, 2).reshape(-1, RING**2, C)

@@ -110,8 +110,8 @@ def _corrected(key, clicks: Clicks, wrong, mask) -> Clicks:
 
 
 def loss_of(module: Segmenter, corrections: int, seed: int):
-  """loss_fn(params, step, batch): cross-entropy and 1 - soft IoU after up to `corrections` clicks on
-  the network's own errors, one after the other as a person makes them; each item on a random
+  """loss_fn(params, step, batch): cross-entropy and 1 - soft IoU after up to `corrections` clicks
+  on the network's own errors, one after the other as a person makes them; each item on a random
   arm."""
 
   def loss_fn(params, step, batch):

@@ -333,6 +333,11 @@ class ModeTest(parameterized.TestCase):
       modes.run('annotate', self.spec(), self.work, 'command')
 
   @parameterized.parameters(
+    (
+      'train',
+      'segmentation.encoder_rate=.5',
+      "encoder_rate' has no effect: segmentation.encoder 's",
+    ),
     ('annotate', 'data.masks=x', "'data.masks' has no effect: --mode=annotate reads data.images"),
     ('train', 'annotate.port=3', "'annotate.port' has no effect: --mode=train does not annotate"),
   )

@@ -105,7 +105,7 @@ class SegmentationTest(absltest.TestCase):
       opened,
       [
         os.path.join(split, *file)
-        for split in ('train', 'test')
+        for split in ('train', 'val', 'test')  # what is not evaluated is learnt from
         for file in (('images', '12.jpg'), ('segmentations', '12_1.png'))
       ],
     )
@@ -171,12 +171,14 @@ class SegmentationTest(absltest.TestCase):
     for a, b in zip(whole, half):
       np.testing.assert_array_equal(a[2:], b)
     self.assertTrue((whole[0] != training.make_batch(spec, examples, 4, slice(0, 4))[0]).any())
-    image, mask, pixels, labels, _ = whole
+    image, masks, pixels, labels, _ = whole
     self.assertEqual(image.shape, (4, 48, 64, 3))
-    for i in range(4):
+    self.assertEqual(masks.shape, (4, training.OBJECTS, 48, 64))
+    for i in np.ndindex(masks.shape[:2]):
+      self.assertGreater((labels[i] >= 0).sum(), 0)
       for pixel, label in zip(pixels[i], labels[i]):
         if label >= 0:
-          self.assertEqual(mask[i][tuple(pixel)] == scenes.OBJECT, label == 1)
+          self.assertEqual(masks[i][tuple(pixel)] == scenes.OBJECT, label == 1)
 
   def test_bad_settings(self):
     for changes, message in (

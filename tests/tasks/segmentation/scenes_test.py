@@ -159,11 +159,25 @@ class DataTest(parameterized.TestCase):
       scenes.load(specs.Data(images=images))
 
   def test_crops_show_some_of_the_object(self):
-    scene, random = scenes.load(specs.Data()).train[0], np.random.RandomState(0)
+    random, numbers = np.random.RandomState(0), (0, 1, 0)
+    scene = next(s for s in scenes.load(specs.Data()).train if len(s.objects) > 1)
     for _ in range(10):
-      piece, mask = scenes.crop(scene, 0, (32, 48), random)
-      self.assertEqual((piece.shape, mask.shape), ((32, 48, 3), (32, 48)))
-      self.assertTrue((mask == scenes.OBJECT).any())
+      piece, masks = scenes.crop(scene, numbers, (32, 48), random)
+      self.assertEqual((piece.shape, masks.shape), ((32, 48, 3), (3, 32, 48)))
+      self.assertTrue((masks == scenes.OBJECT).any((1, 2)).all())
+      np.testing.assert_array_equal(masks[0], masks[2])
+
+  def test_crops_cut_images_and_masks_alike(self):
+    image = np.zeros((60, 90, 3), np.uint8)
+    image[20:40, 30:60] = 200
+    maps = (image[None, ..., 0] > 0).astype(np.uint8)
+    scene, random = scenes.Scene('', image, maps, ((0, 1), (0, 7))), np.random.RandomState(0)
+    for _ in range(20):
+      piece, masks = scenes.crop(scene, (0, 1), (32, 48), random)
+      rim = np.abs(piece[..., 0].astype(int) - 100) < 99  # blurred by scaling
+      agree = (piece[..., 0] > 100) == (masks[0] == scenes.OBJECT)
+      self.assertTrue((agree | rim).all())
+      np.testing.assert_array_equal(masks[1], masks[0])  # there is no object of label 7
 
 
 def damaged(path, how):

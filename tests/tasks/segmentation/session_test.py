@@ -120,11 +120,19 @@ class SessionTest(parameterized.TestCase):
       float(np.abs(read[0, 0, 0] - labels[scenes.BACKGROUND]).max()), 1e-3
     )  # the unused slots hold nothing
 
-  def test_drawn_clicks(self):
-    found = model.draw(model.Clicks(np.array([[[3, 4], [9, 9]]]), np.array([[1, -1]])), (12, 16))
-    self.assertEqual(tuple(np.unravel_index(np.argmax(found[0, ..., 1]), (12, 16))), (3, 4))
-    self.assertEqual(float(found[..., 0].max()), 0)
-    self.assertEqual(float(found[0, 9, 9, 1]), 0)
+  @parameterized.parameters(1, 4)
+  def test_drawn_clicks(self, stride):
+    pixels = np.array([[[3, 4], [20, 31], [0, 63], [47, 0], [30, 30]], [[9, 9]] * 5])
+    labels = np.array([[1, 0, 1, 0, -1], [-1] * 5])
+    found = np.asarray(model.draw(model.Clicks(pixels, labels), (48, 64), stride))
+    rows, columns = np.mgrid[: 48 // stride, : 64 // stride] * stride + stride / 2
+    for label in (0, 1):
+      disc = np.zeros(rows.shape)
+      for at in pixels[0][labels[0] == label]:
+        distance = (rows - at[0] - 0.5) ** 2 + (columns - at[1] - 0.5) ** 2
+        disc = np.maximum(disc, 1 - distance / model.RADIUS[stride] ** 2)
+      np.testing.assert_allclose(found[0, ..., label], disc, atol=1e-6)
+    self.assertFalse(found[1].any())  # unused slots
 
 
 if __name__ == '__main__':
