@@ -379,6 +379,7 @@ class Segmentation:
   encoder_rate: float = option(
     0.1, 'learning rate of released weights over that of others', '[0, 1]'
   )
+  weights: str = option('', 'file of a trained network; else that of the workdir')
   channels: int = option(32, 'of the network', WIDTH)
   blocks: int = option(2, 'of the network', '[1, 1024]')
   heads: int = option(2, 'of the network', '[1, 1024]')

@@ -242,6 +242,8 @@ def _keys(section, names):
 def _segmentation(spec, mode, name):
   if name in ('encoder_path', 'encoder_rate') and spec.segmentation.encoder == 'scratch':
     return "segmentation.encoder 'scratch' has no released weights"
+  if name == 'weights' and mode in ('train', 'all'):
+    return f'--mode={mode} trains a network of its own'
   return ''
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from gmm_diffusion import specs
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.reports import records
-from gmm_diffusion.tasks.segmentation import training
+from gmm_diffusion.tasks.segmentation import training, weights
 from gmm_diffusion.tasks.segmentation.model import Segmenter
 from gmm_diffusion.tasks.segmentation.session import Session
 
@@ -32,6 +32,12 @@ class Network(NamedTuple):
     """A session on an image; see scenes.rgb for what is valid."""
     return Session(self.module, self.params, image, self.size, self.slots)
 
+  def save(self, path: str) -> None:
+    """Writes the network as one file, an .npz, to give to others; `load` and segmentation.weights
+    read it."""
+    about = {**training.about(self.module), 'size': self.size, 'slots': self.slots}
+    weights.write(path, weights.Content(about, self.params))
+
 
 def of(spec: specs.Spec, workdir: str) -> Network:
   """The network of a spec with its weights; raises UserError where the workdir does not have it."""
@@ -39,17 +45,29 @@ def of(spec: specs.Spec, workdir: str) -> Network:
   return Network(*training.load(spec, workdir), own.size, own.slots)
 
 
-def load(workdir: str) -> Network:
-  """The network that was trained in a workdir.
+def load(network: str) -> Network:
+  """A trained network.
+
+  Args:
+    network: the workdir of its training, or a file that `Network.save` wrote.
 
   Raises:
-    UserError: no network for segmentation was trained there.
+    UserError: no network for segmentation was trained there, or the file is damaged.
   """
-  workdir = os.path.expanduser(workdir)
-  spec = specs.from_config(records.config_of(workdir))
+  network = os.path.expanduser(network)
+  if os.path.isfile(network):
+    about, params = weights.read(network)
+    try:
+      module = Segmenter(**about['segmentation'])
+      out = Network(module, params, about['size'], about['slots'])
+    except (KeyError, TypeError) as error:
+      raise UserError(f'{network} is of another version ({error}); train it again') from error
+    training.check(module, params, network)
+    return out
+  spec = specs.from_config(records.config_of(network))
   if spec.task != 'segmentation':
     raise UserError(
-      f'{workdir!r} is of task {spec.task!r}; give the workdir of a training with '
+      f'{network!r} is of task {spec.task!r}; give the workdir of a training with '
       f'--config=segmentation.py'
     )
-  return of(spec, workdir)
+  return of(spec, network)

@@ -15,7 +15,7 @@ from gmm_diffusion.checkpoints.importers import efficientnet
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.engine import trainer
 from gmm_diffusion.errors import UserError
-from gmm_diffusion.tasks.segmentation import annotator, scenes, session
+from gmm_diffusion.tasks.segmentation import annotator, scenes, session, weights
 from gmm_diffusion.tasks.segmentation.model import Clicks, Segmenter
 
 FIRST = 8  # most clicks drawn before the network's own errors add more, while training
@@ -31,8 +31,8 @@ def network(spec: specs.Segmentation, clicks: str = 'tokens') -> Segmenter:
   return Segmenter(**{key: getattr(spec, key) for key in NETWORK}, clicks=clicks)
 
 
-def _init(module, spec, seed):
-  H, W = spec.crop
+def _init(module, crop, seed):
+  H, W = crop
   return module.init(
     jax.random.key(seed),
     jnp.zeros((1, H, W, 3)),
@@ -59,8 +59,12 @@ def optimiser_of(spec: specs.Spec) -> optax.GradientTransformation:
   return optax.chain(trainer.make_optimiser(spec.train), slower)
 
 
-def _about(spec: specs.Segmentation, clicks: str) -> dict[str, Any]:
-  return {'segmentation': {key: getattr(spec, key) for key in NETWORK}, 'clicks': clicks}
+def about(module: Segmenter) -> dict[str, Any]:
+  """What a network consists of, as plain values."""
+  return {
+    'segmentation': {key: getattr(module, key) for key in NETWORK},
+    'clicks': module.clicks,
+  }
 
 
 def make_batch(
@@ -172,7 +176,7 @@ def train(spec: specs.Spec, examples: Sequence[scenes.Scene], workdir: str) -> N
     module = network(own, clicks)
 
     def fresh():
-      params = _with_encoder(_init(module, own, spec.seed), own)
+      params = _with_encoder(_init(module, own.crop, spec.seed), own)
       return trainer.State(jnp.zeros((), jnp.int32), params, params, optimiser.init(params))
 
     trainer.fit(
@@ -180,28 +184,40 @@ def train(spec: specs.Spec, examples: Sequence[scenes.Scene], workdir: str) -> N
       fresh,
       lambda: trainer.updater(spec.train, optimiser, loss_of(module, own.corrections, spec.seed)),
       functools.partial(make_batch, spec, examples),
-      _about(own, clicks),
+      about(module),
       folder,
     )
 
 
 def load(spec: specs.Spec, workdir: str, clicks: str = 'tokens') -> tuple[Segmenter, Any]:
-  """(network, parameters) of a workdir.
+  """(network, parameters) of segmentation.weights or, where there are none, and for the baseline,
+  of a workdir.
 
   Raises:
     UserError: if there is no checkpoint, or it is of another network.
   """
-  module, store = (
-    network(spec.segmentation, clicks),
-    Store(folders(spec.segmentation, workdir)[clicks]),
-  )
-  found = {key: value for key, value in store.about().items() if key != 'format'}
-  if found != _about(spec.segmentation, clicks):
+  own, module = spec.segmentation, network(spec.segmentation, clicks)
+  if own.weights and clicks == 'tokens':
+    found = weights.read(own.weights)
+    _compare(own.weights, {key: found.about.get(key) for key in about(module)}, about(module))
+    check(module, found.params, own.weights)
+    return module, found.params
+  with Store(folders(own, workdir)[clicks]) as store:
+    found = {key: value for key, value in store.about().items() if key != 'format'}
+    _compare(f'the checkpoint in {store.path}', found, about(module))
+    template = jax.eval_shape(lambda: _init(module, own.crop, 0))
+    return module, store.weights({'net': template})['net']
+
+
+def _compare(what, found, wanted):
+  if found != wanted:
     raise UserError(
-      f'the checkpoint in {store.path} is of {found}, the config says '
-      f'{_about(spec.segmentation, clicks)}; use its config, or another --workdir'
+      f'{what} is of {found}, the config says {wanted}; use its config, or another network'
     )
-  template = {'net': jax.eval_shape(lambda: _init(module, spec.segmentation, 0))}
-  params = store.weights(template)['net']
-  store.close()
-  return module, params
+
+
+def check(module: Segmenter, params: Any, path: str) -> None:
+  """Raises UserError where the parameters of a file are not those of the network."""
+  shapes = jax.eval_shape(lambda: _init(module, (32, 32), 0))
+  if jax.tree.map(jnp.shape, params) != jax.tree.map(lambda leaf: leaf.shape, shapes):
+    raise UserError(f'{path} has other weights than it says; download it again')

@@ -30,7 +30,8 @@ def segment(image: Any, clicks: Any, network: str | Network) -> np.ndarray:
       float in [0, 1].
     clicks: (row, column, whether it is the object) of each, in pixels of the image; or the path of
       a NAME.json that --mode=annotate wrote.
-    network: the workdir of a finished training; or, to load it once, what load_segmenter returns.
+    network: the workdir of a finished training, or the file of a network; or, to load it once,
+      what load_segmenter returns.
 
   Returns:
     bool [H, W]; all False without clicks.

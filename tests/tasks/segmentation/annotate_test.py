@@ -338,6 +338,7 @@ class ModeTest(parameterized.TestCase):
       'segmentation.encoder_rate=.5',
       "encoder_rate' has no effect: segmentation.encoder 's",
     ),
+    ('train', 'segmentation.weights=x', "weights' has no effect: --mode=train trains a network of"),
     ('annotate', 'data.masks=x', "'data.masks' has no effect: --mode=annotate reads data.images"),
     ('train', 'annotate.port=3', "'annotate.port' has no effect: --mode=train does not annotate"),
   )
