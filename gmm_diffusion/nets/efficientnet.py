@@ -156,7 +156,9 @@ class EfficientNetLite0(nn.Module):
     x = (127.5 * image + 0.5) / 128  # the network was trained on (value - 127) / 128
     pad = [same(side, 3, 2) for side in image.shape[1:3]]
     x = nn.Conv(STEM, (3, 3), 2, padding=pad, name='_conv_stem')(x)
-    x, out, number, stride = nn.relu6(x if extra is None else x + extra), [], 0, 2
+    x = nn.relu6(x if extra is None else x + extra)
+    out: list[Array] = []
+    number, stride = 0, 2
     for stage in self.stages:
       if stage.stride > 1:
         x = jax.lax.stop_gradient(x) if self.frozen and stride <= FROZEN else x

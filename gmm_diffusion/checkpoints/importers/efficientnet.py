@@ -83,15 +83,17 @@ def recipe_of() -> recipe.Recipe:
     *block, convolution, kind = target
     name, norm = '.'.join([*block, convolution]), '.'.join([*block, NORMS[convolution]])
     width = leaf.shape[-1]
-    norm = [f'{norm}.{what}' for what in ('weight', 'running_var', 'bias', 'running_mean')]
+    norms = [f'{norm}.{what}' for what in ('weight', 'running_var', 'bias', 'running_mean')]
     if kind == 'kernel':
       # depthwise: [C, 1, h, w] there and [h, w, C] here
       full = leaf.shape if len(leaf.shape) == 4 else (*leaf.shape[:2], 1, width)
       there = tuple(full[i] for i in (3, 2, 0, 1))
       build = functools.partial(_kernel, shape=leaf.shape)
-      parts[target] = recipe.Part((f'{name}.weight', *norm[:2]), (there, (width,), (width,)), build)
+      parts[target] = recipe.Part(
+        (f'{name}.weight', *norms[:2]), (there, (width,), (width,)), build
+      )
     else:
-      parts[target] = recipe.Part(tuple(norm), ((width,),) * 4, _bias)
+      parts[target] = recipe.Part(tuple(norms), ((width,),) * 4, _bias)
   return recipe.Recipe(parts)
 
 

@@ -1,6 +1,7 @@
 """Encoders of the segmenter: an image becomes features at strides 1, 4 and 8, once for all
 clicks."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import flax.linen as nn
@@ -39,7 +40,7 @@ class _TopDown(nn.Module):
   widths: tuple[int, ...]
 
   @nn.compact
-  def __call__(self, h: Array, skips: list[Array]) -> list[Array]:
+  def __call__(self, h: Array, skips: Sequence[Array]) -> list[Array]:
     """h: the coarsest; skips: the others, coarse to fine -> the joined ones, coarse to fine."""
     out = []
     for width, skip in zip(self.widths, skips):
@@ -60,7 +61,7 @@ class Scratch(nn.Module):
   def __call__(self, image: Array, drawn: Array | None = None) -> Pyramid:
     C, x = self.channels, image if drawn is None else jnp.concatenate([image, drawn], -1)
     half = nn.silu(_conv(C // 2, 3, 2)(x))
-    h = nn.silu(_conv(C, 3, 2)(half))
+    h: Array = nn.silu(_conv(C, 3, 2)(half))
     levels = []
     for width, resample in ((C, ''), (3 * C // 2, 'down'), (2 * C, 'down'), (2 * C, 'down')):
       if len(levels) == 3:  # stride 32 may not divide

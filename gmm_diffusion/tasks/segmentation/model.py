@@ -159,7 +159,8 @@ class Segmenter(nn.Module):
     """image [B, H, W, 3] in [-1, 1]; clicks are needed for clicks='channels' alone."""
     drawn = None
     if self.clicks == 'channels' and clicks is not None:
-      drawn = draw(clicks, image.shape[1:3], 1)
+      _, H, W, _ = image.shape
+      drawn = draw(clicks, (H, W), 1)
     detail, fine, coarse = self.encoding(image, drawn)
     heads = lambda x: x.reshape(x.shape[:3] + (self.heads, self.head_channels))
     tokens = heads(self.norm(self.embed(fine)))

@@ -344,11 +344,11 @@ def crop(
       break
   else:  # an object at the rim: all of the image
     size, y, x = (shape[0], shape[1]), 0, 0
-  image, pieces = cut(scene.image), list(map(cut, masks))
-  pieces = np.stack([piece if _shows(piece) else pieces[0] for piece in pieces])
+  image, pieces = cut(scene.image), [cut(mask) for mask in masks]
+  shown = np.stack([piece if _shows(piece) else pieces[0] for piece in pieces])
   if random.rand() < 0.5:
-    image, pieces = image[:, ::-1], pieces[:, :, ::-1]
-  return image, pieces
+    image, shown = image[:, ::-1], shown[:, :, ::-1]
+  return image, shown
 
 
 def _shows(mask):

@@ -77,7 +77,7 @@ def make_batch(
   for position in range(*mine.indices(spec.train.batch)):
     random = np.random.RandomState([spec.seed, step, position])
     scene = examples[random.randint(len(examples))]
-    numbers = random.randint(len(scene.objects), size=OBJECTS)
+    numbers = random.randint(len(scene.objects), size=OBJECTS).tolist()
     image, masks = scenes.crop(scene, numbers, spec.segmentation.crop, random)
     image, packed = _in_other_light(image, random), []
     for mask in masks:
@@ -198,10 +198,10 @@ def load(spec: specs.Spec, workdir: str, clicks: str = 'tokens') -> tuple[Segmen
   """
   own, module = spec.segmentation, network(spec.segmentation, clicks)
   if own.weights and clicks == 'tokens':
-    found = weights.read(own.weights)
-    _compare(own.weights, {key: found.about.get(key) for key in about(module)}, about(module))
-    check(module, found.params, own.weights)
-    return module, found.params
+    said, params = weights.read(own.weights)
+    _compare(own.weights, {key: said.get(key) for key in about(module)}, about(module))
+    check(module, params, own.weights)
+    return module, params
   with Store(folders(own, workdir)[clicks]) as store:
     found = {key: value for key, value in store.about().items() if key != 'format'}
     _compare(f'the checkpoint in {store.path}', found, about(module))
