@@ -367,18 +367,9 @@ class Tune:
 class Segmentation:
   """Interactive segmentation (tasks.segmentation)."""
 
-  encoder: str = option(
-    'scratch',
-    'what embeds the image, in tasks.segmentation.encoders',
-    ('scratch', 'efficientnet_lite0'),
-  )
-  encoder_path: str = option(
-    '',
-    'file of the released weights of the encoder to train from; else those of the extra `encoder`',
-  )
-  encoder_rate: float = option(
-    0.1, 'learning rate of released weights over that of others', '[0, 1]'
-  )
+  encoder: str = option('scratch', 'of the image', ('scratch', 'efficientnet_lite0'))
+  encoder_path: str = option('', 'file of its released weights; else those of the extra `encoder`')
+  encoder_rate: float = option(0.1, 'learning rate of released weights over others', '[0, 1]')
   weights: str = option('', 'file of a trained network; else that of the workdir')
   channels: int = option(32, 'of the network', WIDTH)
   blocks: int = option(2, 'of the network', '[1, 1024]')
@@ -387,9 +378,7 @@ class Segmentation:
   key_steps: int = option(2, 'adaptations of the keys', '[0, 1000]')
   value_steps: int = option(2, 'adaptations of the values', '[0, 1000]')
   pixels: bool = option(True, 'pixels read the network by colour and place, not by place alone')
-  corrections: int = option(
-    1, 'most clicks on its own errors for each example, while training', '[0, 100]'
-  )
+  corrections: int = option(1, 'most clicks on its own errors, while training', '[0, 100]')
   crop: tuple[int, ...] = option((96, 128), 'height and width to train on', '[32, 16384]')
   size: int = option(240, 'images with a longer side are worked on at it', WIDTH)
   slots: int = option(40, 'clicks that a session holds', '[1, 10000]')

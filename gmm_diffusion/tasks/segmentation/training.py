@@ -28,7 +28,17 @@ NETWORK = (  # the options that a network consists of
 
 def network(spec: specs.Segmentation, clicks: str = 'tokens') -> Segmenter:
   """The network of a spec; clicks 'channels' is the baseline."""
-  return Segmenter(**{key: getattr(spec, key) for key in NETWORK}, clicks=clicks)
+  return Segmenter(
+    encoder=spec.encoder,
+    channels=spec.channels,
+    blocks=spec.blocks,
+    heads=spec.heads,
+    head_channels=spec.head_channels,
+    key_steps=spec.key_steps,
+    value_steps=spec.value_steps,
+    pixels=spec.pixels,
+    clicks=clicks,
+  )
 
 
 def _init(module, crop, seed):
@@ -40,7 +50,7 @@ def _init(module, crop, seed):
   )
 
 
-def _with_encoder(params, spec):
+def _with_encoder(params, spec: specs.Segmentation):
   """Fresh parameters with the released weights of the encoder, where there are any."""
   if spec.encoder == 'scratch':
     return params
