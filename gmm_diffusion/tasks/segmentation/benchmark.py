@@ -164,14 +164,13 @@ def predictor(
     ),
     batch,
   )
-  first = {}  # what the network starts from, image by image
-  for i, image in zip(objects.images, objects.inputs):
-    first.setdefault(i, image)
+  images = dict(zip(objects.images, objects.inputs))
+  first = dict(images)  # what the network starts from, image by image
   if tokens:  # an image is encoded once for all of its objects
     encode = parallel.map_batches(lambda p, image: module.apply(p, image, method='encode'), batch)
     for shape in objects.groups:
-      these = [i for i, image in first.items() if image.shape == shape]
-      found = encode(params, np.stack([first[i] for i in these]))
+      these = [i for i, image in images.items() if image.shape == shape]
+      found = encode(params, np.stack([images[i] for i in these]))
       first.update((i, jax.tree.map(lambda x: x[n], found)) for n, i in enumerate(these))
 
   many = batch * jax.local_device_count()

@@ -20,10 +20,11 @@ from gmm_diffusion.tasks.segmentation import (
   model,
   modes,
   scenes,
+  session,
   training,
 )
 from gmm_diffusion.tasks.segmentation.annotator import Click
-from helpers import cases
+from helpers import cases, segmenter
 
 
 class SegmentationTest(absltest.TestCase):
@@ -142,6 +143,33 @@ class SegmentationTest(absltest.TestCase):
     self.assertLen(made, 6)
     courses('two', [scene._replace(image=255 - scene.image) for scene in examples])
     self.assertLen(made, 7)  # other images of the same names
+
+  def test_masks_are_those_of_sessions(self):
+    def scene(shape, seed):
+      maps = np.arange(np.prod(shape)).reshape(1, *shape) // (np.prod(shape) // 2)
+      return scenes.Scene('', segmenter.image((*shape, 3), seed), maps, ((0, 0), (0, 1)))
+
+    shapes = ((48, 64), (64, 48), (48, 64), (40, 90))  # the last is worked on at another size
+    config = config_lib.get_config('runlocal')
+    config.segmentation.update(size=64, objects=8)
+    objects = benchmark.Objects(
+      specs.from_config(config), [scene(shape, seed) for seed, shape in enumerate(shapes)]
+    )
+    network, arms = segmenter.network(), [(True, True), (False, False)]
+    predict = benchmark.predictor(objects, network.module, network.params, arms, 3)
+    clicks = [
+      [[Click(20 + i, 30 - i, True), Click(5, 6 + row, False)] for i in range(8)]
+      for row in range(2)
+    ]
+    counted = []
+    found = predict(clicks, counted.append)
+    self.assertEqual(sum(counted), 16)
+    for row, arm in enumerate(('both', 'none')):
+      for i, one in enumerate(objects.scenes):
+        other = session.Session(network.module, network.params, one.image, 64, 4, arm)
+        want = other.replay([([click[:2]], click.positive) for click in clicks[row][i]])
+        self.assertEqual(found[row][i].shape, want.shape)
+        self.assertGreater((found[row][i] == want).mean(), 0.999)  # rounding, in a batch
 
   def test_more_objects_than_images(self):
     known = scenes.load(specs.Data(), ('test',)).test
