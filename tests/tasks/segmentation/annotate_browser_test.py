@@ -21,6 +21,12 @@ MISSING = [
 ]
 WHY = f'needs {", ".join([*MISSING, *([] if BROWSER else ["chromium"])])}'
 SIZE = (48, 64)
+# the image and its mask are drawn, and at a size that the next two frames do not change
+READY = '''mask && picture.complete && !frame.hidden && await (async () => {
+  const size = () => JSON.stringify(canvas.getBoundingClientRect()), before = size();
+  for (let i = 0; i < 2; i++) await new Promise(requestAnimationFrame);
+  return !queues.has(at) && mask && !frame.hidden && size() === before;
+})()'''
 
 
 @absltest.skipIf(MISSING or not BROWSER, WHY)
@@ -56,13 +62,13 @@ class BrowserTest(parameterized.TestCase):
   def until(self, tab, what):
     """Waits until an expression of the page holds, and no answer is waited for."""
     end = time.monotonic() + 20
-    while not tab.evaluate(f'!queues.has(at) && Boolean({what})'):
+    while not tab.evaluate(f'(async () => !queues.has(at) && Boolean({what}))()'):
       self.assertLess(time.monotonic(), end, f'{what}: {tab.evaluate("message.textContent")}')
       tab.wait_for_timeout(10)
 
   def ready(self, tab):
-    """Waits until the image and its mask are drawn."""
-    self.until(tab, 'mask && picture.complete && !frame.hidden')
+    """Waits until the page shows the image at hand, and neither draws nor moves it."""
+    self.until(tab, READY)
 
   def place(self, tab, row, column):
     """Where the middle of a pixel of the image is on the screen."""
@@ -182,7 +188,7 @@ class BrowserTest(parameterized.TestCase):
     tab.evaluate('layout()')
     self.click(tab, 24, 33)
     tab.set_viewport_size({'width': 390, 'height': 844})
-    self.key(tab, '0')
+    self.key(tab, '0', 'innerWidth === 390')
     self.click(tab, 30, 40)
     found = [tuple(pixels[0]) for pixels, _ in self.kept()]
     self.assertEqual(found, [*wanted, (25, 31), (24, 33), (30, 40)])
@@ -214,10 +220,9 @@ class BrowserTest(parameterized.TestCase):
     self.assertEqual(self.kept('b'), [([[40, 40]], True)])
     # a click that was made on a mask which is no longer there is not taken
     self.key(other, 'a', 'at === 0 && states.get(0).strokes.length === 2')
-    place = self.place(other, 1, 1)
-    other.evaluate('poll = async () => {}')  # or it would see what has changed before the click
-    other.evaluate('states.set(0, {...states.get(0), version: "of before"})')
-    other.mouse.click(*place)
+    old = lambda route: {**route.request.post_data_json, 'version': 'of before'}
+    other.route('**/stroke', lambda route: route.continue_(post_data=json.dumps(old(route))))
+    other.mouse.click(*self.place(other, 1, 1))
     self.until(other, '!message.hidden')
     self.assertIn('was changed on another page', other.inner_text('#message'))
     self.assertLen(self.kept('a'), 2)

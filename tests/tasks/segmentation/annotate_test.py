@@ -294,8 +294,12 @@ class ModeTest(parameterized.TestCase):
 
     opened, real = [], server.Page.run
 
+    def stop(port):
+      Client(port).raw('GET', '/')  # it runs
+      os.kill(os.getpid(), signal.SIGINT)
+
     def run(page):
-      threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+      threading.Thread(target=stop, args=(page.port,)).start()
       real(page)
 
     with (
