@@ -10,7 +10,7 @@ def get_config(arg=''):
   variants = common.arguments(arg, ('photographs', 'runlocal'))
   config = common.defaults()
   config.task = 'segmentation'
-  config.train.update(steps=2000, batch=8, learning_rate=2e-3, ema=0.995, checkpoint_every=250)
+  config.train.update(steps=800, batch=4, learning_rate=2e-3, ema=0.995, checkpoint_every=100)
   if 'photographs' in variants:
     config.train.update(
       steps=1300, batch=4, learning_rate=1.5e-3, decay='cosine', warmup=50, checkpoint_every=100
