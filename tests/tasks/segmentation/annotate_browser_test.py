@@ -22,11 +22,11 @@ MISSING = [
 WHY = f'needs {", ".join([*MISSING, *([] if BROWSER else ["chromium"])])}'
 SIZE = (48, 64)
 # the image and its mask are drawn, and at a size that the next two frames do not change
-READY = '''mask && picture.complete && !frame.hidden && await (async () => {
+READY = """mask && picture.complete && !frame.hidden && await (async () => {
   const size = () => JSON.stringify(canvas.getBoundingClientRect()), before = size();
   for (let i = 0; i < 2; i++) await new Promise(requestAnimationFrame);
   return !queues.has(at) && mask && !frame.hidden && size() === before;
-})()'''
+})()"""
 
 
 @absltest.skipIf(MISSING or not BROWSER, WHY)
