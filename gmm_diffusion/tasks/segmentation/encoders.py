@@ -1,7 +1,7 @@
 """Encoders of the segmenter: an image becomes features at strides 1, 4 and 8, once for all
 clicks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import flax.linen as nn
@@ -101,7 +101,7 @@ class Pretrained(nn.Module):
     return Pyramid(detail, four, eight)
 
 
-ENCODERS = {
+ENCODERS: dict[str, Callable[[int, int], Encoder]] = {  # of channels and blocks
   'scratch': lambda channels, blocks: Scratch(channels, blocks),
   'efficientnet_lite0': lambda channels, blocks: Pretrained(channels),
 }
