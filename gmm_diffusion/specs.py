@@ -51,9 +51,7 @@ class Data:
   stream: bool = option(False, 'folder, tfds: read images when they are used, not into memory')
   flip: bool = option(False, 'images are mirrored at random while training')
   classes: int = option(0, 'none: number of classes of a released model', '[0, 1000000]')
-  images: str = option(
-    '', 'segmentation: folder of own images, which replace the test set, or to annotate'
-  )
+  images: str = option('', 'segmentation: folder of own images, for the test set or to annotate')
   masks: str = option('', 'segmentation: folder of their masks')
   split: str = option('test', 'segmentation: what is evaluated', ('val', 'test'))
   limit: int = option(0, 'only so many training items, the first ones; 0 is all', NUMBER)
@@ -63,9 +61,7 @@ class Data:
 class Weights:
   """Where released weights come from."""
 
-  format: str = option(
-    '', "'': trained here; random: drawn; else a name in checkpoints.importers.FORMATS"
-  )
+  format: str = option('', "'': trained here; random; or a name in checkpoints.importers.FORMATS")
   path: str = option('', "file, or folder of a diffusers model; '': below the workdir")
   url: str = option('', 'where --mode=fetch gets them')
   size: int = option(0, 'bytes of the download, as far as known', '[0, 1e15]')
@@ -93,15 +89,13 @@ class Net:
 
   name: str = option('unet', 'a name in nets.NETS')
   channels: int | None = option(None, 'width of the first level', WIDTH)
-  multipliers: tuple[float, ...] | None = option(
-    None, 'unet: width of each level over channels', '(0, 64]'
-  )
+  multipliers: tuple[float, ...] | None = option(None, 'unet: width of each level', '(0, 64]')
   blocks: int | None = option(None, 'residual or transformer blocks (of each level)', '[1, 1024]')
   attention: tuple[int, ...] | None = option(
-    None, 'unet: sides (pixels) of the levels with attention', WIDTH
+    None, 'unet: sides of the levels with attention', WIDTH
   )
   head_channels: int | None = option(
-    None, "unet: channels of an attention head; 0 uses 'heads'", '[0, 16384]'
+    None, "unet: of an attention head; 0 uses 'heads'", '[0, 16384]'
   )
   heads: int | None = option(None, 'attention heads', '[1, 1024]')
   labels: str = option(
@@ -119,17 +113,13 @@ class Net:
   scale_shift: bool | None = option(None, 'unet: time embedding as scale and shift, or added')
   resblock_updown: bool | None = option(None, 'unet: residual blocks change the resolution')
   pad_end: bool | None = option(None, 'unet: strided convolutions pad at the end only (DDPM)')
-  attention_kind: str | None = option(
-    None, 'unet: dot, or em for probabilistic attention', ('dot', 'em')
-  )
+  attention_kind: str | None = option(None, 'unet: em is probabilistic attention', ('dot', 'em'))
   legacy_attention: bool | None = option(None, 'unet: order of the packed q, k, v (ADM 64: False)')
   eps: float | None = option(None, 'unet, dit: of the normalisations', '(0, 1)')
   freq_shift: int | None = option(None, 'unet, dit: form of the time embedding', '[0, 1]')
   sin_first: bool | None = option(None, 'unet: form of the time embedding (DDPM: True)')
   patch: int | None = option(None, 'dit: side of the patches that are tokens', '[1, 1024]')
-  padding: str = option(
-    'zero', 'cnn, and machines beside it: beyond the edges', ('zero', 'circular')
-  )
+  padding: str = option('zero', 'cnn and its machines: beyond the edges', ('zero', 'circular'))
   final: str | None = option(None, 'cnn: last layer, a name in nets.cnn.FINALS')
   temperature: tuple[float, ...] | None = option(
     None, 'cnn: of final=gumbel, at the start and end of the training', '(0, 1e6]'
@@ -150,14 +140,10 @@ class Autoencoder:
 
   name: str = option('', "vq or kl; '' is none", ('', 'vq', 'kl'))
   latent_channels: int = option(3, 'channels of the latents', WIDTH)
-  z_channels: int = option(
-    0, 'channels between coders and latents; 0: latent_channels', '[0, 16384]'
-  )
+  z_channels: int = option(0, 'between coders and latents; 0: latent_channels', '[0, 16384]')
   codes: int = option(8192, 'vq: size of the codebook', '[1, 10000000]')
   channels: int = option(128, 'width of the first level', WIDTH)
-  multipliers: tuple[float, ...] = option(
-    (1.0, 2.0, 4.0), 'width of each level over channels', '(0, 64]'
-  )
+  multipliers: tuple[float, ...] = option((1.0, 2.0, 4.0), 'width of each level', '(0, 64]')
   blocks: int = option(2, 'residual blocks of each level', '[1, 1024]')
   attention: tuple[int, ...] = option((), 'sides (pixels) of the levels with attention', WIDTH)
   scale: float = option(
@@ -261,7 +247,7 @@ class Sampler:
   grid: str = option('trailing', 'a name in maths.grids.GRIDS')
   end: str = option('clean', "clean, or first: finish at the schedule's first time")
   rho: float | None = option(
-    None, 'grid karras: larger puts more steps near clean data', '(0, 1000]'
+    None, 'grid karras: larger has more steps near clean data', '(0, 1000]'
   )
   times: tuple[float, ...] | None = option(
     None, 'the grid by hand: falling times of the schedule, in place of steps, grid and rho'
@@ -280,16 +266,12 @@ class Sampler:
   priors: tuple[float, ...] | None = option(None, 'mixture: K numbers; () is uniform')
   shared: bool | None = option(None, 'mixture: one draw of offsets for all steps')
   offsets_seed: int | None = option(None, 'mixture: seed of the offsets', SEED)
-  last_step: str | None = option(
-    None, 'mixture: what ends at clean data: mean, or as in the source'
-  )
+  last_step: str | None = option(None, 'mixture: how it ends at clean data: mean, or source')
   order: int | None = option(None, 'multistep samplers: 1 to 3 (deis, ipndm: 4)', '[1, 4]')
   solver: str | None = option(None, 'dpmpp: published or exact')
   lower_final: str | None = option(None, 'dpmpp, unipc: always, never or source')
   bh: str | None = option(None, 'unipc: bh1 or bh2')
-  extrapolate: bool | None = option(
-    None, 'multistep samplers: extrapolate x_0 over the step to clean data'
-  )
+  extrapolate: bool | None = option(None, 'multistep samplers: x_0 in the step to clean data')
   ratios: tuple[float, ...] | None = option(
     None, 'multistep samplers: how far ahead each prediction is moved (DC-Solver); () is 1'
   )
@@ -318,6 +300,29 @@ class Sample:
   label: str = option('', "numbers or names of classes, by commas, taken in turn; '' is all")
   png: bool = option(False, 'also each image as a PNG file')
   gif: bool = option(False, 'also a .gif: x_0 as predicted in each step, of the first 16')
+
+
+@dataclasses.dataclass(frozen=True)
+class Inverse:
+  """Restoring images from measurements of them (engine.measuring), without training."""
+
+  operator: str = option(
+    '',
+    "what is measured: identity, mask (inpainting), box (super-resolution), blur; '' is nothing",
+    ('', 'identity', 'mask', 'box', 'blur'),
+  )
+  method: str = option(
+    'pigdm',
+    'how the denoiser is guided (denoisers.inverse); exact: the posterior of the training images, '
+    'for denoiser empirical',
+    ('dps', 'pigdm', 'moment', 'stsl', 'exact'),
+  )
+  noise: float = option(0.05, 'deviation of the noise, of images in [-1, 1]', '(0, 1e6]')
+  hidden: str = option('middle', 'mask: what is not seen', ('middle', 'bottom', 'right', 'random'))
+  factor: int = option(2, 'box: pixels that become one, each way', '[1, 16384]')
+  width: float = option(1.0, 'blur: deviation in pixels', '(0, 1e4]')
+  images: str = option('', "folder of images to measure; '': the test images")
+  draws: int = option(1, 'samples for each image', COUNT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,7 +358,7 @@ class Tune:
   steps: int = option(300, 'of the gradient', '[6, 1000000]')
   batch: int = option(256, 'samples in a step of the gradient, over all devices', BATCH)
   minutes: float = option(
-    0.0, 'for each number of calls, then the best so far; 0: no limit', '[0, 1e6]'
+    0.0, 'for each number of calls, then the best so far; 0: none', '[0, 1e6]'
   )
   reference: str = option(
     'data',
@@ -431,6 +436,7 @@ class Spec:
   train: Train = Train()
   sampler: Sampler = Sampler()
   sample: Sample = Sample()
+  inverse: Inverse = Inverse()
   evaluate: Evaluate = Evaluate()
   tune: Tune = Tune()
   segmentation: Segmentation = Segmentation()

@@ -10,9 +10,9 @@ all methods add to m what the residual y - A m says, and differ in the matrix th
   (4) stsl    x_0 = (1) - (b^2 / a) grad_x tr(A C A^T) / (2 sigma^2)            [2312.00852]
 
 (1) is eps - b grad log p(y | x_t) as in classifier guidance, with p(y | x_t) = N(y; A m, sigma^2 I)
-and grad m = a C / b^2. (3) is exact for Gaussian data; there (2) is, if their variance is 1, and (1)
-is not. (4) is the gradient of Jensen's bound; of Gaussian data it is (1). None of them samples the
-posterior of other data. Two are exact, for data that are known:
+and grad m = a C / b^2. (3) is exact for Gaussian data. There (2) is so too if their variance is 1,
+and (1) is not. (4) is the gradient of Jensen's bound; of Gaussian data it is (1). None of them
+samples the posterior of other data. Two are exact, for data that are known:
 
   (5) mixture    w_k proportional to pi_k N(x_t; a m_k, (a^2 v_k + b^2) I)
                                      N(y; A x_k, sigma^2 I + c_k A A^T)

@@ -22,6 +22,7 @@ from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.data import base
 from gmm_diffusion.denoisers import EXACT, NAMES, NETWORK, guidance
 from gmm_diffusion.denoisers.network import network
+from gmm_diffusion.engine import measuring
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import grids, marginals, schedules
 from gmm_diffusion.nets import NETS
@@ -309,7 +310,8 @@ def check_about(store: Store, spec: specs.Spec, data: base.Data) -> None:
 
 
 def denoiser(spec: specs.Spec, data: base.Data) -> Callable[[Any], Denoiser]:
-  """weights -> Denoiser, guided and clipped as the spec says."""
+  """weights -> Denoiser, guided and clipped as the spec says; one that restores takes (labels,
+  measurements) in the place of labels."""
   if spec.denoiser.name not in NAMES:
     raise UserError(f'unknown denoiser {spec.denoiser.name!r}; valid: {", ".join(NAMES)}')
   if spec.denoiser.guidance != 1:
@@ -328,6 +330,8 @@ def denoiser(spec: specs.Spec, data: base.Data) -> Callable[[Any], Denoiser]:
   else:
     module, judge, process = net(spec, data), classifier(spec, data), schedule(spec.schedule)
   clip = guidance.clip_x0 if spec.denoiser.clip and data.is_image else lambda out: out
+  if spec.inverse.operator:
+    return _restoring(spec, data, clip)
 
   def bind(arrays):
     if spec.denoiser.name in EXACT:
@@ -360,6 +364,16 @@ def denoiser(spec: specs.Spec, data: base.Data) -> Callable[[Any], Denoiser]:
     return guidance.classifier(out, log_prob, spec.classifier.scale)
 
   return bind
+
+
+def _restoring(spec, data, clip):
+  """weights -> Denoiser guided by measurements; x_0 is clipped after that, not before."""
+  measuring.check(spec, data)
+  without = dataclasses.replace(
+    spec, inverse=specs.Inverse(), denoiser=dataclasses.replace(spec.denoiser, clip=False)
+  )
+  guided = measuring.guided(spec, data, denoiser(without, data))
+  return lambda arrays: clip(guided(arrays))
 
 
 def decoder(spec: specs.Spec) -> Callable[[Any, Any], Any] | None:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from gmm_diffusion import parallel, samplers, specs
 from gmm_diffusion.data import base
-from gmm_diffusion.engine import build, shards
+from gmm_diffusion.engine import build, measuring, shards
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import noise
 from gmm_diffusion.samplers.base import Kernel, Plan, Report
@@ -135,6 +135,12 @@ def labels_of(spec: specs.Spec, data: base.Data, ids: np.ndarray) -> np.ndarray:
   return numbers[ids % len(numbers)] if len(numbers) else np.zeros(len(ids), np.int32)
 
 
+def conditions_of(spec: specs.Spec, data: base.Data, ids: np.ndarray) -> Any:
+  """What the denoiser of each sample id takes: its label, or (label, measurement)."""
+  labels = labels_of(spec, data, ids)
+  return (labels, measuring.measure(spec, data, ids)) if spec.inverse.operator else labels
+
+
 def sample_batch(
   kernel: Kernel,
   denoiser: Denoiser,
@@ -223,7 +229,7 @@ class Model:
 
     def draw(ids, advance):
       begin, ids = time.perf_counter(), np.asarray(ids, np.uint32)
-      batch = ids, labels_of(self.spec, self.data, ids)
+      batch = ids, conditions_of(self.spec, self.data, ids)
       function = self._function('samples', made, count)
       x, nfe = function((self._weights_there(), steps()), batch, advance)
       x, finite = self._decoded(x, count) if self.spec.autoencoder.name else x
@@ -236,7 +242,10 @@ class Model:
 
     known = takes_labels(self.spec, self.data)
     labels = functools.partial(labels_of, self.spec, self.data) if known else None
-    depends = settings(made.sampler), facts(self.spec, self.hash), self.data.shape, seed
+    depends = [settings(made.sampler), facts(self.spec, self.hash), self.data.shape, seed]
+    if self.spec.inverse.operator:
+      measured = build.tree_hash(np.asarray(self.data.test))
+      depends += [dataclasses.asdict(self.spec.inverse), measured]
     mark = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
     return Drawer(made, seed, draw, labels, self.hash, mark)
 
@@ -264,7 +273,7 @@ class Model:
 
   def _along(self, what, made, count):
     ids = np.arange(count, dtype=np.uint32)
-    batch = ids, labels_of(self.spec, self.data, ids)
+    batch = ids, conditions_of(self.spec, self.data, ids)
     shared = self._weights_there(), self._steps(made, self.spec.seed)
     return np.moveaxis(self._function(what, made, count)(shared, batch), 1, 0)
 
@@ -272,7 +281,8 @@ class Model:
     """(shared, (ids, labels), advance) -> samples, states or predictions; compiled once for each
     form of sampler."""
     batch = self._fitting(self.spec.sample.batch, count)
-    key = what, form_of(made.sampler), self.spec.denoiser, self.spec.classifier, batch
+    own = self.spec.denoiser, self.spec.classifier, self.spec.inverse
+    key = what, form_of(made.sampler), *own, batch
     if key not in self._kept:
       self._kept[key] = parallel.map_batches(self._loop(what, made), batch)
     return self._kept[key]

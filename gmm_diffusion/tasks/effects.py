@@ -16,7 +16,7 @@ from gmm_diffusion.samplers import SAMPLERS
 SECTIONS = {  # what each task reads, besides task and seed
   'diffusion': (
     'data', 'schedule', 'net', 'autoencoder', 'classifier', 'denoiser', 'train', 'sampler',
-    'sample', 'evaluate', 'tune',
+    'sample', 'inverse', 'evaluate', 'tune',
   ),
   'segmentation': ('data', 'train', 'segmentation', 'annotate'),
   'creativity': ('data', 'schedule', 'net', 'denoiser', 'train', 'sampler', 'sample', 'creativity'),
@@ -224,6 +224,18 @@ def _sample(spec, mode, name):
   return ''
 
 
+def _inverse(spec, mode, name):
+  own = spec.inverse
+  if mode != 'sample':
+    return f'--mode={mode} restores nothing'
+  if not own.operator and name != 'operator':
+    return "inverse.operator is '', so that nothing is measured"
+  belongs = {'hidden': 'mask', 'factor': 'box', 'width': 'blur'}
+  if own.operator != belongs.get(name, own.operator):
+    return f'it belongs to inverse.operator {belongs[name]!r}, which is {own.operator!r}'
+  return ''
+
+
 def _evaluate(spec, mode, name):
   own = spec.evaluate
   if own.images and name in ('samplers', 'count', 'store'):
@@ -257,6 +269,7 @@ REASONS = {
   'train': _train,
   'sampler': _sampler,
   'sample': _sample,
+  'inverse': _inverse,
   'evaluate': _evaluate,
   'tune': _tune,
   'annotate': _annotate,

@@ -1,15 +1,20 @@
-"""The modes of the task 'diffusion': training a denoiser, sampling, and comparing samplers."""
+"""The modes of the task 'diffusion': training a denoiser, sampling, restoring images, and comparing
+samplers."""
+
+import dataclasses
 
 from gmm_diffusion import specs
 from gmm_diffusion.data import sources
-from gmm_diffusion.engine import build, drawing, loss, released, sample_sets
+from gmm_diffusion.engine import build, drawing, loss, measuring, released, sample_sets
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
-from gmm_diffusion.tasks.diffusion import evaluate, tune
+from gmm_diffusion.tasks.diffusion import evaluate, restore, tune
 
 
 def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
   """Runs a mode: train, fetch, convert, sample, tune, evaluate, or all (train, then evaluate)."""
+  if mode != 'sample':  # the other modes are about the model itself
+    spec = dataclasses.replace(spec, inverse=specs.Inverse())
   data, learns = sources.load(spec.data), spec.denoiser.name == 'network'
   if mode == 'train' and not learns:
     raise UserError(
@@ -23,7 +28,7 @@ def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
   if mode in ('fetch', 'convert'):
     getattr(released, mode)(spec, data, workdir)
   if mode == 'sample':
-    sample(Run(spec, data, workdir, command))
+    sample(Run(spec, measuring.with_images(spec, data), workdir, command))
   if mode == 'tune':
     tune.tune(Run(spec, data, workdir, command))
   if mode in ('evaluate', 'all'):
@@ -44,6 +49,8 @@ def sample(one: Run) -> None:
   print(
     f'{count} samples, {out.nfe} network evaluations each, {out.seconds:.1f} s: {out.path}, .png'
   )
+  if spec.inverse.operator:
+    restore.judge(one, out, count)
   if spec.sample.png:
     print(f'images: {sample_sets.write_images(one, out, count)}')
   if spec.sample.gif:

@@ -142,7 +142,10 @@ def loss_of(module: Segmenter, corrections: int, seed: int):
     else:
       given, method = module.apply(params, image, method='encode'), 'update'
     given = jax.tree.map(lambda x: jnp.repeat(x, objects, 0), given)
-    predict = lambda params, given, clicks: module.apply(params, given, clicks, on, method=method)
+    # jit, so that the network is traced once for both uses
+    predict = jax.jit(
+      lambda params, given, clicks: module.apply(params, given, clicks, on, method=method)
+    )
     fixed = jax.lax.stop_gradient((params, given))
 
     count = jax.vmap(lambda key: jax.random.randint(key, (), 0, corrections + 1))(keys[:, 2])

@@ -1,0 +1,133 @@
+"""Measurements of images for `inverse.*`: which operator, of which images, with which noise.
+
+Sample id i belongs to image i // inverse.draws, taken in turn. The noise of a measurement is a
+function of the seed and the number of its image, so that all draws of an image see the same one.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from gmm_diffusion import specs
+from gmm_diffusion.data import base, folders
+from gmm_diffusion.denoisers import inverse
+from gmm_diffusion.errors import UserError
+from gmm_diffusion.maths import noise
+from gmm_diffusion.types import Denoiser
+
+_STEP = 2**31 - 2  # of the noise, which no sampler reaches
+
+
+def check(spec: specs.Spec, data: base.Data) -> None:
+  """Raises UserError where inverse.* does not fit the model or the data."""
+  own = spec.inverse
+  if not own.operator:
+    return
+  if spec.autoencoder.name or not data.is_image:
+    what = 'latents' if spec.autoencoder.name else 'vectors'
+    raise UserError(
+      f'inverse.operator {own.operator!r} measures pixels, and this model makes {what}; set it to '
+      "''"
+    )
+  if own.method == 'exact' and spec.denoiser.name != 'empirical':
+    raise UserError(
+      f"inverse.method 'exact' needs denoiser.name 'empirical', got {spec.denoiser.name!r}; valid "
+      f'there: {", ".join(inverse.METHODS)}'
+    )
+  if not len(data.test):
+    raise UserError('there are no test images to measure; set inverse.images to a folder')
+  operator(own, data.shape).apply(jnp.zeros((1, *data.shape)))
+
+
+def with_images(spec: specs.Spec, data: base.Data) -> base.Data:
+  """The data with the images of inverse.images, if there are any, in the place of the test set."""
+  if not spec.inverse.images:
+    return data
+  if not data.is_image or data.shape[0] != data.shape[1]:
+    raise UserError('inverse.images needs a model of square images')
+  own = specs.Data(
+    name='folder',
+    path=spec.inverse.images,
+    size=data.shape[0],
+    colour='grey' if data.shape[-1] == 1 else 'rgb',
+    labels='none',
+  )
+  found = folders.load(own)
+  images = np.concatenate([np.asarray(found.train), np.asarray(found.test)])
+  return data._replace(test=images, test_labels=np.zeros(len(images), np.int32))
+
+
+def operator(own: specs.Inverse, shape: tuple[int, ...]) -> inverse.Operator:
+  """The operator that a spec names, for images of a shape."""
+  return {
+    'identity': inverse.identity,
+    'mask': lambda: inverse.mask(known(own.hidden, shape)),
+    'box': lambda: inverse.box(own.factor),
+    'blur': lambda: inverse.blur(own.width),
+  }[own.operator]()
+
+
+def known(hidden: str, shape: tuple[int, ...]) -> np.ndarray:
+  """1 where pixels are seen, [H, W, 1]: without the lower half, the right half, the middle (half of
+  each side), or half of all pixels at random, the same ones in every image."""
+  H, W, _ = shape
+  out = np.ones((H, W, 1), np.int32)
+  if hidden == 'random':
+    out.reshape(-1)[np.random.RandomState(0).permutation(H * W)[: H * W // 2]] = 0
+    return out
+  rows, columns = {
+    'bottom': (slice(H // 2, H), slice(None)),
+    'right': (slice(None), slice(W // 2, W)),
+    'middle': (slice(H // 4, H - H // 4), slice(W // 4, W - W // 4)),
+  }[hidden]
+  out[rows, columns] = 0
+  return out
+
+
+def originals(spec: specs.Spec, data: base.Data, ids: np.ndarray) -> np.ndarray:
+  """The images behind samples, uint8 [N, H, W, C]."""
+  return data.test[numbers(spec, data, ids)]
+
+
+def numbers(spec: specs.Spec, data: base.Data, ids: np.ndarray) -> np.ndarray:
+  """Which image is behind each sample."""
+  return np.asarray(ids, np.int64) // spec.inverse.draws % len(data.test)
+
+
+def measure(spec: specs.Spec, data: base.Data, ids: np.ndarray) -> np.ndarray:
+  """y = A x + sigma n of the images behind samples, float32 [N, ...]."""
+  clean = operator(spec.inverse, data.shape).apply(
+    jnp.asarray(base.to_model(originals(spec, data, ids)))
+  )
+  keys = noise.sample_keys(spec.seed, numbers(spec, data, ids))
+  drawn = noise.at_step(keys, _STEP, clean.shape[1:]).normal
+  if spec.inverse.operator == 'mask':  # nothing is seen there, not even noise
+    drawn = drawn * jnp.asarray(known(spec.inverse.hidden, data.shape), drawn.dtype)[None]
+  return np.asarray(clean + spec.inverse.noise * drawn)
+
+
+def shown(y: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """A measurement as an image of a shape, uint8 [N, H, W, C]: large pixels where it has fewer."""
+  factor = shape[0] // y.shape[1]
+  return base.to_image(y).repeat(factor, 1).repeat(factor, 2)
+
+
+def guided(
+  spec: specs.Spec, data: base.Data, bind: Callable[[Any], Denoiser]
+) -> Callable[[Any], Denoiser]:
+  """weights -> Denoiser that takes (labels, y) in the place of labels."""
+  own = spec.inverse
+  apart = operator(own, data.shape)
+
+  def of(arrays):
+    def denoise(x, time, cond):
+      labels, y = cond
+      if own.method == 'exact':
+        return inverse.empirical(arrays, apart, y, own.noise)(x, time, labels)
+      return inverse.posterior(bind(arrays), apart, y, own.noise, own.method)(x, time, labels)
+
+    return denoise
+
+  return of

@@ -1,0 +1,147 @@
+"""Restoration from the command line's settings: measurements, samples, and what is refused."""
+
+import dataclasses
+import json
+import os
+
+import numpy as np
+from absl.testing import absltest, parameterized
+from PIL import Image
+
+from configs import digits as config_lib
+from gmm_diffusion import specs
+from gmm_diffusion.data import base, sources
+from gmm_diffusion.engine import build, drawing, measuring
+from gmm_diffusion.errors import UserError
+from helpers import cli
+
+
+def spec_of(denoiser='empirical', **inverse):
+  config = config_lib.get_config('runlocal')
+  config.denoiser.name = denoiser
+  config.sampler.update(name='ddim', steps=20)
+  config.inverse.update(inverse)
+  return specs.from_config(config)
+
+
+DATA = sources.load(specs.Data())
+
+
+def restored(spec, count, batch=64):
+  spec = dataclasses.replace(spec, sample=dataclasses.replace(spec.sample, batch=batch))
+  made = drawing.prepare(spec, spec.sampler, DATA)
+  return drawing.Model(spec, DATA, build.weights(spec, DATA, '')).sample(made, count).x
+
+
+class MeasureTest(parameterized.TestCase):
+  @parameterized.parameters('middle', 'bottom', 'right', 'random')
+  def test_half_or_a_quarter_is_hidden(self, hidden):
+    seen = measuring.known(hidden, (8, 8, 1))
+    self.assertEqual(np.mean(seen), 0.75 if hidden == 'middle' else 0.5)
+
+  def test_noise_belongs_to_the_image(self):
+    spec, ids = spec_of(operator='box', draws=3, noise=0.2), np.arange(9)
+    y = measuring.measure(spec, DATA, ids)
+    self.assertEqual(y.shape, (9, 4, 4, 1))
+    for i in range(0, 9, 3):
+      np.testing.assert_array_equal(y[i], y[i + 2])  # all draws of an image see one measurement
+    np.testing.assert_array_equal(measuring.measure(spec, DATA, ids[4:5])[0], y[4])
+    count = len(DATA.test)
+    clean = base.to_model(DATA.test).reshape(count, 4, 2, 4, 2, 1).mean((2, 4))
+    noise = measuring.measure(spec, DATA, np.arange(0, 3 * count, 3)) - clean
+    self.assertAlmostEqual(noise.std(), 0.2, delta=0.01)
+
+  def test_nothing_is_seen_behind_a_mask(self):
+    y = measuring.measure(spec_of(operator='mask', hidden='right'), DATA, np.arange(4))
+    self.assertEqual(np.abs(y[:, :, 4:]).max(), 0)
+    self.assertGreater(np.abs(y[:, :, :4]).max(), 0)
+
+
+class RestoreTest(parameterized.TestCase):
+  def test_exact_posterior_returns_training_images_that_fit(self):
+    spec = spec_of(operator='mask', hidden='right', method='exact', noise=0.3)
+    x, y = restored(spec, 8), measuring.measure(spec, DATA, np.arange(8))
+    train = base.to_model(DATA.train)
+    nearest = [np.abs(train - base.to_model(one)).max((1, 2, 3)).min() for one in x]
+    self.assertLess(max(nearest), 0.02)
+    error = base.to_model(x)[:, :, :4] - y[:, :, :4]
+    self.assertLess(np.sqrt(np.mean(error**2)), 0.45)  # the noise, and the distance to the nearest
+
+  @parameterized.parameters('dps', 'pigdm', 'moment', 'stsl')
+  def test_what_is_seen_is_kept(self, method):
+    spec = spec_of(operator='mask', method=method, noise=0.5)
+    seen = measuring.known('middle', DATA.shape).astype(bool)[..., 0]
+    error = lambda x: np.mean((base.to_model(x) - base.to_model(DATA.test[:16]))[:, seen] ** 2)
+    plain = restored(spec_of(), 16)
+    self.assertLess(error(restored(spec, 16)), 0.5 * error(plain))
+
+  def test_samples_do_not_depend_on_batches(self):
+    spec = spec_of(operator='box')
+    np.testing.assert_array_equal(restored(spec, 10), restored(spec, 10, batch=3))
+
+  def test_marks_differ(self):
+    def mark(spec, data=DATA):
+      made = drawing.prepare(spec, spec.sampler, data)
+      return drawing.Model(spec, data, data.train[:2]).drawer(made, 1).mark
+
+    marks = [mark(spec_of()), mark(spec_of(operator='box')), mark(spec_of(operator='identity'))]
+    marks.append(mark(spec_of(operator='box'), DATA._replace(test=DATA.test[::-1])))
+    self.assertLen(set(marks), 4)
+
+  @parameterized.parameters(
+    (dict(operator='mask', method='exact', denoiser='network'), "needs denoiser.name 'empirical'"),
+    (dict(operator='box', factor=3), '8 x 8 cannot be divided into boxes of 3 x 3'),
+  )
+  def test_refused(self, settings, message):
+    spec = spec_of(**settings)
+    with self.assertRaisesRegex(UserError, message):
+      drawing.prepare(spec, spec.sampler, DATA)
+
+  def test_without_images(self):
+    spec = spec_of(operator='mask')
+    with self.assertRaisesRegex(UserError, 'no test images to measure; set inverse.images'):
+      drawing.prepare(spec, spec.sampler, DATA._replace(test=DATA.test[:0]))
+
+
+class CommandTest(absltest.TestCase):
+  def test_own_images(self):
+    root = self.create_tempdir().full_path
+    folder, workdir = os.path.join(root, 'mine'), os.path.join(root, 'run')
+    os.makedirs(folder)
+    for i in range(3):
+      Image.fromarray(DATA.test[i, ..., 0].repeat(4, 0).repeat(4, 1)).save(f'{folder}/{i}.png')
+    settings = (
+      '--config.denoiser.name=empirical',
+      '--config.sampler.name=unipc',
+      '--config.sample.count=6',
+      '--config.inverse.operator=box',
+      f'--config.inverse.images={folder}',
+      '--config.inverse.draws=2',
+    )
+    code, out, error = cli.here('digits.py:runlocal', 'sample', workdir, *settings)
+    self.assertEqual(code, 0, error[-2000:])
+    self.assertRegex(out, r'PSNR [\d.]+ ± [\d.]+ dB\nSSIM 0?[\d.]+ ± [\d.]+\n')
+    path = out[out.index('restored: ') + 10 :].split('\n')[0]
+    self.assertEqual(Image.open(path).size, (3 * 34, 3 * 34))
+    with open(os.path.join(workdir, 'results.json'), encoding='utf-8') as file:
+      found = {record['metric']: record for record in json.load(file) if 'metric' in record}
+    self.assertEqual((found['PSNR']['n'], found['PSNR']['nfe']), (6, 10))
+    self.assertBetween(found['SSIM']['value'], *found['SSIM']['interval'])
+
+  def test_no_effect(self):
+    workdir = self.create_tempdir().full_path
+    for words, message in (
+      (('sample', '--config.inverse.method=dps'), "inverse.operator is ''"),
+      (
+        ('sample', '--config.inverse.operator=box', '--config.inverse.hidden=right'),
+        "belongs to inverse.operator 'mask', which is 'box'",
+      ),
+      (('evaluate', '--config.inverse.operator=box'), '--mode=evaluate restores nothing'),
+    ):
+      code, _, error = cli.here('digits.py:runlocal', words[0], workdir, *words[1:])
+      self.assertEqual(code, 1)
+      self.assertIn(message, error)
+
+
+if __name__ == '__main__':
+  absltest.main()
