@@ -41,7 +41,7 @@ def ssim(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def ssim_map(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-  """What `ssim` averages, [N, H, W, C]. The window has 11 pixels and is mirrored at the edges: small
+  """What `ssim` averages, [N, H, W, C]. The window has 11 pixels, mirrored at the edges: small
   images depend on that."""
   x, y = _pair(x, y)
   local = lambda z: ndimage.gaussian_filter(z, (0, 1.5, 1.5, 0), mode='reflect', truncate=3.34)
