@@ -2,8 +2,11 @@
 
 (1) Gaussian N(m, v)   x_0 = m + a v / (a^2 v + b^2) (x - a m)
 (2) mixture            x_0 = sum_j w_j (m_j + g_j (x - a m_j)),  g_j = a v_j / (a^2 v_j + b^2),
-                       w_j proportional to pi_j N(x; a m_j, (a^2 v_j + b^2) I)
+                       w_j proportional to pi_j N(x; a m_j, (a^2 (v_j + k^2) + b^2) I), k = 0
 (3) empirical          (2) with v_j = 0: attention over the data set [GMM eq. 14]
+
+(2) with k > 0 is no longer exact: it blurs which component x belongs to, as a smooth network does,
+and so makes samples between the components. It is the known case for samplers.watch.
 """
 
 import jax.numpy as jnp
@@ -27,7 +30,11 @@ def gaussian(mean: Array, variance: Array) -> Denoiser:
 
 
 def mixture(
-  means: Array, variances: Array | float, log_priors: Array | None = None, block: int = 1024
+  means: Array,
+  variances: Array | float,
+  log_priors: Array | None = None,
+  block: int = 1024,
+  soften: float = 0.0,
 ) -> Denoiser:
   """Equation (2) at one time for the whole batch.
 
@@ -36,6 +43,7 @@ def mixture(
     variances: isotropic variance of each component, [J] or a number.
     log_priors: [J]; uniform if None.
     block: see mixtures.posterior.
+    soften: k, the deviation by which components are blurred where x is assigned to them.
   """
   J = len(means)
   flat = jnp.reshape(means, (J, -1))
@@ -49,7 +57,10 @@ def mixture(
     values = jnp.concatenate([(1 - a * gain)[:, None] * flat, gain[:, None]], 1)
     queries = x.reshape(len(x), -1)
     found = mixtures.posterior(
-      queries, mixtures.units(a * flat, 1 / total, log_priors), values, block
+      queries,
+      mixtures.units(a * flat, 1 / (total + (a * soften) ** 2), log_priors),
+      values,
+      block,
     ).mean
     x0 = found[:, :-1] + found[:, -1:] * queries
     return marginals.from_x0(x, x0.reshape(x.shape), time)

@@ -238,10 +238,6 @@ def draw(
     )
 
   found = of(noise.sample_keys(seed, np.asarray(ids)), cond)
-  return Drawn(
-    found.x[:, 0],
-    found.x,
-    found.state.log_normaliser,
-    *found.info,
-    particles * int(found.nfe),
-  )
+  sizes, resampled = found.info
+  calls = particles * int(found.nfe)
+  return Drawn(found.x[:, 0], found.x, found.state.log_normaliser, sizes, resampled, calls)
