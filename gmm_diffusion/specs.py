@@ -218,9 +218,7 @@ class Train:
     'weights of noise levels: simple has none; elbo, those of the sampler; min_snr; p2',
     ('simple', 'elbo', 'min_snr', 'p2'),
   )
-  gamma: float | None = option(
-    None, 'min_snr: the largest ratio that counts (5); p2: the exponent (1)', '(0, 1e6]'
-  )
+  gamma: float | None = option(None, 'min_snr: largest ratio (5); p2: exponent (1)', '(0, 1e6]')
   times: str = option(
     'uniform',
     'which times are drawn: uniform, or log_normal in b_t / a_t',
@@ -229,6 +227,8 @@ class Train:
   log_mean: float = option(-1.2, 'log_normal: mean of ln(b_t / a_t)', '[-20, 20]')
   log_deviation: float = option(1.2, 'log_normal: its deviation', '(0, 20]')
   low_discrepancy: bool = option(False, 'the times of a batch are spread evenly')
+  noisy: float = option(0.0, 'share of the items that are known with noise alone', '[0, 1]')
+  noise_level: float = option(0.2, 'b / a of that noise', '(0, 1e6]')
   label_dropout: float = option(0.1, 'share of labels replaced by "no class"', '[0, 1)')
   log_every: int = option(50, 'steps between values of the loss', '[1, 100000000]')
   sample_every: int = option(

@@ -23,6 +23,9 @@ from gmm_diffusion.types import Time
 # kernel to train for.
 ELBO_SAMPLERS = ('ddpm', 'ddim', 'ddim_gmm', 'rfim', 'rfim_gmm')
 _NO_POSITION = 2**31  # in no batch: for what all items of a step share
+_OF_ITEMS = (
+  17  # seed of which items are noisy, and of their noise: data, and so the same in all runs
+)
 
 
 def elbo_weights(
@@ -73,17 +76,21 @@ def loss_weights(
   return training.of_output(weights, spec.denoiser.prediction, times)
 
 
-def time_sampler(spec: specs.Spec, times: Time) -> Callable[[Any, Any, Any], Any]:
-  """(key of the step, keys [B], positions [B]) -> the number of each item's training time [B]."""
+def time_sampler(spec: specs.Spec, times: Time, least: int = 0) -> Callable[[Any, Any, Any], Any]:
+  """(key of the step, keys [B], positions [B]) -> the number of each item's training time [B], from
+  `least` on."""
   own, count = spec.train, len(times.t)
   chance = np.full(count, 1 / count)
   if own.times == 'log_normal':
     chance = training.log_normal(times, own.log_mean, own.log_deviation)
+  if least:
+    chance = np.where(np.arange(count) < least, 0, chance)
+    chance = chance / chance.sum()
   below = np.cumsum(chance)[:-1].astype(np.float32)
 
   def draw(root, keys, position):
     if own.times == 'uniform' and not own.low_discrepancy:
-      return jax.vmap(lambda key: jax.random.randint(key, (), 0, count))(keys)
+      return jax.vmap(lambda key: jax.random.randint(key, (), least, count))(keys)
     if own.low_discrepancy:
       first = jax.random.uniform(jax.random.fold_in(root, _NO_POSITION))
       u = training.spread(first, position, own.batch)
@@ -96,7 +103,7 @@ def time_sampler(spec: specs.Spec, times: Time) -> Callable[[Any, Any, Any], Any
 
 def denoising_loss(spec: specs.Spec, data: base.Data) -> Callable[[Any, Any, Any], Any]:
   """loss_fn(params, step, batch) -> mean loss; batch is (images, labels, positions in the whole
-  batch).
+  batch), and with train.noisy the numbers of the noisy items in the data, -1 for clean ones.
 
   All that is drawn for an item, masks inside the network included, depends on (seed, step,
   position) alone.
@@ -106,9 +113,13 @@ def denoising_loss(spec: specs.Spec, data: base.Data) -> Callable[[Any, Any, Any
   weights = loss_weights(spec, process, times, int(np.prod(data.shape)))
   draw_times = time_sampler(spec, times)
   table = jax.tree.map(lambda x: np.asarray(x, np.float32), (times, weights))
+  if spec.train.noisy:
+    number = level_of(spec, times)
+    level = jax.tree.map(lambda x: np.float32(x[number]), times)
+    draw_noisier = time_sampler(spec, times, number + 1)
 
   def loss_fn(params, step, batch):
-    x0, labels, position = batch
+    x0, labels, position, *item = batch
     if x0.dtype == jnp.uint8:  # a compiled division would be off by a rounding
       x0 = jnp.asarray(base.LEVELS)[x0]
     root = jax.random.fold_in(jax.random.key(spec.seed), step)
@@ -118,12 +129,26 @@ def denoising_loss(spec: specs.Spec, data: base.Data) -> Callable[[Any, Any, Any
       flip = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 4)))(items)
       x0 = jnp.where(flip[:, None, None, None], x0[:, :, ::-1], x0)
     index = draw_times(root, keys[:, 0], position)
+    if spec.train.noisy:
+      noisy = item[0] >= 0
+      index = jnp.where(noisy, draw_noisier(root, keys[:, 0], position), index)
     eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(keys[:, 1])
     drop = jax.vmap(lambda key: jax.random.bernoulli(key, spec.train.label_dropout))(keys[:, 2])
     time, weight = jax.tree.map(lambda x: jnp.asarray(x)[index], table)
     if spec.net.labels == 'null':
       labels = jnp.where(drop, data.classes, labels)
-    inputs, t = process.network_input(marginals.diffuse(x0, eps, time), time)
+    x = marginals.diffuse(x0, eps, time)
+    if spec.train.noisy:  # no more of the item is used than its noisy version
+      x_n = marginals.diffuse(
+        x0, jax.vmap(functools.partial(_own_noise, x0.shape[1:]))(item[0]), level
+      )
+      there = training.noisier(x_n, eps, time, level)
+      pick = lambda one, other: jnp.where(noisy.reshape(-1, *(1,) * (one.ndim - 1)), one, other)
+      aim = training.noisy_target(x_n, there, time, level)
+      eps = pick(marginals.from_x0(there, aim, time).eps, eps)
+      x, x0 = pick(there, x), pick(aim, x0)
+      weight = pick(weight * training.kappa(time, level) ** 2, weight)
+    inputs, t = process.network_input(x, time)
     progress = {'progress': step / spec.train.steps} if build.has_schedule(module) else {}
     apply = functools.partial(module.apply, params, train=True, **progress)
     if build.draws(module):
@@ -135,6 +160,31 @@ def denoising_loss(spec: specs.Spec, data: base.Data) -> Callable[[Any, Any, Any
     return jnp.mean(weight * jnp.mean(error**2, axis=tuple(range(1, x0.ndim))))
 
   return loss_fn
+
+
+def level_of(spec: specs.Spec, times: Time) -> int:
+  """The number of the training time whose b / a is nearest to train.noise_level."""
+  with np.errstate(divide='ignore'):
+    found = np.argmin(np.abs(np.log(times.b / times.a) - np.log(spec.train.noise_level)))
+  if found >= len(times.t) - 1:
+    raise UserError(
+      f'train.noise_level {spec.train.noise_level:g} is beyond the noisiest time of the schedule; '
+      f'lower it'
+    )
+  return int(found)
+
+
+def _own_noise(shape, item):
+  """The noise of an item, the same in every step."""
+  return jax.random.normal(jax.random.fold_in(jax.random.key(_OF_ITEMS), item), shape)
+
+
+def noisy_items(spec: specs.Spec, count: int) -> np.ndarray:
+  """Numbers of the items that are known with noise alone, -1 for the others: int32 [count]."""
+  out = np.full(count, -1, np.int32)
+  chosen = np.random.RandomState(_OF_ITEMS).permutation(count)[: round(spec.train.noisy * count)]
+  out[chosen] = chosen
+  return out
 
 
 def train(spec: specs.Spec, data: base.Data, workdir: str) -> None:
@@ -156,12 +206,21 @@ def train(spec: specs.Spec, data: base.Data, workdir: str) -> None:
     params = build.init(module, data.shape, spec.seed)
     return trainer.State(jnp.zeros((), jnp.int32), params, params, optimiser.init(params))
 
+  noisy = noisy_items(spec, len(data.train))
+  if spec.train.noisy == 1 and spec.sampler.end == 'clean':
+    print(
+      f'no item is clean: below b / a = {spec.train.noise_level:g} the network learns nothing, and '
+      f'samples have what it makes of that',
+      flush=True,
+    )
+
   def batch(step, mine):
     index = base.batch_indices(spec.seed, step, len(data.train), spec.train.batch)[mine]
     return (
       data.train[index],
       data.train_labels[index],
       np.arange(spec.train.batch, dtype=np.int32)[mine],
+      *([noisy[index]] if spec.train.noisy else []),
     )
 
   trainer.fit(

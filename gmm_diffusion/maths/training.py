@@ -15,12 +15,23 @@ and noise levels are drawn from
   (5) u_i = u_0 + i / B mod 1, one u_0 for a batch   [VDM, arXiv 2107.00630]
 
 For a rectified flow (4) is the logit-normal distribution of t.
+
+An item that is known with noise alone, x_n = a_n x_0 + b_n e with one e for ever, teaches all
+noisier times [ambient diffusion, 2411.02780]. With r = a_t / a_n, kappa = 1 - r^2 b_n^2 / b_t^2
+
+  (6) x_t = r x_n + sqrt(b_t^2 - r^2 b_n^2) z
+  (7) E[x_n | x_t] = a_n x_0 + (r b_n^2 / b_t) eps = a_n kappa x_0 + (r b_n^2 / b_t^2) x_t
+  (8) x_0* = (x_n - (r b_n^2 / b_t^2) x_t) / (a_n kappa)
+
+and |(7) - x_n|^2 = (a_n kappa)^2 |x_0 - x_0*|^2: the noisy target x_0* takes the place of x_0 with
+the weight kappa^2, and the minimiser is E[x_0 | x_t] for all t noisier than n.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from gmm_diffusion.maths.marginals import PREDICTIONS
+from gmm_diffusion.maths.marginals import PREDICTIONS, match
 from gmm_diffusion.types import Array, Time
 
 
@@ -67,3 +78,22 @@ def log_normal(times: Time, mean: float, deviation: float) -> np.ndarray:
 def spread(first: Array, position: Array, size: int) -> Array:
   """Equation (5): u_i in [0, 1) for the positions i in a batch of a size."""
   return (first + position / size) % 1
+
+
+def noisier(x_n: Array, z: Array, now: Time, level: Time) -> Array:
+  """Equation (6): x_t [B, ...] of items x_n known at the time `level`, no noisier than `now`; z is
+  N(0, I)."""
+  r, b_n, b_t = (match(y, x_n) for y in (now.a / level.a, level.b, now.b))
+  return r * x_n + jnp.sqrt(jnp.maximum(b_t**2 - (r * b_n) ** 2, 0)) * z
+
+
+def kappa(now: Time, level: Time) -> Array:
+  """1 - r^2 b_n^2 / b_t^2: 1 for clean items, 0 at the level itself."""
+  return 1 - (now.a * level.b / (level.a * now.b)) ** 2
+
+
+def noisy_target(x_n: Array, x_t: Array, now: Time, level: Time) -> Array:
+  """Equation (8), [B, ...], at times noisier than `level`."""
+  back = now.a * level.b**2 / (level.a * now.b**2)
+  scale = level.a * kappa(now, level)
+  return (x_n - match(back, x_n) * x_t) / match(scale, x_n)

@@ -26,7 +26,7 @@ class State(NamedTuple):
 
   x: Array
   own: Any
-  count: Array
+  calls: Array
   mean: Array
   squares: Array
 
@@ -68,15 +68,15 @@ def watched(kernel: Kernel, window: tuple[float, float] = WINDOW) -> Kernel:
       return found
 
     after, info = kernel.step(state.own, row, own, shared, noted, noise)
-    count = state.count + inside
+    calls = state.calls + inside
     change = inside * (seen[0] - state.mean)
-    mean = state.mean + change / jnp.maximum(count, 1)
+    mean = state.mean + change / jnp.maximum(calls, 1)
     squares = state.squares + change * (seen[0] - mean)
-    return State(after.x, after, count, mean, squares), info
+    return State(after.x, after, calls, mean, squares), info
 
   return Kernel(plan, init, step)
 
 
 def spread(state: State) -> Array:
   """Equation (1) [B], of the last state of a watched kernel (Result.state)."""
-  return jnp.mean(state.squares / state.count, tuple(range(1, state.squares.ndim)))
+  return jnp.mean(state.squares / state.calls, tuple(range(1, state.squares.ndim)))

@@ -37,6 +37,7 @@ INSTEAD = {  # mode -> {an option that it does not read: the one that it does}
 
 OF_LOSS = (  # what only the loss of a denoiser reads
   'loss', 'gamma', 'times', 'log_mean', 'log_deviation', 'low_discrepancy', 'label_dropout',
+  'noisy', 'noise_level',
 )  # fmt: skip
 NEEDS = {  # an option of training -> what it belongs to: another option, and its values
   'weight_decay': ('optimiser', ('adamw',)),
@@ -153,6 +154,8 @@ def _train(spec, mode, name):
       return (
         f'it belongs to train.{other} {" or ".join(values)}, which is {getattr(spec.train, other)}'
       )
+  if name == 'noise_level' and not spec.train.noisy:
+    return 'train.noisy is 0, so that all items are clean'
   if name == 'ema' and spec.train.ema_half_life:
     return 'train.ema_half_life says how long weights are averaged'
   if spec.task == 'segmentation':

@@ -1,5 +1,6 @@
 """ELBO weights, and that training with them learns."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -118,6 +119,48 @@ class LossTest(parameterized.TestCase):
     level = np.log(times.b)[loss.time_sampler(spec, times)(None, keys, np.arange(2000))]
     self.assertAlmostEqual(level.mean(), -1.0, delta=5 * 0.5 / 2000**0.5)  # 6e-7 by chance
     self.assertAlmostEqual(level.std(), 0.5, delta=5 * 0.5 / 4000**0.5)
+
+  def test_noisy_items_teach_noisier_times(self):
+    spec = specs.Spec(train=specs.Train(noisy=0.5, noise_level=0.4))
+    times = build.schedule(spec.schedule).at(np.arange(1000))
+    level = loss.level_of(spec, times)
+    self.assertAlmostEqual(times.b[level] / times.a[level], 0.4, delta=0.003)
+    keys = jax.random.split(jax.random.key(0), 3000)
+    index = np.asarray(loss.time_sampler(spec, times, level + 1)(None, keys, np.arange(3000)))
+    self.assertGreater(index.min(), level)
+    middle = (level + 1 + 999) / 2
+    self.assertAlmostEqual(index.mean(), middle, delta=5 * 300 / 3000**0.5)
+    log_normal = dataclasses.replace(
+      spec, train=dataclasses.replace(spec.train, times='log_normal')
+    )
+    index = loss.time_sampler(log_normal, times, level + 1)(None, keys, np.arange(3000))
+    self.assertGreater(np.min(index), level)
+    with self.assertRaisesRegex(UserError, 'train.noise_level 1000 is beyond the noisiest time'):
+      beyond = dataclasses.replace(spec.train, noise_level=1000.0)
+      loss.level_of(dataclasses.replace(spec, train=beyond), times)
+
+  def test_which_items_are_noisy_never_changes(self):
+    spec = specs.Spec(train=specs.Train(noisy=0.9))
+    items = loss.noisy_items(spec, 1000)
+    self.assertEqual(np.sum(items >= 0), 900)
+    np.testing.assert_array_equal(items[items >= 0], np.flatnonzero(items >= 0))
+    np.testing.assert_array_equal(items, loss.noisy_items(dataclasses.replace(spec, seed=5), 1000))
+
+  def test_loss_of_items_that_are_all_clean_is_the_plain_loss(self):
+    config = digits.get_config('runlocal')
+    config.net.update(channels=8, multipliers=(1,), head_channels=8)
+    plain = specs.from_config(config)
+    config.train.noisy = 0.5
+    noisy, data = specs.from_config(config), sources.load(plain.data)
+    params = build.init(build.net(plain, data), data.shape, 0)
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    batch = data.train[:8], data.train_labels[:8], np.arange(8)
+    value = lambda spec, *more: float(
+      jax.jit(loss.denoising_loss(spec, data))(params, 0, (*batch, *more))
+    )
+    clean = np.full(8, -1, np.int32)
+    self.assertAlmostEqual(value(noisy, clean), value(plain), delta=1e-6)
+    self.assertNotAlmostEqual(value(noisy, np.arange(8, dtype=np.int32)), value(plain), delta=1e-3)
 
   def test_half_precision_keeps_its_weights_in_single(self):
     config = digits.get_config('runlocal')

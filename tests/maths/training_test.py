@@ -1,11 +1,14 @@
 """Weights of noise levels and how often they are drawn, against their closed forms."""
 
+import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gmm_diffusion.maths import schedules, training
+from gmm_diffusion.types import Time
+from helpers import cases
 
 
 def times_of(process):
@@ -58,6 +61,54 @@ class TimesTest(parameterized.TestCase):
     u = np.sort(training.spread(first, np.arange(size), size))
     self.assertTrue(np.all((u >= 0) & (u < 1)))
     np.testing.assert_allclose(np.diff(u), 1 / size, atol=1e-9)
+
+
+class NoisyItemsTest(cases.X64TestCase):
+  @parameterized.parameters('vp', 've')
+  def test_published_means(self, kind):
+    """(8) undoes (7): of the published E[x_n | x_t] it makes the x_0 that they were made of."""
+    golden = cases.golden('g10_ambient')
+    x0, x_t = jnp.asarray(golden['x0']), jnp.asarray(golden['x_t'])
+    if kind == 'vp':
+      b_n, b_t = golden['b_n'], golden['b_t']
+      a_n, a_t = np.sqrt(1 - b_n**2), np.sqrt(1 - b_t**2)
+    else:
+      b_n, b_t, a_n, a_t = golden['sigma_n'], golden['sigma_t'], np.ones(5), np.ones(5)
+    now, level = Time(b_t, a_t, b_t), Time(b_n, a_n, b_n)
+    apart = training.kappa(now, level) > 1e-9  # at the level itself nothing is learnt
+    self.assertGreaterEqual(apart.sum(), 4)
+    found = training.noisy_target(jnp.asarray(golden[kind]), x_t, now, level)
+    np.testing.assert_allclose(found[apart], x0[apart], atol=1e-9)
+    np.testing.assert_allclose(training.kappa(now, level)[~apart], 0, atol=1e-12)
+
+  def test_clean_items_are_their_own_target(self):
+    x, z = np.random.RandomState(0).randn(2, 5, 3)
+    now, level = Time(1.0, 0.6, 0.8), Time(0.0, 1.0, 0.0)
+    x_t = training.noisier(jnp.asarray(x), jnp.asarray(z), now, level)
+    np.testing.assert_allclose(x_t, 0.6 * x + 0.8 * z, atol=1e-12)
+    np.testing.assert_allclose(training.noisy_target(x, x_t, now, level), x, atol=1e-12)
+    self.assertEqual(training.kappa(now, level), 1)
+
+  @parameterized.parameters(0.3, 0.6, 2.0)
+  def test_the_best_guess_of_the_target_is_that_of_clean_data(self, sigma):
+    """Of Gaussian data the regression of x_0* on x_t has the slope a v / (a^2 v + b^2); 5 standard
+    errors are a false alarm in two million."""
+    random, N, v, n = np.random.RandomState(1), 400_000, 0.5, 0.25
+    level = Time(n, 1 / np.sqrt(1 + n**2), n / np.sqrt(1 + n**2))
+    now = Time(sigma, 1 / np.sqrt(1 + sigma**2), sigma / np.sqrt(1 + sigma**2))
+    x0, e, z = random.randn(3, N)
+    x_n = level.a * np.sqrt(v) * x0 + level.b * e
+    x_t = np.asarray(training.noisier(jnp.asarray(x_n), jnp.asarray(z), now, level))
+    V = now.a**2 * v + now.b**2
+    self.assertAlmostEqual(x_t.var() / V, 1, delta=5 * np.sqrt(2 / N))
+    aim = np.asarray(training.noisy_target(x_n, x_t, now, level))
+    slope = np.mean(aim * x_t) / V
+    error = np.std(aim * x_t) / V / np.sqrt(N)
+    self.assertAlmostEqual(slope, now.a * v / V, delta=5 * error)
+    # its noise about x_0 is sigma_n^2 / kappa
+    rest = aim - slope * x_t
+    expected = n**2 / training.kappa(now, level) + v - (now.a * v) ** 2 / V
+    self.assertAlmostEqual(rest.var() / expected, 1, delta=0.02)
 
 
 if __name__ == '__main__':
