@@ -9,11 +9,14 @@
 and so makes samples between the components. It is the known case for samplers.watch.
 """
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 
 from gmm_diffusion.maths import marginals, mixtures
 from gmm_diffusion.maths.marginals import match
-from gmm_diffusion.types import Array, Denoiser
+from gmm_diffusion.types import Array, Denoiser, Time
 
 
 def gaussian(mean: Array, variance: Array) -> Denoiser:
@@ -66,6 +69,25 @@ def mixture(
     return marginals.from_x0(x, x0.reshape(x.shape), time)
 
   return denoise
+
+
+def log_responsibility(
+  means: Array, variances: Array | float, log_priors: Array | None = None
+) -> Callable[[Array, Time, Array], Array]:
+  """log p(component | x_t), the exact classifier of noisy samples of a mixture: (x [B, ...], time,
+  components int [B]) -> [B]. Classifier guidance by it with scale 1 makes (2) the exact denoiser of
+  the component."""
+  J = len(means)
+  flat = jnp.reshape(means, (J, -1))
+  priors = jnp.zeros(J, flat.dtype) if log_priors is None else jnp.asarray(log_priors, flat.dtype)
+
+  def log_prob(x, time, labels):
+    total = time.a**2 * jnp.broadcast_to(jnp.asarray(variances, x.dtype), (J,)) + time.b**2
+    distance = jnp.sum((x.reshape(len(x), 1, -1) - time.a * flat[None]) ** 2, -1)
+    logits = priors[None] - flat.shape[1] / 2 * jnp.log(total)[None] - distance / (2 * total[None])
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)[:, 0]
+
+  return log_prob
 
 
 def empirical(data: Array, block: int = 1024) -> Denoiser:
