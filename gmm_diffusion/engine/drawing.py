@@ -93,6 +93,7 @@ class Drawer(NamedTuple):
     labels: ids -> classes int32 [N], or None where the samples have none.
     weights: their hash.
     mark: changes when anything changes that the samples depend on.
+    words: what more belongs into the name of the set, such as what is restored.
   """
 
   made: Prepared
@@ -101,6 +102,7 @@ class Drawer(NamedTuple):
   labels: Callable[[np.ndarray], np.ndarray] | None
   weights: str
   mark: str
+  words: tuple[str, ...] = ()
 
 
 def prepare(spec: specs.Spec, sampler: specs.Sampler, data: base.Data) -> Prepared:
@@ -243,11 +245,14 @@ class Model:
     known = takes_labels(self.spec, self.data)
     labels = functools.partial(labels_of, self.spec, self.data) if known else None
     depends = [settings(made.sampler), facts(self.spec, self.hash), self.data.shape, seed]
-    if self.spec.inverse.operator:
+    own = self.spec.inverse
+    words: tuple[str, ...] = ()
+    if own.operator:
+      words = own.operator, own.method
       measured = build.tree_hash(np.asarray(self.data.test))
-      depends += [dataclasses.asdict(self.spec.inverse), measured]
+      depends += [dataclasses.asdict(own), measured]
     mark = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
-    return Drawer(made, seed, draw, labels, self.hash, mark)
+    return Drawer(made, seed, draw, labels, self.hash, mark, words)
 
   def sample(self, made: Prepared, count: int, seed: int | None = None) -> Samples:
     """Samples with ids 0..count-1, in memory."""

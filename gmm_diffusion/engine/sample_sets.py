@@ -50,7 +50,7 @@ def name_of(source: drawing.Drawer) -> str:
   sampler = source.made.sampler
   taken = drawing.settings(sampler)
   words = [_word(key, value) for key, value in _different(sampler) if taken.get(key) == value]
-  words += [f'seed{source.seed}'] * bool(source.seed)
+  words = [*source.words, *words, *[f'seed{source.seed}'] * bool(source.seed)]
   text = ''
   for word in words:
     text += f'-{word}' if len(text) + len(word) < _WORDS else ''

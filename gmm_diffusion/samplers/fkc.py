@@ -19,8 +19,9 @@ and at the start. Two discretisations:
                  trapezoidal rule in sigma^2, with h_after = 0 in the last step
   (6) source     tau^2 = h and h_after / (2 sigma^2), as published; no weight in the last step
 
-The rule (5) is this project's own. Of Gaussian data with as many particles as one likes the error
-of the variance is 4 to 20 times less than of (6).
+The rule (5) is this project's own. Of tempered Gaussian data with as many particles as one likes
+the error of the variance is 4 to 20 times less than of (6). On mixtures in 50 steps either may be
+nearer, and the error is up to 5 % of the variance; in 200 steps (5) has none that we could measure.
 """
 
 import math

@@ -1,0 +1,70 @@
+"""What noisy images are worth: the digits with 10 % clean and 90 % noisy items against the clean
+ones alone, all of them clean, and none of them clean.
+
+  python -m experiments.studies.noisy_data --workdir=runs/noisy_data
+"""
+
+import dataclasses
+import os
+
+import numpy as np
+from tqdm import tqdm
+
+from experiments.lib import common
+from gmm_diffusion.data import sources
+from gmm_diffusion.engine import loss
+
+VARIANTS = {  # share of the items that is noisy, and whether those are left out
+  'all clean': (0.0, False),
+  '10 % clean + 90 % noisy': (0.9, False),
+  '10 % clean alone': (0.9, True),
+  'all noisy': (1.0, False),
+}
+
+
+def main():
+  parser = common.parser(__doc__, 'runs/noisy_data')
+  common.model_arguments(parser)
+  parser.add_argument('--count', type=int, default=1000, help='samples of each')
+  parser.add_argument('--level', type=float, default=0.2, help='of the noise')
+  parser.add_argument('--seeds', type=int, nargs='*', default=[0, 1], help='of the samples')
+  args = parser.parse_args()
+  base = common.spec_of(
+    args.config, ['sampler.name=unipc', 'sampler.steps=20', 'evaluate.metrics=()', *args.set]
+  )
+  rows = []
+  for name, (share, alone) in tqdm(VARIANTS.items(), desc='noisy data', unit='model'):
+    settings = dataclasses.replace(
+      base.train, noisy=0.0 if alone else share, noise_level=args.level
+    )
+    spec, data = dataclasses.replace(base, train=settings), sources.load(base.data)
+    if alone:
+      noisy = dataclasses.replace(base.train, noisy=share)
+      clean = loss.noisy_items(dataclasses.replace(base, train=noisy), len(data.train)) < 0
+      data = data._replace(train=data.train[clean], train_labels=data.train_labels[clean])
+    workdir = os.path.join(args.workdir, name.replace(' ', '_').replace('%', 'percent'))
+    loss.train(spec, data, workdir)
+    subject = common.load_subject(spec, workdir, args.count)
+    for seed in args.seeds:
+      found = common.draw(subject, spec.sampler, args.count, seed)
+      for metric, value in common.measure(subject, found.features, True).items():
+        rows.append(
+          {
+            'data': name,
+            'seed': seed,
+            'metric': metric,
+            'value': float(value.value),
+            'interval': [float(value.low), float(value.high)],
+          }
+        )
+        print(f'{name}, seed {seed}: {metric} {value}', flush=True)
+  settings = {'count': args.count, 'level': args.level, 'steps': base.train.steps}
+  common.save(args.workdir, 'noisy_data', {**settings, 'rows': rows})
+  frechet = [row for row in rows if row['metric'] == 'frechet']
+  for name in VARIANTS:
+    values = [row['value'] for row in frechet if row['data'] == name]
+    print(f'{name}: frechet {np.mean(values):.3f}')
+
+
+if __name__ == '__main__':
+  main()
