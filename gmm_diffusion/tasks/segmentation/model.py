@@ -1,8 +1,8 @@
 """Interactive segmentation by probabilistic attention. The network and its training are this
 project's own.
 
-An encoder (encoders.py) embeds the image once: tokens at stride 4, and memory units at stride 8
-whose keys are mean embeddings (with positions as two more entries, so that EM moves units in the
+An encoder (encoders.py) embeds the image once: tokens at stride 4, and memory units at stride 8 (16
+in images beyond 320 x 240) whose keys are mean embeddings (with positions as two more entries, so that EM moves units in the
 image as well) and whose values come from the image alone. Clicks are tokens whose value is known,
 the embedding of "object" or "background", and they are units with that value. Per click, key
 adaptation [PA section 3; maths/em.py eq. 4] moves all units and value propagation [eq. 5] changes
@@ -34,6 +34,7 @@ ARMS = {
   'both': (True, True),
 }
 REACH = 32.0  # pixels to one unit of position
+MOST = 1200  # units of an image; a larger one has fewer per pixel, or reading would take too long
 RADIUS = {1: 4, 4: 16}  # of a click that is drawn at a stride, in pixels of the image
 
 
@@ -58,8 +59,8 @@ class Features(NamedTuple):
 
 class Attended(NamedTuple):
   """What attention works on, with a leading axis of items and an axis of heads before the last:
-  tokens [h, w, C] and their means [h/2, w/2, C], values of units [h/2, w/2, V], the tokens under
-  the clicks [S, C] and the values that these are known to have [S, V]."""
+  tokens [h, w, C] and their means [h/n, w/n, C], values of units [h/n, w/n, V], n 2 or 4, the
+  tokens under the clicks [S, C] and the values that these are known to have [S, V]."""
 
   tokens: Array
   pooled: Array
@@ -195,10 +196,13 @@ class Segmenter(nn.Module):
     B, h, w, H, C = features.tokens.shape
     cell = jnp.clip(clicks.pixels // 4, 0, jnp.array([[[h - 1, w - 1]]]))
     known = self.labels[jnp.maximum(clicks.labels, 0)]  # [B, S, H, V]
+    pooled, values = _pooled(features.tokens), features.values
+    while pooled[0, :, :, 0, 0].size > MOST and not any(n % 2 for n in pooled.shape[1:3]):
+      pooled, values = _pooled(pooled), _pooled(values)
     attended = Attended(
       features.tokens,
-      _pooled(features.tokens),
-      features.values,
+      pooled,
+      values,
       jax.vmap(lambda tokens, at: tokens[at[:, 0], at[:, 1]])(features.tokens, cell),
       known,
     )
@@ -218,7 +222,8 @@ class Segmenter(nn.Module):
     flat = lambda x: x.reshape(-1, x.shape[-1])
     queries = place(flat(attended.tokens), flat(_grid((h, w), 4)))
     clicks = place(attended.clicked, clicked.pixels + 0.5)
-    keys = place(flat(attended.pooled), flat(_grid((h // 2, w // 2), 8)))
+    rows, columns, _ = attended.pooled.shape
+    keys = place(flat(attended.pooled), flat(_grid((rows, columns), 4 * h // rows)))
     J, S, held = len(keys), len(clicks), clicked.used.astype(keys.dtype)
     # clicks are tokens and units: their keys adapt, their values are known
     units = em.memory(

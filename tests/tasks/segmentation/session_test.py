@@ -1,5 +1,7 @@
 """Sessions and the network: clicks, undo, images of any size, what arms and slots change."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,6 +121,26 @@ class SessionTest(parameterized.TestCase):
     self.assertGreater(
       float(np.abs(read[0, 0, 0] - labels[scenes.BACKGROUND]).max()), 1e-3
     )  # the unused slots hold nothing
+
+  @parameterized.parameters(((160, 240), 600), ((240, 320), 1200), ((320, 480), 600))
+  def test_large_images_have_fewer_units_per_pixel(self, shape, units):
+    found, real = [], model.em.memory
+    clicks = model.Clicks(np.zeros((1, 6, 2), np.int32), np.zeros((1, 6), np.int32))
+    with mock.patch.object(
+      model.em, 'memory', lambda keys, *more: found.append(len(keys)) or real(keys, *more)
+    ):
+      out = jax.eval_shape(MODULE.apply, parameters(), np.zeros((1, *shape, 3), np.float32), clicks)
+    self.assertEqual(out.shape, (1, *shape))
+    self.assertEqual(set(found), {units + 6})
+
+  def test_units_of_units_lie_in_the_middle_of_them(self):
+    values = jnp.arange(4 * 8.0).reshape(1, 4, 8, 1, 1)
+    np.testing.assert_allclose(
+      model._pooled(values)[0, :, :, 0, 0], [[4.5, 6.5, 8.5, 10.5], [20.5, 22.5, 24.5, 26.5]]
+    )
+    grid = model._grid((2, 4), 16)
+    np.testing.assert_allclose(grid[0, 0], [8, 8])
+    np.testing.assert_allclose(grid[1, 3], [24, 56])
 
   @parameterized.parameters(1, 4)
   def test_drawn_clicks(self, stride):
