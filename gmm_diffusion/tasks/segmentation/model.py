@@ -2,14 +2,14 @@
 project's own.
 
 An encoder (encoders.py) embeds the image once: tokens at stride 4, and memory units at stride 8 (16
-in images beyond 320 x 240) whose keys are mean embeddings (with positions as two more entries, so that EM moves units in the
-image as well) and whose values come from the image alone. Clicks are tokens whose value is known,
-the embedding of "object" or "background", and they are units with that value. Per click, key
-adaptation [PA section 3; maths/em.py eq. 4] moves all units and value propagation [eq. 5] changes
-the values of the image's; then every token reads the units [eq. 3], residual blocks join what
-neighbours read, and a second EM over colour and place (pixels.py) brings it to the pixels, which
-decide at full resolution. With clicks='channels' the network is the baseline: plain dot-product
-attention, and clicks drawn into the input of the encoder.
+in images beyond 320 x 240) whose keys are mean embeddings (with positions as two more entries, so
+that EM moves units in the image as well) and whose values come from the image alone. Clicks are
+tokens whose value is known, the embedding of "object" or "background", and they are units with that
+value. Per click, key adaptation [PA section 3; maths/em.py eq. 4] moves all units and value
+propagation [eq. 5] changes the values of the image's; then every token reads the units [eq. 3],
+residual blocks join what neighbours read, and a second EM over colour and place (pixels.py) brings
+it to the pixels, which decide at full resolution. With clicks='channels' the network is the
+baseline: plain dot-product attention, and clicks drawn into the input of the encoder.
 """
 
 import math

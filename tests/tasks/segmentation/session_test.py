@@ -131,7 +131,7 @@ class SessionTest(parameterized.TestCase):
     ):
       out = jax.eval_shape(MODULE.apply, parameters(), np.zeros((1, *shape, 3), np.float32), clicks)
     self.assertEqual(out.shape, (1, *shape))
-    self.assertEqual(set(found), {units + 6})
+    self.assertEqual(max(found), units + 6)  # others are of the pixels' windows
 
   def test_units_of_units_lie_in_the_middle_of_them(self):
     values = jnp.arange(4 * 8.0).reshape(1, 4, 8, 1, 1)
