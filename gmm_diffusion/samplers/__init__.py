@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gmm_diffusion.denoisers import guidance
@@ -121,6 +122,8 @@ def draw(
   grid: str | StepGrid = '',
   clip: tuple[float, float] | None = None,
   cond: Any = None,
+  start: Array | None = None,
+  strength: float = 0.5,
   **options: Any,
 ) -> Array:
   """Samples of a denoiser, compiled for this call.
@@ -143,29 +146,50 @@ def draw(
     clip: the range of the data, such as (-1, 1), to which x_0 is clipped in every step; None for
       data without one, such as latents.
     cond: passed to the denoiser, such as labels [B].
+    start: samples [B, *shape] to change (image to image): they are given the noise of a later time,
+      and only the steps from there on are taken. None starts from noise alone.
+    strength: with `start`, the share of the steps that are taken, in (0, 1]: small changes little.
     **options: of the sampler.
 
   Returns:
     Samples [B, *shape], float32.
 
   Raises:
-    UserError: on a bad name, option or grid.
+    UserError: on a bad name, option or grid, or a start that does not fit.
   """
   if sampler == 'tuned':
     grid = tuned.grid(options.get('path', ''), schedule)
   if not isinstance(grid, StepGrid):
     grid = grids.make(schedule, steps, grid or ('trailing' if schedule.discrete else 'uniform'))
+  if start is not None:
+    grid = _later(grid, strength)
+    if np.shape(start) != (len(np.asarray(ids)), *shape):
+      raise UserError(
+        f'start must have the shape {[len(np.asarray(ids)), *shape]}, one for each id, got '
+        f'{list(np.shape(start))}'
+      )
   kernel = make(sampler, options, schedule)
   plan, _ = kernel.plan(grid, shape)
   if clip is not None:
     denoiser = guidance.clip_x0(denoiser, *clip)
 
   @jax.jit
-  def of(keys, cond):
+  def of(keys, cond, start):
     at_step = lambda n: noise.at_step(keys, n, shape)
-    return run(kernel, denoiser, grid, plan, initial_state(grid, keys, shape), at_step, cond).x
+    x = initial_state(grid, keys, shape)
+    if start is not None:
+      x = x + jnp.asarray(grid.a_t[0] * start, x.dtype)
+    return run(kernel, denoiser, grid, plan, x, at_step, cond).x
 
-  return of(noise.sample_keys(seed, np.asarray(ids)), cond)
+  return of(noise.sample_keys(seed, np.asarray(ids)), cond, start)
+
+
+def _later(grid: StepGrid, share: float) -> StepGrid:
+  """The last steps of a grid, a share of them and at least one."""
+  if not 0 < share <= 1:
+    raise UserError(f'strength must be in (0, 1], got {share:g}')
+  first = len(grid.t) - max(1, round(share * len(grid.t)))
+  return StepGrid(*(level[first:] for level in grid))
 
 
 def control_of(name: str) -> str | None:

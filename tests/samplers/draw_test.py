@@ -56,6 +56,30 @@ class DrawTest(parameterized.TestCase):
     np.testing.assert_allclose(draw([4, 2]), every[np.array([4, 2])], atol=1e-6)
     self.assertGreater(float(jnp.abs(draw(range(5), 1) - every).max()), 0.1)
 
+  @parameterized.parameters(0.1, 0.5, 1.0)
+  def test_from_an_image_to_another(self, strength):
+    """The flow of N(m, v) takes x_t to m + sqrt(v / V)(x_t - a m), V = a^2 v + b^2."""
+    start, steps = np.full((500, 4), 1.5, np.float32), 200
+    x = np.asarray(
+      samplers.draw(
+        *(GAUSSIAN, LINEAR, (4,), np.arange(500)), sampler='heun', steps=steps, start=start,
+        strength=strength,
+      )
+    )  # fmt: skip
+    grid = grids.make(LINEAR, steps, 'trailing')
+    a, b = (level[steps - round(strength * steps)] for level in (grid.a_t, grid.b_t))
+    gain = np.sqrt(0.04 / (a**2 * 0.04 + b**2))
+    # five standard errors of 2000 numbers
+    self.assertAlmostEqual(x.mean(), 0.3 + gain * a * 1.2, delta=5 * gain * b / 2000**0.5 + 1e-3)
+    self.assertAlmostEqual(x.std() / (gain * b), 1, delta=5 / 4000**0.5 + 0.02)
+
+  def test_a_start_that_does_not_fit(self):
+    draw = lambda **more: samplers.draw(GAUSSIAN, LINEAR, (4,), np.arange(2), **more)
+    with self.assertRaisesRegex(UserError, r'shape \[2, 4\], one for each id, got \[4\]'):
+      draw(start=np.zeros(4))
+    with self.assertRaisesRegex(UserError, r'strength must be in \(0, 1\], got 0'):
+      draw(start=np.zeros((2, 4)), strength=0.0)
+
   def test_clipping(self):
     def wild(x, time, cond):  # far outside of the data
       return marginals.from_x0(x, jnp.full_like(x, 3.0), time)
