@@ -14,6 +14,7 @@ from gmm_diffusion.types import Time
 from helpers import cases
 
 TIME = Time(np.float64(0), np.float64(0.6), np.float64(0.8))
+EXPLODING = Time(np.float64(0), np.float64(1.0), np.float64(1.7))  # a^2 + b^2 is not 1
 KNOWN = np.random.RandomState(3).randint(2, size=(4, 6, 1))
 A = np.random.RandomState(4).randn(2, 3)
 OPERATORS = {  # name -> (operator, shape of a sample)
@@ -34,9 +35,9 @@ def dense(operator, shape):
   return np.asarray(operator.apply(basis)).reshape(len(basis), -1).T
 
 
-def posterior_of_gaussian(m, v, A, x, y, noise):
+def posterior_of_gaussian(m, v, A, x, y, noise, time=TIME):
   """E[x_0 | x_t, y] of x_0 ~ N(m, v I), by the joint normal law of (x_0, x_t, y)."""
-  a, b, D = TIME.a, TIME.b, len(m)
+  a, b, D = time.a, time.b, len(m)
   H = np.concatenate([a * np.eye(D), A])
   R = np.diag(np.concatenate([np.full(D, b**2), np.full(len(A), noise**2)]))
   gain = v * H.T @ np.linalg.inv(v * H @ H.T + R)
@@ -78,16 +79,18 @@ class MethodTest(cases.X64TestCase):
     self.operator = inverse.matrix(A)
     self.mixture = exact.mixture(jnp.asarray(MEANS), VARIANCES, jnp.log(PRIORS))
 
-  def guided(self, denoiser, method, noise=0.4, x=None, y=None, **options):
+  def guided(self, denoiser, method, noise=0.4, x=None, y=None, time=TIME, **options):
     x, y = self.x if x is None else x, self.y if y is None else y
     guide = inverse.posterior(denoiser, self.operator, jnp.asarray(y), noise, method, **options)
-    return jax.jit(lambda x: guide(x, TIME, None))(jnp.asarray(x))
+    return jax.jit(lambda x: guide(x, time, None))(jnp.asarray(x))
 
-  @parameterized.parameters(('moment', 0.7), ('pigdm', 1.0))
-  def test_exact_for_gaussian_data(self, method, variance):
-    m = np.array([0.3, -0.5, 1.0])
-    found = self.guided(exact.gaussian(m, variance), method).x0
-    expected = [posterior_of_gaussian(m, variance, A, x, y, 0.4) for x, y in zip(self.x, self.y)]
+  @parameterized.product(case=[('moment', 0.7), ('pigdm', 1.0)], time=[TIME, EXPLODING])
+  def test_exact_for_gaussian_data(self, case, time):
+    (method, variance), m = case, np.array([0.3, -0.5, 1.0])
+    found = self.guided(exact.gaussian(m, variance), method, time=time).x0
+    expected = [
+      posterior_of_gaussian(m, variance, A, *both, 0.4, time) for both in zip(self.x, self.y)
+    ]
     np.testing.assert_allclose(found, expected, atol=1e-10)
 
   def test_dps_is_guidance_by_the_density_of_the_measurement(self):
@@ -165,6 +168,20 @@ class ExactTest(cases.X64TestCase):
     denoiser = inverse.mixture(MEANS[:1], VARIANCES[:1], inverse.matrix(A), y, 0.4)
     expected = [posterior_of_gaussian(MEANS[0], VARIANCES[0], A, *both, 0.4) for both in zip(x, y)]
     np.testing.assert_allclose(denoiser(jnp.asarray(x), TIME, None).x0, expected, atol=1e-12)
+
+  def test_components_by_their_joint_density(self):
+    x, y = np.random.RandomState(2).randn(1, 3), np.random.RandomState(5).randn(1, 2)
+    noise, H = 0.4, np.concatenate([TIME.a * np.eye(3), A])
+    R = np.diag([TIME.b**2] * 3 + [noise**2] * 2)
+    seen = np.concatenate([x[0], y[0]])
+    weights = [
+      p * stats.multivariate_normal.pdf(seen, H @ m, v * H @ H.T + R)
+      for m, v, p in zip(MEANS, VARIANCES, PRIORS)
+    ]
+    means = [posterior_of_gaussian(m, v, A, x[0], y[0], noise) for m, v in zip(MEANS, VARIANCES)]
+    denoiser = inverse.mixture(MEANS, VARIANCES, inverse.matrix(A), y, noise, np.log(PRIORS))
+    found = denoiser(jnp.asarray(x), TIME, None).x0[0]
+    np.testing.assert_allclose(found, np.average(means, 0, weights), atol=1e-10)
 
   @parameterized.parameters(*OPERATORS)
   def test_empirical_is_a_mixture_without_width(self, name):

@@ -19,7 +19,8 @@ from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.data import base, sources
 from gmm_diffusion.engine import build, loss, trainer
 from gmm_diffusion.errors import UserError
-from gmm_diffusion.maths import schedules
+from gmm_diffusion.maths import schedules, training
+from gmm_diffusion.types import Time
 
 T = 100
 BETAS = np.linspace(1e-3, 0.1, T)
@@ -161,6 +162,27 @@ class LossTest(parameterized.TestCase):
     clean = np.full(8, -1, np.int32)
     self.assertAlmostEqual(value(noisy, clean), value(plain), delta=1e-6)
     self.assertNotAlmostEqual(value(noisy, np.arange(8, dtype=np.int32)), value(plain), delta=1e-3)
+
+  def test_weight_of_noisy_items(self):
+    """The noise in the target of a noisy item is z / sqrt(kappa). So a network that outputs 0 has
+    on average the loss kappa^2 / kappa, which no clean item has."""
+    config = digits.get_config('runlocal')
+    config.net.update(channels=8, multipliers=(1,), head_channels=8)
+    config.train.update(noisy=1.0, noise_level=0.5)
+    spec, data = specs.from_config(config), sources.load(specs.Data())
+    params = build.init(build.net(spec, data), data.shape, 0)
+    params = jax.tree.map(jnp.zeros_like, params)
+    times = build.schedule(spec.schedule).at(np.arange(1000))
+    number = loss.level_of(spec, times)
+    level = Time(*(one[number] for one in times))
+    kappa = training.kappa(Time(*(one[number + 1 :] for one in times)), level)
+    N = 1000
+    batch = data.train[:N], data.train_labels[:N], np.arange(N), np.arange(N, dtype=np.int32)
+    value = float(jax.jit(loss.denoising_loss(spec, data))(params, 0, batch))
+    # 64,000 squares, and 1,000 times
+    error = np.mean(kappa) * np.sqrt(2 / 64_000) + np.std(kappa) / np.sqrt(N)
+    self.assertAlmostEqual(value, np.mean(kappa), delta=5 * error)
+    self.assertGreater(np.mean(1 / kappa) - np.mean(kappa), 10 * error)
 
   def test_half_precision_keeps_its_weights_in_single(self):
     config = digits.get_config('runlocal')
