@@ -22,7 +22,7 @@ TASKS = {  # task -> mode -> loop(spec, workdir, command)
   },
   'segmentation': {
     mode: functools.partial(segmentation.run, mode)
-    for mode in ('train', 'evaluate', 'all', 'annotate')
+    for mode in ('fetch', 'train', 'evaluate', 'all', 'annotate')
   },
   'creativity': {
     mode: functools.partial(creativity.run, mode) for mode in ('train', 'evaluate', 'all')

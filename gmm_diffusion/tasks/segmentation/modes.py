@@ -1,9 +1,12 @@
-"""The modes of task 'segmentation': train, evaluate, all, annotate."""
+"""The modes of task 'segmentation': fetch, train, evaluate, all, annotate."""
 
 import os
 import time
 
+import jax
+
 from gmm_diffusion import parallel, specs
+from gmm_diffusion.checkpoints.importers import efficientnet
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.metrics.estimates import Estimate
@@ -21,9 +24,11 @@ from gmm_diffusion.tasks.segmentation.benchmark import Objects
 
 
 def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
-  """Runs a mode: train, evaluate, all of these, or annotate."""
+  """Runs a mode: fetch, train, evaluate, all (train, then evaluate), or annotate."""
   if mode == 'annotate':
     return annotate(spec, workdir)
+  if mode == 'fetch':
+    return fetch(spec.segmentation)
   # what is not evaluated is there to learn from
   learn, shown = ('train', 'val')[: 1 + (spec.data.split == 'test')], (spec.data.split,)
   splits = {'train': learn, 'evaluate': shown, 'all': learn + shown}
@@ -32,6 +37,21 @@ def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
     training.train(spec, [scene for name in learn for scene in getattr(this.data, name)], workdir)
   if mode in ('evaluate', 'all'):
     evaluate(this)
+
+
+def fetch(own: specs.Segmentation) -> None:
+  """--mode=fetch: finds and reads the released weights of the encoder, before a long training does.
+
+  Raises:
+    UserError: there are none to find, or the file is not theirs.
+  """
+  if own.encoder == 'scratch':
+    raise UserError(
+      "segmentation.encoder 'scratch' has no released weights to fetch; valid: efficientnet_lite0"
+    )
+  path = efficientnet.file_of(own.encoder_path)
+  count = sum(leaf.size for leaf in jax.tree.leaves(efficientnet.load(path)))
+  print(f'{own.encoder}: {count:,} parameters in {path}')
 
 
 def annotate(spec: specs.Spec, workdir: str) -> None:

@@ -1,5 +1,7 @@
 """The task 'segmentation' from the command line and in its parts."""
 
+import contextlib
+import io
 import json
 import os
 import warnings
@@ -208,6 +210,21 @@ class SegmentationTest(absltest.TestCase):
         if label >= 0:
           self.assertEqual(masks[i][tuple(pixel)] == scenes.OBJECT, label == 1)
 
+  def test_where_the_encoder_comes_from(self):
+    run = lambda config: tasks.run('fetch', self.create_tempdir().full_path, config, 'test')
+    with self.assertRaisesRegex(UserError, "'scratch' has no released weights to fetch"):
+      run(config_lib.get_config('runlocal'))
+    config = config_lib.get_config('photographs')
+    config.segmentation.encoder_path = os.path.join(self.create_tempdir().full_path, 'none.pth')
+    with self.assertRaisesRegex(UserError, 'none.pth'):
+      run(config)
+    with (
+      mock.patch.object(modes.efficientnet, 'load', lambda path: {'a': np.zeros((2, 1234))}),
+      contextlib.redirect_stdout(io.StringIO()) as out,
+    ):
+      run(config)
+    self.assertRegex(out.getvalue(), r'efficientnet_lite0: 2,468 parameters in .*none.pth')
+
   def test_bad_settings(self):
     for changes, message in (
       ({'segmentation.crop': (50, 64)}, 'segmentation.crop must be two multiples of 16'),
@@ -225,7 +242,7 @@ class SegmentationTest(absltest.TestCase):
         specs.from_config(config)
     workdir = self.create_tempdir().full_path
     with self.assertRaisesRegex(
-      UserError, "task 'segmentation' has no mode 'sample'; valid: train, evaluate, all"
+      UserError, "task 'segmentation' has no mode 'sample'; valid: fetch, train, evaluate"
     ):
       tasks.run('sample', workdir, config_lib.get_config('runlocal'), 'test')
     with self.assertRaisesRegex(UserError, 'no checkpoint in .*train one first'):
