@@ -194,7 +194,7 @@ from gmm_diffusion.maths import grids, schedules, noise, marginals
 from gmm_diffusion import samplers
 from gmm_diffusion.samplers.run import run
 shape = (256, 256, 3)
-grid = grids.make(schedules.linear(), 2, 'uniform')
+grid = grids.from_times(schedules.linear(), [999], 500)
 options = dict(components=1024, offsets='ortho', form='B', covariance='exact')
 kernel = samplers.make('ddim_gmm', dict(options, eta=0.5, infeasible='shrink'))
 plan, report = kernel.plan(grid, shape)
