@@ -10,6 +10,7 @@ that the samples depend on, such as unipc-10-order3-3f9a1c2b. In samples/ of a w
   NAME-n100.json       what they are
   NAME-n100-images/    one PNG file for each, if asked for
   NAME-n100.gif        x_0 on the way, if asked for
+  NAME-n100-restored.png  true, measured and restored images, where inverse.operator is set
 """
 
 import dataclasses

@@ -1,5 +1,6 @@
 """The tasks and their modes: what the command line, notebooks and experiments call."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -54,5 +55,6 @@ def run(mode: str, workdir: str, config: Any, command: str, given: Sequence[str]
   files.make_workdir(workdir)
   spec = tune.located(spec, workdir)
   TASKS[spec.task][mode](spec, workdir, command)
-  if parallel.is_main():
-    records.remember(workdir, spec, anew=mode in MAKES_WEIGHTS)
+  if parallel.is_main():  # what was restored belongs to that run alone, not to the model
+    model = dataclasses.replace(spec, inverse=specs.Inverse())
+    records.remember(workdir, model, anew=mode in MAKES_WEIGHTS)

@@ -124,6 +124,8 @@ class CommandTest(absltest.TestCase):
     path = out[out.index('restored: ') + 10 :].split('\n')[0]
     self.assertEqual(Image.open(path).size, (3 * 34, 3 * 34))
     self.assertIn('/unipc-10-box-pigdm-', path)
+    with open(os.path.join(workdir, 'config.json'), encoding='utf-8') as file:
+      self.assertEqual(json.load(file)['inverse']['operator'], '')  # the model is what it was
     with open(os.path.join(workdir, 'results.json'), encoding='utf-8') as file:
       found = {record['metric']: record for record in json.load(file) if 'metric' in record}
     self.assertEqual((found['PSNR']['n'], found['PSNR']['nfe']), (6, 10))

@@ -1,5 +1,7 @@
 """What --mode=sample says of restored images: how near they are to the true ones."""
 
+import os
+
 import numpy as np
 
 from gmm_diffusion.engine import measuring, sample_sets, shards
@@ -24,7 +26,7 @@ def judge(one: Run, out: sample_sets.Stored, count: int) -> None:
   shared = {
     'kind': 'restoration',
     'sampler': spec.sampler.name,
-    'set': out.path.rsplit('/', 1)[-1].removesuffix('.npz'),
+    'set': os.path.basename(out.path).removesuffix('.npz'),
     'n': count,
     'seed': spec.seed,
     'nfe': out.nfe,
