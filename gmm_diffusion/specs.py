@@ -318,7 +318,7 @@ class Inverse:
     ('dps', 'pigdm', 'moment', 'stsl', 'exact'),
   )
   noise: float = option(0.05, 'deviation of the noise, of images in [-1, 1]', '(0, 1e6]')
-  hidden: str = option('middle', 'mask: what is not seen', ('middle', 'bottom', 'right', 'random'))
+  hidden: str = option('middle', 'mask: middle, bottom, right, random, or an image, white there')
   factor: int = option(2, 'box: pixels that become one, each way', '[1, 16384]')
   width: float = option(1.0, 'blur: deviation in pixels', '(0, 1e4]')
   images: str = option('', "folder of images to measure; '': the test images")

@@ -249,8 +249,10 @@ class Model:
     words: tuple[str, ...] = ()
     if own.operator:
       words = own.operator, own.method
-      measured = build.tree_hash(np.asarray(self.data.test))
-      depends += [dataclasses.asdict(own), measured]
+      depends += [
+        build.tree_hash(np.asarray(self.data.test)),
+        *measuring.facts(self.spec, self.data),
+      ]
     mark = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
     return Drawer(made, seed, draw, labels, self.hash, mark, words)
 

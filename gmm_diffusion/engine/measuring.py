@@ -4,11 +4,14 @@ Sample id i belongs to image i // inverse.draws, taken in turn. The noise of a m
 function of the seed and the number of its image, so that all draws of an image see the same one.
 """
 
+import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from gmm_diffusion import specs
 from gmm_diffusion.data import base, folders
@@ -70,20 +73,53 @@ def operator(own: specs.Inverse, shape: tuple[int, ...]) -> inverse.Operator:
 
 
 def known(hidden: str, shape: tuple[int, ...]) -> np.ndarray:
-  """1 where pixels are seen, [H, W, 1]: without the lower half, the right half, the middle (half of
-  each side), or half of all pixels at random, the same ones in every image."""
+  """1 where pixels are seen and 0 where they are hidden, [H, W, 1], the same in every image.
+
+  Args:
+    hidden: 'bottom' and 'right' are halves, 'middle' is half of each side, 'random' is half of all
+      pixels; else the file of an image that is white where pixels are hidden.
+    shape: of an image.
+
+  Raises:
+    UserError: there is no such region or file, or it hides nothing or all.
+  """
   H, W, _ = shape
   out = np.ones((H, W, 1), np.int32)
-  if hidden == 'random':
-    out.reshape(-1)[np.random.RandomState(0).permutation(H * W)[: H * W // 2]] = 0
-    return out
-  rows, columns = {
+  regions = {
     'bottom': (slice(H // 2, H), slice(None)),
     'right': (slice(None), slice(W // 2, W)),
     'middle': (slice(H // 4, H - H // 4), slice(W // 4, W - W // 4)),
-  }[hidden]
-  out[rows, columns] = 0
+  }
+  if hidden == 'random':
+    out.reshape(-1)[np.random.RandomState(0).permutation(H * W)[: H * W // 2]] = 0
+  elif hidden in regions:
+    out[regions[hidden]] = 0
+  else:
+    out[_white(hidden, H, W)] = 0
+  if out.all() or not out.any():
+    raise UserError(f'inverse.hidden {hidden!r} hides {"nothing" if out.all() else "all pixels"}')
   return out
+
+
+def _white(path, H, W):
+  path = os.path.expanduser(path)
+  if not os.path.isfile(path):
+    raise UserError(
+      f'unknown inverse.hidden {path!r}; valid: middle, bottom, right, random, or the file of an '
+      f'image that is white where pixels are hidden'
+    )
+  try:
+    with Image.open(path) as file:
+      mask = np.asarray(file.convert('L').resize((W, H), Image.Resampling.NEAREST))
+  except folders.DAMAGED as error:
+    raise UserError(f'cannot read {path} ({type(error).__name__}); give another image') from error
+  return mask > 127
+
+
+def facts(spec: specs.Spec, data: base.Data) -> list[Any]:
+  """What restored samples depend on besides what others do, but for the images."""
+  own, masked = spec.inverse, spec.inverse.operator == 'mask'
+  return [dataclasses.asdict(own), known(own.hidden, data.shape).tolist() if masked else []]
 
 
 def originals(spec: specs.Spec, data: base.Data, ids: np.ndarray) -> np.ndarray:

@@ -33,11 +33,39 @@ def restored(spec, count, batch=64):
   return drawing.Model(spec, DATA, build.weights(spec, DATA, '')).sample(made, count).x
 
 
+def mark(spec, data=DATA):
+  made = drawing.prepare(spec, spec.sampler, data)
+  return drawing.Model(spec, data, data.train[:2]).drawer(made, 1).mark
+
+
 class MeasureTest(parameterized.TestCase):
   @parameterized.parameters('middle', 'bottom', 'right', 'random')
   def test_half_or_a_quarter_is_hidden(self, hidden):
     seen = measuring.known(hidden, (8, 8, 1))
     self.assertEqual(np.mean(seen), 0.75 if hidden == 'middle' else 0.5)
+
+  def test_a_mask_of_ones_own(self):
+    folder = self.create_tempdir().full_path
+    path = os.path.join(folder, 'mask.png')
+    drawn = np.zeros((16, 16), np.uint8)
+    drawn[:8, 8:] = 255
+    Image.fromarray(drawn).save(path)
+    seen = measuring.known(path, (8, 8, 1))[..., 0]
+    self.assertTrue(np.all(seen[:4, 4:] == 0))
+    self.assertEqual(seen.sum(), 48)
+    first = mark(spec_of(operator='mask', hidden=path))
+    Image.fromarray(drawn.T).save(path)  # another mask of the same name
+    self.assertNotEqual(mark(spec_of(operator='mask', hidden=path)), first)
+    for content, message in ((np.zeros((4, 4), np.uint8), 'hides nothing'), (b'?', 'cannot read')):
+      if isinstance(content, bytes):
+        with open(path, 'wb') as file:
+          file.write(content)
+      else:
+        Image.fromarray(content).save(path)
+      with self.assertRaisesRegex(UserError, message):
+        measuring.known(path, (8, 8, 1))
+    with self.assertRaisesRegex(UserError, "unknown inverse.hidden 'left'; valid: middle, bottom"):
+      measuring.known('left', (8, 8, 1))
 
   def test_noise_belongs_to_the_image(self):
     spec, ids = spec_of(operator='box', draws=3, noise=0.2), np.arange(9)
@@ -80,10 +108,6 @@ class RestoreTest(parameterized.TestCase):
     np.testing.assert_array_equal(restored(spec, 10), restored(spec, 10, batch=3))
 
   def test_marks_differ(self):
-    def mark(spec, data=DATA):
-      made = drawing.prepare(spec, spec.sampler, data)
-      return drawing.Model(spec, data, data.train[:2]).drawer(made, 1).mark
-
     marks = [mark(spec_of()), mark(spec_of(operator='box')), mark(spec_of(operator='identity'))]
     marks.append(mark(spec_of(operator='box'), DATA._replace(test=DATA.test[::-1])))
     self.assertLen(set(marks), 4)
