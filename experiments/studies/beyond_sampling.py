@@ -33,6 +33,9 @@ CASES = {
   'product': ([ONE, TWO], [1.0, 1.0]),
   'guidance 2': ([TWO, ONE], [-1.0, 2.0]),
 }
+# blur, eta and window of the hallucination measure
+SETTINGS = tuple(itertools.product((0.2, 0.3), (0.0, 1.0), (watch.WINDOW, (0.05, 0.5), (0.5, 5.0))))
+SHOWN = (0.3, 1.0, watch.WINDOW)
 MODES, WIDTH = np.array([-1.0, 0.0, 1.0]), 0.05
 
 
@@ -114,8 +117,7 @@ def corrected():
 def watched(count):
   """AUC of the hallucination measure by window, eta and blur; and the data of its picture."""
   grid, rows, shown = grids.make(schedules.linear(), 200, 'trailing'), [], None
-  settings = itertools.product((0.2, 0.3), (0.0, 1.0), (watch.WINDOW, (0.05, 0.5), (0.5, 5.0)))
-  for soften, eta, window in tqdm(list(settings), desc='hallucinations', unit='setting'):
+  for soften, eta, window in tqdm(SETTINGS, desc='hallucinations', unit='setting'):
     denoiser = exact.mixture(jnp.asarray(MODES, jnp.float32)[:, None], WIDTH**2, soften=soften)
     kernel = watch.watched(samplers.make('ddim', {'eta': eta}), window)
     plan, _ = kernel.plan(grid, (1,))
@@ -139,7 +141,7 @@ def watched(count):
         'samples': count, 'auc': float(auc), 'error': float(error),
       }
     )  # fmt: skip
-    if (soften, eta, window) == (0.3, 1.0, watch.WINDOW):
+    if (soften, eta, window) == SHOWN:
       shown = np.asarray(out.x)[:, 0], score
   return rows, shown
 

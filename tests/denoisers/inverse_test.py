@@ -140,9 +140,8 @@ class MethodTest(cases.X64TestCase):
   @parameterized.parameters(*inverse.METHODS)
   def test_a_sample_does_not_depend_on_its_batch(self, method):
     together = self.guided(self.mixture, method).x0
-    for i in (0, 4):
-      alone = self.guided(self.mixture, method, x=self.x[i : i + 1], y=self.y[i : i + 1]).x0
-      np.testing.assert_allclose(alone[0], together[i], atol=1e-12)
+    alone = self.guided(self.mixture, method, x=self.x[4:5], y=self.y[4:5]).x0
+    np.testing.assert_allclose(alone[0], together[4], atol=1e-12)
 
   def test_one_measurement_for_all(self):
     one = self.guided(self.mixture, 'pigdm', y=self.y[:1]).x0

@@ -13,7 +13,7 @@ from experiments.benchmarks import (
   released_speed,
   sampler_overhead,
 )
-from experiments.studies import samplers_as_tables
+from experiments.studies import beyond_sampling, inverse_problems, samplers_as_tables
 from gmm_diffusion import tasks
 from helpers import cases, released_files
 
@@ -64,6 +64,30 @@ class ExperimentsTest(absltest.TestCase):
     )
     self.assertRegex(out, r'ddim_gmm +[\d.]+ images/s +[\d.]+ x bare network')
     self.assertTrue(os.path.exists(os.path.join(workdir, 'released_speed.json')))
+
+  def test_beyond_sampling(self):
+    workdir, case = self.create_tempdir().full_path, 'power 1/2'
+    small = dict(GROUPS=16, PARTICLES=32, STEPS=(40,), SETTINGS=(beyond_sampling.SHOWN,))
+    with mock.patch.multiple(beyond_sampling, CASES={case: beyond_sampling.CASES[case]}, **small):
+      cases.call(beyond_sampling.main, f'--workdir={workdir}', '--count=400')
+    with open(os.path.join(workdir, 'beyond_sampling.json'), encoding='utf-8') as file:
+      found = json.load(file)
+    rows = {(row['method'], row['metric']): row for row in found['correctors']}
+    known = rows['geometric', 'variance']['known']
+    error = lambda method: abs(rows[method, 'variance']['value'] - known)
+    self.assertLess(error('geometric'), 0.3 * error('without weights'))
+    self.assertGreater(found['hallucinations'][0]['auc'], 0.7)
+    self.assertTrue(os.path.exists(os.path.join(workdir, 'beyond_sampling.png')))
+
+  def test_table_of_inverse_problems(self):
+    rows = [
+      dict(problem='blur', method=method, metric=metric, value=0.5, interval=[0.4, 0.6])
+      for method in ('exact', 'dps')
+      for metric in ('coverage', 'spread')
+    ]
+    table = inverse_problems.table(rows).split('\n')
+    self.assertEqual(table[0], '| problem | method | coverage | spread |')
+    self.assertEqual(table[3], '| blur | dps | 0.50 ± 0.10 | 0.50 ± 0.10 |')
 
   def test_samplers_as_tables(self):
     workdir = self.create_tempdir().full_path
