@@ -18,6 +18,9 @@ from typing import Any
 from gmm_diffusion.errors import UserError
 
 SHOWN = 80  # characters of a bad value in a message
+# What is counted in training or drawn: far above what anyone has run, far below what hangs.
+COUNT, BATCH, WIDTH = '[1, 10000000]', '[1, 65536]', '[1, 16384]'
+SEED, NUMBER = '[0, 4294967295]', '[0, 10000000]'
 
 
 def option(default: Any, help: str, valid: str | tuple[str, ...] = ()) -> Any:

@@ -10,11 +10,8 @@ from typing import Any
 
 from gmm_diffusion import options
 from gmm_diffusion.errors import UserError
-from gmm_diffusion.options import option
-
-# What is counted in training or drawn: far above what anyone has run, far below what hangs.
-COUNT, BATCH, WIDTH = '[1, 10000000]', '[1, 65536]', '[1, 16384]'
-SEED, NUMBER = '[0, 4294967295]', '[0, 10000000]'
+from gmm_diffusion.options import BATCH, COUNT, NUMBER, SEED, WIDTH, option
+from gmm_diffusion.task_specs import Annotate, Creativity, Segmentation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +48,9 @@ class Data:
   stream: bool = option(False, 'folder, tfds: read images when they are used, not into memory')
   flip: bool = option(False, 'images are mirrored at random while training')
   classes: int = option(0, 'none: number of classes of a released model', '[0, 1000000]')
-  images: str = option('', 'segmentation: folder of own images, for the test set or to annotate')
+  images: str = option(
+    '', 'segmentation: folder of own images, which replace the test set, or to annotate'
+  )
   masks: str = option('', 'segmentation: folder of their masks')
   split: str = option('test', 'segmentation: what is evaluated', ('val', 'test'))
   limit: int = option(0, 'only so many training items, the first ones; 0 is all', NUMBER)
@@ -61,7 +60,9 @@ class Data:
 class Weights:
   """Where released weights come from."""
 
-  format: str = option('', "'': trained here; random; or a name in checkpoints.importers.FORMATS")
+  format: str = option(
+    '', "'': trained here; random: drawn; else a name in checkpoints.importers.FORMATS"
+  )
   path: str = option('', "file, or folder of a diffusers model; '': below the workdir")
   url: str = option('', 'where --mode=fetch gets them')
   size: int = option(0, 'bytes of the download, as far as known', '[0, 1e15]')
@@ -89,13 +90,15 @@ class Net:
 
   name: str = option('unet', 'a name in nets.NETS')
   channels: int | None = option(None, 'width of the first level', WIDTH)
-  multipliers: tuple[float, ...] | None = option(None, 'unet: width of each level', '(0, 64]')
+  multipliers: tuple[float, ...] | None = option(
+    None, 'unet: width of each level over channels', '(0, 64]'
+  )
   blocks: int | None = option(None, 'residual or transformer blocks (of each level)', '[1, 1024]')
   attention: tuple[int, ...] | None = option(
-    None, 'unet: sides of the levels with attention', WIDTH
+    None, 'unet: sides (pixels) of the levels with attention', WIDTH
   )
   head_channels: int | None = option(
-    None, "unet: of an attention head; 0 uses 'heads'", '[0, 16384]'
+    None, "unet: channels of an attention head; 0 uses 'heads'", '[0, 16384]'
   )
   heads: int | None = option(None, 'attention heads', '[1, 1024]')
   labels: str = option(
@@ -113,13 +116,17 @@ class Net:
   scale_shift: bool | None = option(None, 'unet: time embedding as scale and shift, or added')
   resblock_updown: bool | None = option(None, 'unet: residual blocks change the resolution')
   pad_end: bool | None = option(None, 'unet: strided convolutions pad at the end only (DDPM)')
-  attention_kind: str | None = option(None, 'unet: em is probabilistic attention', ('dot', 'em'))
+  attention_kind: str | None = option(
+    None, 'unet: dot, or em for probabilistic attention', ('dot', 'em')
+  )
   legacy_attention: bool | None = option(None, 'unet: order of the packed q, k, v (ADM 64: False)')
   eps: float | None = option(None, 'unet, dit: of the normalisations', '(0, 1)')
   freq_shift: int | None = option(None, 'unet, dit: form of the time embedding', '[0, 1]')
   sin_first: bool | None = option(None, 'unet: form of the time embedding (DDPM: True)')
   patch: int | None = option(None, 'dit: side of the patches that are tokens', '[1, 1024]')
-  padding: str = option('zero', 'cnn and its machines: beyond the edges', ('zero', 'circular'))
+  padding: str = option(
+    'zero', 'cnn, and machines beside it: beyond the edges', ('zero', 'circular')
+  )
   final: str | None = option(None, 'cnn: last layer, a name in nets.cnn.FINALS')
   temperature: tuple[float, ...] | None = option(
     None, 'cnn: of final=gumbel, at the start and end of the training', '(0, 1e6]'
@@ -140,10 +147,14 @@ class Autoencoder:
 
   name: str = option('', "vq or kl; '' is none", ('', 'vq', 'kl'))
   latent_channels: int = option(3, 'channels of the latents', WIDTH)
-  z_channels: int = option(0, 'between coders and latents; 0: latent_channels', '[0, 16384]')
+  z_channels: int = option(
+    0, 'channels between coders and latents; 0: latent_channels', '[0, 16384]'
+  )
   codes: int = option(8192, 'vq: size of the codebook', '[1, 10000000]')
   channels: int = option(128, 'width of the first level', WIDTH)
-  multipliers: tuple[float, ...] = option((1.0, 2.0, 4.0), 'width of each level', '(0, 64]')
+  multipliers: tuple[float, ...] = option(
+    (1.0, 2.0, 4.0), 'width of each level over channels', '(0, 64]'
+  )
   blocks: int = option(2, 'residual blocks of each level', '[1, 1024]')
   attention: tuple[int, ...] = option((), 'sides (pixels) of the levels with attention', WIDTH)
   scale: float = option(
@@ -218,7 +229,9 @@ class Train:
     'weights of noise levels: simple has none; elbo, those of the sampler; min_snr; p2',
     ('simple', 'elbo', 'min_snr', 'p2'),
   )
-  gamma: float | None = option(None, 'min_snr: largest ratio (5); p2: exponent (1)', '(0, 1e6]')
+  gamma: float | None = option(
+    None, 'min_snr: the largest ratio that counts (5); p2: the exponent (1)', '(0, 1e6]'
+  )
   times: str = option(
     'uniform',
     'which times are drawn: uniform, or log_normal in b_t / a_t',
@@ -247,7 +260,7 @@ class Sampler:
   grid: str = option('trailing', 'a name in maths.grids.GRIDS')
   end: str = option('clean', "clean, or first: finish at the schedule's first time")
   rho: float | None = option(
-    None, 'grid karras: larger has more steps near clean data', '(0, 1000]'
+    None, 'grid karras: larger puts more steps near clean data', '(0, 1000]'
   )
   times: tuple[float, ...] | None = option(
     None, 'the grid by hand: falling times of the schedule, in place of steps, grid and rho'
@@ -266,12 +279,16 @@ class Sampler:
   priors: tuple[float, ...] | None = option(None, 'mixture: K numbers; () is uniform')
   shared: bool | None = option(None, 'mixture: one draw of offsets for all steps')
   offsets_seed: int | None = option(None, 'mixture: seed of the offsets', SEED)
-  last_step: str | None = option(None, 'mixture: how it ends at clean data: mean, or source')
+  last_step: str | None = option(
+    None, 'mixture: what ends at clean data: mean, or as in the source'
+  )
   order: int | None = option(None, 'multistep samplers: 1 to 3 (deis, ipndm: 4)', '[1, 4]')
   solver: str | None = option(None, 'dpmpp: published or exact')
   lower_final: str | None = option(None, 'dpmpp, unipc: always, never or source')
   bh: str | None = option(None, 'unipc: bh1 or bh2')
-  extrapolate: bool | None = option(None, 'multistep samplers: x_0 in the step to clean data')
+  extrapolate: bool | None = option(
+    None, 'multistep samplers: extrapolate x_0 over the step to clean data'
+  )
   ratios: tuple[float, ...] | None = option(
     None, 'multistep samplers: how far ahead each prediction is moved (DC-Solver); () is 1'
   )
@@ -318,7 +335,11 @@ class Inverse:
     ('dps', 'pigdm', 'moment', 'stsl', 'exact'),
   )
   noise: float = option(0.05, 'deviation of the noise, of images in [-1, 1]', '(0, 1e6]')
-  hidden: str = option('middle', 'mask: middle, bottom, right, random, or an image, white there')
+  hidden: str = option(
+    'middle',
+    'mask: what is not seen: middle, bottom, right, random, or the file of an image that is white '
+    'there',
+  )
   factor: int = option(2, 'box: pixels that become one, each way', '[1, 16384]')
   width: float = option(1.0, 'blur: deviation in pixels', '(0, 1e4]')
   images: str = option('', "folder of images to measure; '': the test images")
@@ -358,7 +379,7 @@ class Tune:
   steps: int = option(300, 'of the gradient', '[6, 1000000]')
   batch: int = option(256, 'samples in a step of the gradient, over all devices', BATCH)
   minutes: float = option(
-    0.0, 'for each number of calls, then the best so far; 0: none', '[0, 1e6]'
+    0.0, 'for each number of calls, then the best so far; 0: no limit', '[0, 1e6]'
   )
   reference: str = option(
     'data',
@@ -366,57 +387,6 @@ class Tune:
     ('data', 'model'),
   )
   seeds: int = option(8, 'of the report', '[2, 1000]')
-
-
-@dataclasses.dataclass(frozen=True)
-class Segmentation:
-  """Interactive segmentation (tasks.segmentation)."""
-
-  encoder: str = option('scratch', 'of the image', ('scratch', 'efficientnet_lite0'))
-  encoder_path: str = option('', 'file of its released weights; else those of the extra `encoder`')
-  encoder_rate: float = option(0.1, 'learning rate of released weights over others', '[0, 1]')
-  weights: str = option('', 'file of a trained network; else that of the workdir')
-  channels: int = option(32, 'of the network', WIDTH)
-  blocks: int = option(2, 'of the network', '[1, 1024]')
-  heads: int = option(2, 'of the network', '[1, 1024]')
-  head_channels: int = option(16, 'of the network', WIDTH)
-  key_steps: int = option(2, 'adaptations of the keys', '[0, 1000]')
-  value_steps: int = option(2, 'adaptations of the values', '[0, 1000]')
-  pixels: bool = option(True, 'pixels read the network by colour and place, not by place alone')
-  corrections: int = option(1, 'most clicks on its own errors, while training', '[0, 100]')
-  crop: tuple[int, ...] = option((96, 128), 'height and width to train on', '[32, 16384]')
-  size: int = option(240, 'images with a longer side are worked on at it', WIDTH)
-  slots: int = option(40, 'clicks that a session holds', '[1, 10000]')
-  clicks: int = option(20, 'clicks that the simulated annotator makes', '[1, 10000]')
-  objects: int = option(200, 'how many are evaluated, one of each image first', COUNT)
-  batch: int = option(8, 'objects at a time on each device', BATCH)
-  baseline: bool = option(True, 'also the network that takes clicks as channels')
-
-
-@dataclasses.dataclass(frozen=True)
-class Annotate:
-  """--mode=annotate: the page on which a person segments data.images."""
-
-  host: str = option('127.0.0.1', 'where it is served; 127.0.0.1 is for this machine alone')
-  port: int = option(0, 'of the page; 0: any that is free', '[0, 65535]')
-  open: bool = option(True, 'show it in the browser of this machine')
-
-
-@dataclasses.dataclass(frozen=True)
-class Creativity:
-  """Score machines beside networks that differ in their final layer (tasks.creativity)."""
-
-  networks: tuple[str, ...] = option(
-    ('none', 'top1', 'gumbel', 'softmax', 'identity'),
-    'names in nets.cnn.FINALS; patch sizes are calibrated on the first',
-  )
-  machines: tuple[str, ...] = option(
-    ('ELS', 'bbELS', 'LS', 'IS', 'consistent'), 'names in denoisers.score_machines.MACHINES'
-  )
-  sizes: tuple[int, ...] = option((3, 5, 7, 9), 'patch sizes to choose from', '[1, 1024]')
-  images: int = option(0, 'training images that machines see, the first ones; 0 is all', NUMBER)
-  pairs: int = option(100, "samples of machines, of the same noise as the networks' first", COUNT)
-  probes: int = option(8, 'trajectories to calibrate on', COUNT)
 
 
 @dataclasses.dataclass(frozen=True)

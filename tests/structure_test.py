@@ -27,11 +27,12 @@ from helpers import cases, reads
 PACKAGE = os.path.join(cases.ROOT, 'gmm_diffusion')
 # Every part may import those before it, and none behind it.
 ORDER = (
-  'errors', 'types', 'options', 'specs', 'files', 'parallel', 'maths', 'denoisers', 'samplers',
-  'tune', 'nets', 'data', 'checkpoints', 'metrics', 'reports', 'engine', 'tasks', 'command_line',
+  'errors', 'types', 'options', 'task_specs', 'specs', 'files', 'parallel', 'maths', 'denoisers',
+  'samplers', 'tune', 'nets', 'data', 'checkpoints', 'metrics', 'reports', 'engine', 'tasks', 'command_line',
   'api', 'main',
 )  # fmt: skip
 SPECS = 'gmm_diffusion.specs'
+ALL_SPECS = {SPECS, 'gmm_diffusion.task_specs'}
 # Functions that may be longer than 60 lines, and why.
 LONG = {
   'denoisers/score_machines.py:boundary_broken': 'one machine: inside, corners and sides',
@@ -76,8 +77,8 @@ def settings_of(cls):
 @functools.cache
 def used():
   """{(class, field)} of what the package reads, or hands on by name to what takes it."""
-  package = reads.Package({name: path for name, path in MODULES.items() if name != SPECS})
-  package.fields |= reads.Package({SPECS: MODULES[SPECS]}).fields
+  package = reads.Package({name: path for name, path in MODULES.items() if name not in ALL_SPECS})
+  package.fields |= reads.Package({name: MODULES[name] for name in ALL_SPECS}).fields
   arguments = lambda table: set().union(*(inspect.signature(one).parameters for one in table))
   handed_on = {
     'Sampler': set().union(*map(samplers.options_of, samplers.SAMPLERS)),

@@ -23,7 +23,8 @@ PATH = os.path.join(
   os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'published', 'ddim_gmm_tables.csv'
 )
 TITLES = {'fid': 'FID ↓', 'is': 'Inception score ↑'}
-ON_OTHERS = {'fid': 'Frechet distance ↓', 'is': 'score ↑'}  # on features that are not Inception's
+# on features that are not Inception's
+ON_OTHERS = {'fid': 'Frechet distance ↓', 'is': 'score ↑'}
 
 
 class Ours(NamedTuple):

@@ -59,10 +59,7 @@ def summary(groups, mean):
     'variance': lambda x: ((x - mean) ** 2).mean(1),
     'right': lambda x: (x > 0).mean(1),
   }
-  return {
-    name: estimates.within(one(groups).mean(), one(groups).std() / np.sqrt(len(groups)))
-    for name, one in of.items()
-  }
+  return {name: estimates.of_mean(one(groups)) for name, one in of.items()}
 
 
 def without_weights(models, powers, schedule, grid, seed):
@@ -163,9 +160,8 @@ def minorities(count):
     )  # fmt: skip
     distance = np.linalg.norm(x[:, None] - means[None], axis=-1) / np.sqrt(variances)
     rare, intact = distance[:, 1] < distance[:, 0], distance.min(1) < 3.03  # 99 % of a component
-    ratio = lambda flags: estimates.within(flags.mean(), flags.std() / np.sqrt(len(flags)))
     for name, flags in (('share', rare), ('intact', intact)):
-      value = ratio(flags.astype(float))
+      value = estimates.of_mean(flags)
       rows.append(
         {
           'scale': scale,

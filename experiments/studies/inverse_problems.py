@@ -39,11 +39,6 @@ PROBLEMS = {
 }
 
 
-def mean(values: np.ndarray) -> estimates.Estimate:
-  """The mean of one value for each image, with its interval."""
-  return estimates.within(values.mean(), values.std() / np.sqrt(len(values)))
-
-
 def known(count: int, steps: int, sigma: float) -> list[dict]:
   """All problems and methods on data whose posterior is known."""
   data = sources.load(specs.Data())
@@ -80,10 +75,10 @@ def known(count: int, steps: int, sigma: float) -> list[dict]:
       inside = (x.min(1) < true) & (true < x.max(1))
       every = tuple(range(1, true.ndim))
       found = {
-        'coverage': mean(inside.mean(every)),
-        'RMSE of the mean': mean(np.sqrt(np.mean((x.mean(1) - true) ** 2, every))),
-        'spread': mean(x.std(1).mean(every)),
-        'out of range': mean(beyond.mean((1, *(axis + 1 for axis in every)))),
+        'coverage': estimates.of_mean(inside.mean(every)),
+        'RMSE of the mean': estimates.of_mean(np.sqrt(np.mean((x.mean(1) - true) ** 2, every))),
+        'spread': estimates.of_mean(x.std(1).mean(every)),
+        'out of range': estimates.of_mean(beyond.mean((1, *(axis + 1 for axis in every)))),
       }
       rows += [row(problem, method, name, value) for name, value in found.items()]
   return rows
@@ -118,7 +113,10 @@ def model(workdir: str, count: int, steps: int, sigma: float) -> list[dict]:
       x = drawing.Model(one, data, arrays).sample(made, count).x
       true = measuring.originals(one, data, np.arange(count))
       name = 'training images, exact' if method == 'exact' else method
-      rows += [row(problem, name, key, mean(of(x, true))) for key, of in restore.METRICS.items()]
+      rows += [
+        row(problem, name, key, estimates.of_mean(of(x, true)))
+        for key, of in restore.METRICS.items()
+      ]
   return rows
 
 

@@ -11,9 +11,9 @@ and so makes samples between the components. It is the known case for samplers.w
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 
+from gmm_diffusion.denoisers.guidance import log_prob_of
 from gmm_diffusion.maths import marginals, mixtures
 from gmm_diffusion.maths.marginals import match
 from gmm_diffusion.types import Array, Denoiser, Time
@@ -85,7 +85,7 @@ def log_responsibility(
     total = time.a**2 * jnp.broadcast_to(jnp.asarray(variances, x.dtype), (J,)) + time.b**2
     distance = jnp.sum((x.reshape(len(x), 1, -1) - time.a * flat[None]) ** 2, -1)
     logits = priors[None] - flat.shape[1] / 2 * jnp.log(total)[None] - distance / (2 * total[None])
-    return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)[:, 0]
+    return log_prob_of(logits, labels)
 
   return log_prob
 

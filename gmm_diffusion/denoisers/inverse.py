@@ -4,7 +4,7 @@ With m = E[x_0 | x_t], its Jacobian J = dm/dx_t and the covariance C = Cov[x_0 |
 all methods add to m what the residual y - A m says, and differ in the matrix that weighs it:
 
   (1) dps     x_0 = m + C A^T (y - A m) / sigma^2                               [2209.14687]
-  (2) pigdm   x_0 = m + C A^T (sigma^2 I + r^2 A A^T)^-1 (y - A m)              [PiGDM eq. 8]
+  (2) pigdm   x_0 = m + C A^T (sigma^2 I + r^2 A A^T)^-1 (y - A m)              [PiGDM, ICLR 2023]
               r^2 = b^2 / (a^2 + b^2)
   (3) moment  x_0 = m + C A^T (sigma^2 I + A C A^T)^-1 (y - A m)                [2405.13712]
   (4) stsl    x_0 = (1) - (b^2 / a) grad_x tr(A C A^T) / (2 sigma^2)            [2312.00852]
@@ -94,20 +94,18 @@ def blur(width: float) -> Operator:
   if not width > 0:
     raise UserError(f'the width of a blur must be positive, got {width:g}')
 
-  def gain(shape):
-    H, W = shape
-    square = np.fft.fftfreq(H)[:, None] ** 2 + np.fft.rfftfreq(W)[None] ** 2
-    return np.exp(-2 * np.pi**2 * width**2 * square)[None, ..., None]
+  def gain(H, W):
+    square = np.fft.fftfreq(H)[:, None] ** 2 + np.fft.fftfreq(W)[None] ** 2
+    return np.exp(-2 * np.pi**2 * width**2 * square)
 
   def filtered(x, of):
-    shape = x.shape[1:3]
-    spectrum = jnp.fft.rfft2(x, axes=(1, 2)) * of(jnp.asarray(gain(shape), x.dtype))
-    return jnp.fft.irfft2(spectrum, shape, (1, 2)).astype(x.dtype)
+    h = jnp.asarray(gain(*x.shape[1:3]), x.dtype)[None, ..., None]
+    out = jnp.fft.ifft2(jnp.fft.fft2(x, axes=(1, 2)) * of(h), axes=(1, 2))
+    return out.real.astype(x.dtype)
 
   def spectrum(shape):
     H, W, C = shape
-    full = np.fft.fftfreq(H)[:, None] ** 2 + np.fft.fftfreq(W)[None] ** 2
-    return np.repeat(np.exp(-4 * np.pi**2 * width**2 * full).reshape(-1), C)
+    return np.repeat(gain(H, W).reshape(-1) ** 2, C)
 
   apply = lambda x: filtered(x, lambda h: h)
   solve = lambda v, noise, r2: filtered(v, lambda h: 1 / (noise + r2 * h**2))

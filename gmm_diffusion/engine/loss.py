@@ -23,9 +23,7 @@ from gmm_diffusion.types import Time
 # kernel to train for.
 ELBO_SAMPLERS = ('ddpm', 'ddim', 'ddim_gmm', 'rfim', 'rfim_gmm')
 _NO_POSITION = 2**31  # in no batch: for what all items of a step share
-_OF_ITEMS = (
-  17  # seed of which items are noisy, and of their noise: data, and so the same in all runs
-)
+_OF_ITEMS = 17  # seed of which items are noisy and of their noise, the same in all runs
 
 
 def elbo_weights(
@@ -125,9 +123,15 @@ def denoising_loss(spec: specs.Spec, data: base.Data) -> Callable[[Any, Any, Any
     root = jax.random.fold_in(jax.random.key(spec.seed), step)
     items = jax.vmap(lambda i: jax.random.fold_in(root, i))(position)
     keys = jax.vmap(lambda key: jax.random.split(key, 4))(items)
+    if spec.train.noisy:
+      own_noise = jax.vmap(functools.partial(_own_noise, x0.shape[1:]))(item[0])
+      x_n = marginals.diffuse(x0, own_noise, level)
     if spec.data.flip:
       flip = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 4)))(items)
-      x0 = jnp.where(flip[:, None, None, None], x0[:, :, ::-1], x0)
+      mirrored = lambda y: jnp.where(flip[:, None, None, None], y[:, :, ::-1], y)
+      x0 = mirrored(x0)
+      if spec.train.noisy:  # new noise on the mirror image would show the item a second time
+        x_n = mirrored(x_n)
     index = draw_times(root, keys[:, 0], position)
     if spec.train.noisy:
       noisy = item[0] >= 0
@@ -139,9 +143,6 @@ def denoising_loss(spec: specs.Spec, data: base.Data) -> Callable[[Any, Any, Any
       labels = jnp.where(drop, data.classes, labels)
     x = marginals.diffuse(x0, eps, time)
     if spec.train.noisy:  # no more of the item is used than its noisy version
-      x_n = marginals.diffuse(
-        x0, jax.vmap(functools.partial(_own_noise, x0.shape[1:]))(item[0]), level
-      )
       there = training.noisier(x_n, eps, time, level)
       pick = lambda one, other: jnp.where(noisy.reshape(-1, *(1,) * (one.ndim - 1)), one, other)
       aim = training.noisy_target(x_n, there, time, level)

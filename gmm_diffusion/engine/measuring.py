@@ -26,8 +26,6 @@ _STEP = 2**31 - 2  # of the noise, which no sampler reaches
 def check(spec: specs.Spec, data: base.Data) -> None:
   """Raises UserError where inverse.* does not fit the model or the data."""
   own = spec.inverse
-  if not own.operator:
-    return
   if spec.autoencoder.name or not data.is_image:
     what = 'latents' if spec.autoencoder.name else 'vectors'
     raise UserError(

@@ -12,9 +12,10 @@ bias, which falls with N.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import stats
 
 INTERVAL = '95 %, jackknife over the samples, reference fixed'
 
@@ -58,6 +59,15 @@ def spread(values: list[float]) -> Spread:
 def within(value: float | np.floating | np.ndarray, error: float | np.floating) -> Estimate:
   """Estimate of a value with a standard error."""
   return Estimate(float(value), float(value - 1.96 * error), float(value + 1.96 * error))
+
+
+def of_mean(values: Any) -> Estimate:
+  """Mean of independent values with a 95 % t interval; one value has none (nan)."""
+  x = np.asarray(values, np.float64)
+  if len(x) < 2:
+    return Estimate(float(x.mean()), np.nan, np.nan)
+  half = stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
+  return Estimate(float(x.mean()), float(x.mean() - half), float(x.mean() + half))
 
 
 def jackknife(value: float | np.floating | np.ndarray, influence: np.ndarray) -> OfSamples:

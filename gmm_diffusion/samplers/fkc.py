@@ -150,11 +150,11 @@ def fkc(powers: Sequence[float], resample: float = 0.5, scheme: str = 'geometric
     log_weights = state.log_weights + extra.weight * (square(eps, 2) - mixed(square(found.eps, 3)))
     size = jnp.exp(2 * _log_sum(log_weights) - _log_sum(2 * log_weights))
     P = log_weights.shape[1]
-    again = (size < resample * P) | (extra.last > 0)
+    again = (size < resample * P) | extra.last
     slot = jnp.floor(noise.uniform * P)
     chosen = _systematic(log_weights, noise.uniform * P - slot)
     # after the last step any particle will do; the first of them is to be one at random
-    turned = _turn(chosen, jnp.where(extra.last > 0, slot, 0))
+    turned = _turn(chosen, jnp.where(extra.last, slot, 0))
     index = jnp.where(again[:, None], turned, jnp.arange(P)[None])
     take = lambda y: jnp.take_along_axis(y, index.reshape(index.shape + (1,) * (y.ndim - 2)), 1)
     x = extra.x0 * take(x0) + extra.eps * take(eps) + extra.std * noise.normal

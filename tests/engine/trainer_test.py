@@ -163,6 +163,27 @@ class LossTest(parameterized.TestCase):
     self.assertAlmostEqual(value(noisy, clean), value(plain), delta=1e-6)
     self.assertNotAlmostEqual(value(noisy, np.arange(8, dtype=np.int32)), value(plain), delta=1e-3)
 
+  def test_a_mirrored_item_shows_the_same_noise(self):
+    """Where the noise of each item makes it one picture that is its own mirror image, mirroring
+    cannot change the loss: all that is seen of an item is its noisy version."""
+    config = digits.get_config('runlocal')
+    config.net.update(channels=8, multipliers=(1,), head_channels=8)
+    config.train.update(noisy=1.0, noise_level=0.5)
+    data, values = sources.load(specs.Data()), []
+    x0 = jnp.asarray(base.to_model(data.train[:8]))
+    batch = data.train[:8], data.train_labels[:8], np.arange(8), np.arange(8, dtype=np.int32)
+    for flip in (False, True):
+      config.data.flip = flip
+      spec = specs.from_config(config)
+      params = build.init(build.net(spec, data), data.shape, 0)
+      params = jax.tree.map(lambda leaf: leaf + 0.1, params)  # no layer starts from zero
+      times = build.schedule(spec.schedule).at(np.arange(1000))
+      a, b = (level[loss.level_of(spec, times)] for level in (times.a, times.b))
+      to_zero = lambda shape, item: -jnp.asarray(a / b, jnp.float32) * x0[item]
+      with mock.patch.object(loss, '_own_noise', to_zero):
+        values.append(float(loss.denoising_loss(spec, data)(params, 0, batch)))
+    self.assertAlmostEqual(*values, delta=1e-5)
+
   def test_weight_of_noisy_items(self):
     """The noise in the target of a noisy item is z / sqrt(kappa). So a network that outputs 0 has
     on average the loss kappa^2 / kappa, which no clean item has."""

@@ -11,7 +11,8 @@ from gmm_diffusion.tasks.diffusion.verdict import Row, Verdict, control_of, judg
 
 MOMENTS = (
   'What each step does to q(x_s | x_0), whose mean should be a_s x_0 and whose covariance b_s² I. '
-  'Residuals: length of the mean offset, and ‖covariance error‖ / √D; added var.: per coordinate.'
+  'Residuals: length of the mean offset, and ‖covariance error‖ / √D; '
+  'added var.: per coordinate.'
 )
 HOW = (
   'Samplers start from the same noise and are compared sample by sample. A difference counts as '

@@ -18,7 +18,7 @@ def judge(one: Run, out: sample_sets.Stored, count: int) -> None:
   images, what is measured of them, and what is made of that."""
   spec, data, ids = one.spec, one.data, np.arange(count)
   parts = shards.ranges(count, spec.sample.shard)
-  restored = np.concatenate([out.part(part)['x'] for part in parts])[:count]
+  restored = np.concatenate([out.part(part)['x'] for part in parts])
   true = measuring.originals(spec, data, ids)
   found = {name: _of_images(metric(restored, true), spec, data) for name, metric in METRICS.items()}
   for name, value in found.items():
@@ -51,5 +51,4 @@ def _of_images(values, spec, data):
   _, of, counts = np.unique(
     measuring.numbers(spec, data, np.arange(len(values))), return_inverse=True, return_counts=True
   )
-  means = np.bincount(of, values) / counts
-  return estimates.within(means.mean(), means.std() / np.sqrt(len(means)))
+  return estimates.of_mean(np.bincount(of, values) / counts)

@@ -7,7 +7,7 @@ import numpy as np
 from scipy import stats
 
 from gmm_diffusion import metrics
-from gmm_diffusion.metrics.estimates import Estimate
+from gmm_diffusion.metrics.estimates import Estimate, of_mean
 from gmm_diffusion.reports import page, plots
 from gmm_diffusion.tune.tiers import Found, hash_of
 
@@ -31,13 +31,6 @@ class Judged(NamedTuple):
   values: list[float]
 
 
-def mean_of(values: Any) -> Estimate:
-  """Mean with a 95 % t interval over seeds."""
-  x = np.asarray(values, np.float64)
-  half = stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
-  return Estimate(float(x.mean()), float(x.mean() - half), float(x.mean() + half))
-
-
 def holm(p: Sequence[float]) -> list[float]:
   """Holm's corrected p values."""
   order, out, most = np.argsort(p), np.zeros(len(p)), 0.0
@@ -54,14 +47,14 @@ def report(judged: Sequence[Judged], found: Found, about: dict[str, Any]) -> dic
   best = next(one for one in judged if one.key == hash_of(found.best.table))
   rows, p = [], []
   for one in judged:
-    value = mean_of(one.values)
+    value = of_mean(one.values)
     row = {
       'what': one.what, 'mean': value.value, 'interval': [value.low, value.high],
       'values': one.values, 'fixed': one is fixed, 'best': one is best,
     }  # fmt: skip
     if one is not fixed:
       away = np.subtract(one.values, fixed.values)
-      difference = mean_of(away)
+      difference = of_mean(away)
       row['minus_fixed'] = difference.value
       row['minus_fixed_interval'] = [difference.low, difference.high]
       p.append(float(stats.ttest_1samp(away, 0).pvalue) if np.ptp(away) > 0 else 1.0)

@@ -5,7 +5,7 @@ import time
 
 import jax
 
-from gmm_diffusion import parallel, specs
+from gmm_diffusion import parallel, specs, task_specs
 from gmm_diffusion.checkpoints.importers import efficientnet
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
@@ -39,7 +39,7 @@ def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
     evaluate(this)
 
 
-def fetch(own: specs.Segmentation) -> None:
+def fetch(own: task_specs.Segmentation) -> None:
   """--mode=fetch: finds and reads the released weights of the encoder, before a long training does.
 
   Raises:

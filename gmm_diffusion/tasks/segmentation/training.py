@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gmm_diffusion import specs
+from gmm_diffusion import specs, task_specs
 from gmm_diffusion.checkpoints.importers import efficientnet
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.engine import trainer
@@ -26,7 +26,7 @@ NETWORK = (  # the options that a network consists of
 )  # fmt: skip
 
 
-def network(spec: specs.Segmentation, clicks: str = 'tokens') -> Segmenter:
+def network(spec: task_specs.Segmentation, clicks: str = 'tokens') -> Segmenter:
   """The network of a spec; clicks 'channels' is the baseline."""
   return Segmenter(
     encoder=spec.encoder,
@@ -50,7 +50,7 @@ def _init(module, crop, seed):
   )
 
 
-def _with_encoder(params, spec: specs.Segmentation):
+def _with_encoder(params, spec: task_specs.Segmentation):
   """Fresh parameters with the released weights of the encoder, where there are any."""
   if spec.encoder == 'scratch':
     return params
@@ -168,7 +168,7 @@ def loss_of(module: Segmenter, corrections: int, seed: int):
   return loss_fn
 
 
-def folders(spec: specs.Segmentation, workdir: str) -> dict[str, str]:
+def folders(spec: task_specs.Segmentation, workdir: str) -> dict[str, str]:
   """Where the checkpoints are of the network, and of the baseline if it is wanted."""
   out = {'tokens': workdir}
   if spec.baseline:

@@ -15,6 +15,7 @@ from gmm_diffusion import files, samplers, tasks
 from gmm_diffusion.denoisers import exact
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import grids, schedules
+from gmm_diffusion.metrics import estimates
 from gmm_diffusion.samplers import linear, tuned
 from gmm_diffusion.tasks.diffusion import tune_page
 from gmm_diffusion.tune import race
@@ -151,7 +152,7 @@ class PageTest(absltest.TestCase):
     np.testing.assert_allclose(found, [0.03, 0.06, 0.06])
 
   def test_mean_has_the_interval_of_student(self):
-    found = tune_page.mean_of([1.0, 2.0, 3.0, 4.0])
+    found = estimates.of_mean([1.0, 2.0, 3.0, 4.0])
     self.assertAlmostEqual(found.half, 3.182446 * np.std([1, 2, 3, 4], ddof=1) / 2, places=5)
 
   def test_numbers_survive_the_file(self):
