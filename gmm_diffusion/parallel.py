@@ -120,6 +120,12 @@ def largest(tree: Any) -> Any:
   return jax.lax.pmax(tree, AXIS)
 
 
+def gathered(x: Any) -> Any:
+  """The items of all devices, [B / devices, ...] -> [B, ...], inside a function given to
+  `over_devices`."""
+  return jax.lax.all_gather(x, AXIS, tiled=True)
+
+
 def over_devices(
   fn: Callable[[Any, Any], Any], donate: bool = False, local: bool = False
 ) -> Callable[[Any, Any], Any]:

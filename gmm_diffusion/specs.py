@@ -251,6 +251,26 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True)
+class Finetune:
+  """--mode=finetune: a trained network made better at the few steps of the sampler. Optimiser,
+  averaging and logs are those of 'train', with a constant rate."""
+
+  start: str = option('', 'the workdir where the network was trained')
+  steps: int = option(100, 'optimiser updates', '[1, 100000000]')
+  batch: int = option(128, 'samples of an update, over all devices', '[2, 1000000]')
+  learning_rate: float = option(1e-4, 'of the optimiser', '(0, 1e38]')
+  kernel: str = option(
+    'energy', 'of the distance to the data', ('energy', 'polynomial', 'gaussian')
+  )
+  features: str = option(
+    'identity',
+    'what is compared: identity, the pixels; classifier or rotation, of another seed than those '
+    'of evaluate.features',
+    ('identity', 'classifier', 'rotation'),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
 class Sampler:
   """The sampler and its grid; options that are None have the default of the sampler's own code, and
   each sampler takes those it has."""
@@ -404,6 +424,7 @@ class Spec:
   classifier: Classifier = Classifier()
   denoiser: Denoiser = Denoiser()
   train: Train = Train()
+  finetune: Finetune = Finetune()
   sampler: Sampler = Sampler()
   sample: Sample = Sample()
   inverse: Inverse = Inverse()

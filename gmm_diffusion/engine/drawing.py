@@ -151,12 +151,13 @@ def sample_batch(
   cond: Any,
   shape: tuple[int, ...],
   keep: str = 'last',
+  unroll: bool = False,
 ) -> tuple[Any, Result]:
   """(x_T [B, *shape], Result of samplers/run.py) of the given ids; pure."""
   keys = noise.sample_keys(steps.seed, ids)
   start = initial_state(steps.grid, keys, shape)
   at = lambda n: noise.at_step(keys, n, shape)
-  return start, run(kernel, denoiser, steps.grid, steps.plan, start, at, cond, keep)
+  return start, run(kernel, denoiser, steps.grid, steps.plan, start, at, cond, keep, unroll)
 
 
 def settings(sampler: specs.Sampler) -> dict[str, Any]:

@@ -115,6 +115,11 @@ def make_optimiser(spec: specs.Train) -> optax.GradientTransformation:
   return optax.chain(optax.clip_by_global_norm(spec.clip_norm), kind)
 
 
+def once(fresh: Callable[[], State]) -> Callable[[], State]:
+  """`fresh` of `fit`, compiled for one call."""
+  return jax.jit(fresh, compiler_options=_ONCE)
+
+
 def fit(
   spec: specs.Train,
   fresh: Callable[[], State],
@@ -124,6 +129,7 @@ def fit(
   workdir: str,
   ahead: bool = False,
   show: Callable[[int, Any], None] = lambda step, ema: None,
+  section: str = 'train',
 ) -> None:
   """Trains from the latest checkpoint of the workdir, if there is one, to spec.steps.
 
@@ -136,6 +142,7 @@ def fit(
     workdir: where checkpoints/, training.json and training.png go.
     ahead: several threads call `batch`, before it is needed.
     show: called with (step, averaged parameters) every spec.sample_every steps, by the first host.
+    section: of the config, where the learning rate is set.
 
   Raises:
     UserError: the loss is not finite; or SIGTERM or SIGINT came, when everything is saved.
@@ -147,7 +154,7 @@ def fit(
       print(f'already trained to step {start}')
       return
     update, state = make(), parallel.replicate(state)
-    mine, log = parallel.host_slice(spec.batch), Log(spec, workdir, start)
+    mine, log = parallel.host_slice(spec.batch), Log(spec, workdir, start, section)
     read = lambda step: batch(step, mine)
     batches = (streams.ahead if ahead else _in_turn)(read, start, spec.steps)
     with (
@@ -187,9 +194,9 @@ def fit(
 class Log:
   """The rows of metrics.jsonl: means since the row before."""
 
-  def __init__(self, spec: specs.Train, workdir: str, start: int):
+  def __init__(self, spec: specs.Train, workdir: str, start: int, section: str):
     """Removes rows after the step `start`, which is where the training goes on."""
-    self.spec, self.path = spec, os.path.join(workdir, METRICS)
+    self.spec, self.path, self.section = spec, os.path.join(workdir, METRICS), section
     self.values: list[Any] = []
     self._rate, self._then = learning_rate(spec), time.perf_counter()
     if parallel.is_main() and os.path.exists(self.path):
@@ -201,7 +208,7 @@ class Log:
     """Adds the row of a step; raises UserError where its loss is not finite."""
     losses, norms = zip(*parallel.unreplicate(self.values))
     rate = self._rate(done - 1) if callable(self._rate) else self._rate
-    loss = _mean(losses, done, self.spec, store)
+    loss = self._mean(losses, done, store)
     now, images = time.perf_counter(), len(losses) * self.spec.batch
     row = {
       'step': done,
@@ -217,6 +224,18 @@ class Log:
         file.write(json.dumps(row) + '\n')
     self.values, self._then = [], now
     return row
+
+  def _mean(self, losses: Sequence[Any], done: int, store: Store) -> float:
+    """The mean of the last losses; raises UserError where it is not finite."""
+    mean = float(np.mean(losses))
+    if np.isfinite(mean):
+      return mean
+    kept = store.latest()
+    raise UserError(
+      f'loss is {mean} between steps {done - len(losses)} and {done}; lower '
+      f'{self.section}.learning_rate ({self.spec.learning_rate:g}) or train.clip_norm; '
+      + (f'checkpoint {kept} is kept' if kept else 'no checkpoint was written')
+    )
 
 
 def _step_of(line: str) -> float:
@@ -257,7 +276,7 @@ def _in_turn(batch, start, stop):
 def _started(store, fresh, about, workdir) -> tuple[State, list[dict[str, float]]]:
   """The state to go on from, and the loss so far."""
   if store.latest() is None:
-    return jax.jit(fresh, compiler_options=_ONCE)(), []
+    return fresh(), []
   if store.difference(about):
     raise UserError(
       f'{store.path} holds the checkpoint of another network; use another --workdir, or remove '
@@ -274,17 +293,4 @@ def _is_curve(rows):
     and isinstance(row.get('step'), int)
     and isinstance(row.get('loss'), int | float)
     for row in rows
-  )
-
-
-def _mean(losses: Sequence[Any], done: int, spec: specs.Train, store: Store) -> float:
-  """The mean of the last losses; raises UserError where it is not finite."""
-  mean = float(np.mean(losses))
-  if np.isfinite(mean):
-    return mean
-  kept = store.latest()
-  raise UserError(
-    f'loss is {mean} between steps {done - len(losses)} and {done}; lower train.learning_rate '
-    f'({spec.learning_rate:g}) or train.clip_norm; '
-    + (f'checkpoint {kept} is kept' if kept else 'no checkpoint was written')
   )

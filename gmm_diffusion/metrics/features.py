@@ -110,24 +110,19 @@ def _train(net: Classifier, data: base.Data, params: Any, turn: bool, seed: int)
   return params
 
 
+TUNING = 1  # seed of the networks that tuning looks at; those of the judge have 0
 PER_DEVICE = 64  # images in the Inception network at a time on each device
 
 
 def classifier(data: base.Data, cache: str, weights: str) -> Features:
   """The classifier of a data set, trained or read from the folder `cache`."""
   del weights
-  if len(data.train) and data.is_image and data.classes < 2:
-    raise UserError(
-      "features 'classifier' need data with classes; valid here: rotation, identity, inception"
-    )
   return _trained('classifier', data, cache)
 
 
 def rotation(data: base.Data, cache: str, weights: str) -> Features:
   """The network that tells how images of a data set were turned, trained or read from `cache`."""
   del weights
-  if data.is_image and data.shape[0] != data.shape[1]:
-    raise UserError("features 'rotation' need square images; valid here: identity, inception")
   return _trained('rotation', data, cache)
 
 
@@ -157,6 +152,12 @@ def learned(kind: str, data: base.Data, cache: str, seed: int = 0) -> Learned:
   if not data.is_image:
     raise UserError(f'features {kind!r} needs images; valid here: identity')
   turn = kind == 'rotation'
+  if not turn and data.classes < 2:
+    raise UserError(
+      "features 'classifier' need data with classes; valid here: rotation, identity, inception"
+    )
+  if turn and data.shape[0] != data.shape[1]:
+    raise UserError("features 'rotation' need square images; valid here: identity, inception")
   net = Classifier(4 if turn else data.classes)
   params = net.init(jax.random.key(seed), jnp.zeros((1,) + data.shape))
   about = f'{files.fingerprint(data.train, data.train_labels)}{sorted(SETTINGS.items())}'

@@ -58,6 +58,7 @@ def run(
   noise: Callable[[Array], StepNoise | None],
   cond: Any = None,
   keep: str = 'last',
+  unroll: bool = False,
 ) -> Result:
   """Runs a kernel down a grid. Pure: wrap it in jit together with the denoiser.
 
@@ -70,6 +71,8 @@ def run(
     noise: step index -> StepNoise for the batch.
     cond: passed to the denoiser.
     keep: 'last', or 'all' to keep the trajectory.
+    unroll: compiles every step and not one, for gradients on CPUs: there the gradient of a
+      convolution by its weights takes 8 times as long inside a loop.
 
   Returns:
     Result.
@@ -100,7 +103,9 @@ def run(
   )
   steps = len(grid.t)
   rows = jax.tree.map(cast, (grid, plan.rows))
-  state, ((path, info), skipped) = jax.lax.scan(body, kernel.init(x), (jnp.arange(steps), *rows))
+  state, ((path, info), skipped) = jax.lax.scan(
+    body, kernel.init(x), (jnp.arange(steps), *rows), unroll=unroll
+  )
   return Result(
     state.x, path, info, steps * len(calls) - sum(jnp.sum(flags) for flags in skipped), state
   )

@@ -14,8 +14,8 @@ from gmm_diffusion.tasks.diffusion import modes as diffusion
 from gmm_diffusion.tasks.diffusion import tune
 from gmm_diffusion.tasks.segmentation import modes as segmentation
 
-MODES = ('train', 'fetch', 'convert', 'sample', 'tune', 'evaluate', 'all', 'annotate')
-MAKES_WEIGHTS = ('train', 'fetch', 'convert', 'all')
+MODES = ('train', 'finetune', 'fetch', 'convert', 'sample', 'tune', 'evaluate', 'all', 'annotate')
+MAKES_WEIGHTS = ('train', 'finetune', 'fetch', 'convert', 'all')
 
 TASKS = {  # task -> mode -> loop(spec, workdir, command)
   'diffusion': {

@@ -15,8 +15,8 @@ from gmm_diffusion.samplers import SAMPLERS
 
 SECTIONS = {  # what each task reads, besides task and seed
   'diffusion': (
-    'data', 'schedule', 'net', 'autoencoder', 'classifier', 'denoiser', 'train', 'sampler',
-    'sample', 'inverse', 'evaluate', 'tune',
+    'data', 'schedule', 'net', 'autoencoder', 'classifier', 'denoiser', 'train', 'finetune',
+    'sampler', 'sample', 'inverse', 'evaluate', 'tune',
   ),
   'segmentation': ('data', 'train', 'segmentation', 'annotate'),
   'creativity': ('data', 'schedule', 'net', 'denoiser', 'train', 'sampler', 'sample', 'creativity'),
@@ -35,6 +35,10 @@ INSTEAD = {  # mode -> {an option that it does not read: the one that it does}
   'all': {'sample.count': 'evaluate.count', 'sampler.name': 'evaluate.samplers'},
 }
 
+TRAINS = (  # what --mode=finetune reads of the section train
+  'optimiser', 'weight_decay', 'clip_norm', 'ema', 'ema_half_life', 'log_every', 'sample_every',
+  'checkpoint_every',
+)  # fmt: skip
 OF_LOSS = (  # what only the loss of a denoiser reads
   'loss', 'gamma', 'times', 'log_mean', 'log_deviation', 'low_discrepancy', 'label_dropout',
   'noisy', 'noise_level',
@@ -148,6 +152,8 @@ def _denoiser(spec, mode, name):
 
 
 def _train(spec, mode, name):
+  if mode == 'finetune' and name not in TRAINS:
+    return f'--mode=finetune reads the section finetune, and {_keys("train", TRAINS)}'
   if name in NEEDS:
     other, values = NEEDS[name]
     if getattr(spec.train, other) not in values:
@@ -193,6 +199,7 @@ def _sampler(spec, mode, name):
   compared = spec.evaluate.samplers if spec.task == 'diffusion' else ()
   names = {
     'sample': (own.name,),
+    'finetune': (own.name,),
     'evaluate': compared,
     'all': compared,
   }.get(mode, (own.name, *compared))
@@ -206,6 +213,10 @@ def _sampler(spec, mode, name):
     f'none of the samplers of this run ({", ".join(dict.fromkeys(names))}) takes it; those that '
     f'do: {", ".join(takers)}'
   )
+
+
+def _finetune(spec, mode, name):
+  return '' if mode == 'finetune' else f'--mode={mode} does not fine-tune'
 
 
 def _tune(spec, mode, name):
@@ -270,6 +281,7 @@ REASONS = {
   'classifier': _classifier,
   'denoiser': _denoiser,
   'train': _train,
+  'finetune': _finetune,
   'sampler': _sampler,
   'sample': _sample,
   'inverse': _inverse,

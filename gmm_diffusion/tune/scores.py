@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gmm_diffusion.maths.kernels import distances
 from gmm_diffusion.types import Array
 
 Features = Callable[[Array], list[Array]]
@@ -100,12 +101,6 @@ def _mean_of(x, rows, columns):
     return jnp.moveaxis(jnp.tensordot(x, weights, (axis, 1)), -1, axis)
 
   return along(along(x, 1, rows), 2, columns)
-
-
-def distances(x: Array, y: Array) -> Array:
-  """|x_i - y_j|, [n, m]; differentiable where the two are equal."""
-  square = jnp.sum(x**2, 1)[:, None] + jnp.sum(y**2, 1)[None] - 2 * x @ y.T
-  return jnp.sqrt(jnp.maximum(square, 1e-6))
 
 
 def reference(features_: Features, y: Array, learned: bool = False) -> Reference:

@@ -8,15 +8,16 @@ from gmm_diffusion.data import sources
 from gmm_diffusion.engine import build, drawing, loss, measuring, released, sample_sets
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
-from gmm_diffusion.tasks.diffusion import evaluate, restore, tune
+from gmm_diffusion.tasks.diffusion import evaluate, finetune, restore, tune
 
 
 def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
-  """Runs a mode: train, fetch, convert, sample, tune, evaluate, or all (train, then evaluate)."""
+  """Runs a mode: train, finetune, fetch, convert, sample, tune, evaluate, or all (train, then
+  evaluate)."""
   if mode != 'sample':  # the other modes are about the model itself
     spec = dataclasses.replace(spec, inverse=specs.Inverse())
   data, learns = sources.load(spec.data), spec.denoiser.name == 'network'
-  if mode == 'train' and not learns:
+  if mode in ('train', 'finetune') and not learns:
     raise UserError(
       f'denoiser {spec.denoiser.name!r} is exact and has nothing to train; use --mode=sample, tune '
       f'or evaluate'
@@ -25,6 +26,8 @@ def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
   todo = evaluate.check(spec, data) if mode == 'all' else None
   if mode in ('train', 'all') and learns:
     loss.train(spec, data, workdir)
+  if mode == 'finetune':
+    finetune.finetune(spec, data, workdir)
   if mode in ('fetch', 'convert'):
     getattr(released, mode)(spec, data, workdir)
   if mode == 'sample':

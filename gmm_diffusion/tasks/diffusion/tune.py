@@ -30,7 +30,6 @@ from gmm_diffusion.tune.subject import Subject
 
 FOLDER = 'tuned'
 LONG = 250  # steps of the model's own samples where they are the reference
-TUNING = 1  # seed of the feature network of tuning; the judge's is 0
 LEAST = 64  # items of a part of the data that is compared with
 _AT_ONCE = 512  # images whose features are extracted in one call
 
@@ -159,7 +158,7 @@ def _learned(spec, data, workdir):
   if data.classes < 2 and data.shape[0] != data.shape[1]:
     return None, ''
   kind = 'classifier' if data.classes > 1 else 'rotation'
-  found = features_lib.learned(kind, data, spec.evaluate.cache or workdir, TUNING)
+  found = features_lib.learned(kind, data, spec.evaluate.cache or workdir, features_lib.TUNING)
   return found.features, f'{kind} {found.key}'
 
 

@@ -194,7 +194,7 @@ def train(spec: specs.Spec, examples: Sequence[scenes.Scene], workdir: str) -> N
 
     trainer.fit(
       spec.train,
-      fresh,
+      trainer.once(fresh),
       lambda: trainer.updater(spec.train, optimiser, loss_of(module, own.corrections, spec.seed)),
       functools.partial(make_batch, spec, examples),
       about(module),
