@@ -24,6 +24,7 @@ from gmm_diffusion.data import base
 from gmm_diffusion.engine import build, measuring, shards
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import noise
+from gmm_diffusion.metrics import hallucination
 from gmm_diffusion.samplers.base import Kernel, Plan, Report
 from gmm_diffusion.samplers.run import Result, initial_state, run
 from gmm_diffusion.types import Denoiser, StepGrid
@@ -278,6 +279,23 @@ class Model:
       else (base.to_image(x) if self.data.is_image else x, None)
     )
     return flat.reshape(x.shape[:2] + self.data.shape)
+
+  def unsteadiness(
+    self, bind: Callable[[Any], Denoiser], x: np.ndarray, labels: np.ndarray
+  ) -> np.ndarray:
+    """metrics.hallucination of items [N, ...] as in Samples, with their labels: [N]."""
+    at = hallucination.times(build.schedule(self.spec.schedule))
+    batch = self._fitting(self.spec.sample.batch, len(x))
+    key = 'unsteadiness', self.spec.denoiser, self.spec.classifier, batch
+    if key not in self._kept:
+
+      def fn(weights, batch):
+        x0, ids, cond = batch
+        return hallucination.unsteadiness(bind(weights), x0, at, ids, cond=cond)
+
+      self._kept[key] = parallel.map_batches(fn, batch)
+    ids = np.arange(len(x), dtype=np.uint32)
+    return self._kept[key](self._weights_there(), (base.to_model(x), ids, labels))
 
   def _along(self, what, made, count):
     ids = np.arange(count, dtype=np.uint32)

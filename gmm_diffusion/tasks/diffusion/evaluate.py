@@ -19,7 +19,7 @@ from gmm_diffusion.metrics.estimates import INTERVAL, difference
 from gmm_diffusion.reports import images as pictures
 from gmm_diffusion.reports import records
 from gmm_diffusion.tasks.diffusion import report as report_page
-from gmm_diffusion.tasks.diffusion import verdict
+from gmm_diffusion.tasks.diffusion import suspicious, verdict
 
 INTERVALS = (
   f'Intervals: {INTERVAL}. They say nothing of the bias of Frechet distances, which falls with N: '
@@ -179,6 +179,11 @@ def evaluate(one: Run, todo: list[tuple[drawing.Prepared, str]] | None = None) -
     title, about = _title(one.spec), _about(one.spec, one.data, new)
   if not parallel.is_main():
     return
+  suspects = []
+  if not e.images and todo and suspicious.possible(one.spec, one.data):
+    of_rows = {row.names[0] for row in rows if row.kind == 'sampler'}
+    suspects = suspicious.find(model, [m for m, _ in todo if m.sampler.name in of_rows], one)
+    new += _unsteady(suspects, new, shared)
   records.add(one.workdir, new)
   about |= {
     'reference': f'{found.reference.what}, hash {found.reference.hash}',
@@ -198,9 +203,24 @@ def evaluate(one: Run, todo: list[tuple[drawing.Prepared, str]] | None = None) -
     None if e.images else _read(os.path.join(one.workdir, 'training.png')),
     shared['config'],
     _notes(found, rows),
+    suspects,
     vectors=not one.data.is_image,
   )
   print('\n'.join([*words, f'report: {path}']))
+
+
+def _unsteady(suspects, known, shared):
+  """Records of how much moves more than is usual; `known` are those of metrics."""
+  out = []
+  for name, share, _ in suspects:
+    metric = next((record for record in known if record['sampler'] == name), None)
+    if metric is None:  # held-out data
+      continue
+    same = {key: metric[key] for key in ('seed', 'settings', 'weights', 'set')}
+    size = min(suspicious.COUNT, metric['n'])
+    value = {'value': share.value, 'interval': [share.low, share.high], 'n': size}
+    out.append({'kind': 'unsteady', 'sampler': name, **value, **same, **shared})
+  return out
 
 
 def _notes(found, rows):

@@ -58,6 +58,11 @@ class AllTest(absltest.TestCase):
       ):
         self.assertIn(key, record)
     self.assertEqual(found['ddim_gmm', 'frechet']['control'], 'ddim_noise')
+    unsteady = [record for record in records(workdir) if record['kind'] == 'unsteady']
+    self.assertEqual([record['sampler'] for record in unsteady], ['ddim', 'ddim_gmm'])
+    self.assertEqual({record['n'] for record in unsteady}, {100})
+    with open(os.path.join(workdir, 'report.html'), encoding='utf-8') as file:
+      self.assertIn('Samples that may be made up', file.read())
 
     with open(os.path.join(workdir, 'report.html'), encoding='utf-8') as file:
       page = file.read()

@@ -1,0 +1,64 @@
+"""Samples that may be made up, beside the training images: for the page of --mode=evaluate."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from gmm_diffusion import specs
+from gmm_diffusion.data import base
+from gmm_diffusion.engine import drawing, sample_sets, shards
+from gmm_diffusion.engine.runs import Run
+from gmm_diffusion.metrics.estimates import Estimate, of_mean
+from gmm_diffusion.reports import images
+from gmm_diffusion.samplers.watch import WINDOW
+
+COUNT = 256  # samples, and training images that they are compared with
+RANGE = 0.95  # of the training images are in their own range
+SHOWN = 16
+HOW = (
+  f'A little noise is added to an image, with b / a from {WINDOW[0]:g} to {WINDOW[1]:g}, and the '
+  f'network predicts the clean image. For images like those of the training the prediction hardly '
+  f'moves; for one between two of them it does. Of the training images, {100 * (1 - RANGE):.0f} % '
+  f'move more than what counts as usual here. The pictures are those that move most.'
+)
+
+
+class Suspects(NamedTuple):
+  """Of a sampler or of held-out data: the name, the share of images that move more than is usual,
+  and a PNG of those that move most."""
+
+  name: str
+  share: Estimate
+  strip: bytes
+
+
+def possible(spec: specs.Spec, data: base.Data) -> bool:
+  """Whether there are samples at hand, and training images to compare them with."""
+  own = spec.denoiser.name == 'network' and not spec.autoencoder.name
+  return own and spec.evaluate.store and data.is_image and len(data.train) >= COUNT
+
+
+def find(model: drawing.Model, drawn: Sequence[drawing.Prepared], one: Run) -> list[Suspects]:
+  """The suspects of held-out data, and of each sampler; all have drawn spec.evaluate.count."""
+  data, count, index = one.data, one.spec.evaluate.count, np.arange(COUNT)
+  moves = lambda made, x, labels: model.unsteadiness(made.bind, x, labels)
+  labelled = drawing.takes_labels(one.spec, data)
+  own = lambda labels, x: labels[: len(x)] if labelled else np.zeros(len(x), np.int32)
+  known, held_out = data.train[index], data.test[:COUNT]
+  usual = np.quantile(moves(drawn[0], known, own(data.train_labels[index], known)), RANGE)
+  out = []
+
+  def add(name, x, found):
+    most = x[np.argsort(-found)[:SHOWN]]
+    strip = images.png(images.picture(most, data.train, columns=SHOWN, most=SHOWN))
+    out.append(Suspects(name, of_mean(found > usual), strip))
+
+  if len(held_out) >= SHOWN:
+    add('held-out data', held_out, moves(drawn[0], held_out, own(data.test_labels, held_out)))
+  for made in drawn:
+    stored = sample_sets.write(one, model.drawer(made, count), count)
+    x = stored.part(shards.ranges(count, one.spec.sample.shard)[0])['x'][:COUNT]
+    labels = drawing.labels_of(one.spec, data, np.arange(len(x)))
+    add(made.sampler.name, x, moves(made, x, labels))
+  return out
