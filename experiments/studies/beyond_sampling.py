@@ -18,7 +18,7 @@ from experiments.lib import common
 from gmm_diffusion import files, samplers
 from gmm_diffusion.denoisers import exact, guidance
 from gmm_diffusion.maths import grids, noise, schedules
-from gmm_diffusion.metrics import estimates
+from gmm_diffusion.metrics import estimates, hallucination
 from gmm_diffusion.samplers import fkc, watch
 from gmm_diffusion.samplers.run import initial_state, run
 from gmm_diffusion.types import Prediction
@@ -111,8 +111,15 @@ def corrected():
   return rows, drawn
 
 
+def area(score, positive):
+  """(area under the ROC curve, an upper bound of its standard error)."""
+  hits, rest = positive.sum(), (~positive).sum()
+  auc = stats.mannwhitneyu(score[positive], score[~positive]).statistic / (hits * rest)
+  return float(auc), float(np.sqrt(auc * (1 - auc) / min(hits, rest)))
+
+
 def watched(count):
-  """AUC of the hallucination measure by window, eta and blur; and the data of its picture."""
+  """AUC of both hallucination measures by window, eta and blur; and the data of the picture."""
   grid, rows, shown = grids.make(schedules.linear(), 200, 'trailing'), [], None
   for soften, eta, window in tqdm(SETTINGS, desc='hallucinations', unit='setting'):
     denoiser = exact.mixture(jnp.asarray(MODES, jnp.float32)[:, None], WIDTH**2, soften=soften)
@@ -128,16 +135,16 @@ def watched(count):
     out = draw(plan)
     far = np.abs(np.asarray(out.x) - MODES).min(1) > 5 * WIDTH
     score = np.asarray(watch.spread(out.state))
-    ranks = stats.rankdata(score)
-    hits, rest = far.sum(), (~far).sum()
-    auc = (ranks[far].sum() - hits * (hits + 1) / 2) / (hits * rest)
-    error = np.sqrt(auc * (1 - auc) / min(hits, rest))  # an upper bound
-    rows.append(
-      {
-        'soften': soften, 'eta': eta, 'window': list(window), 'hallucinations': int(hits),
-        'samples': count, 'auc': float(auc), 'error': float(error),
-      }
-    )  # fmt: skip
+    at = hallucination.times(schedules.linear(), window)
+    finished = hallucination.unsteadiness(denoiser, out.x, at, np.arange(count))
+    for measure, found in (('on the way', score), ('finished images', np.asarray(finished))):
+      auc, error = area(found, far)
+      rows.append(
+        {
+          'soften': soften, 'eta': eta, 'window': list(window), 'measure': measure,
+          'hallucinations': int(far.sum()), 'samples': count, 'auc': auc, 'error': error,
+        }
+      )  # fmt: skip
     if (soften, eta, window) == SHOWN:
       shown = np.asarray(out.x)[:, 0], score
   return rows, shown
