@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import time
 import urllib.parse
 from typing import Any
 
@@ -202,7 +203,9 @@ def _save(converted: dict[str, Any], about: dict[str, Any], workdir: str) -> Non
     with store:
       store.save(0, converted, None, about)
   except UserError:
-    store.remove_unfinished()
+    for _ in range(10):  # threads of the failed save write for a moment, and make folders again
+      store.remove_unfinished()
+      time.sleep(0.1)
     raise
 
 

@@ -54,7 +54,7 @@ def finetune(spec: specs.Spec, data: base.Data, workdir: str) -> None:
     at = lambda seed: base.batch_indices(seed, step, len(data.train), own.batch)[mine]
     ids = np.arange(FIRST + step * own.batch, FIRST + (step + 1) * own.batch)[mine]
     # labels of other items than those compared with: both are drawn alike, and independent
-    labels = data.train_labels[at(spec.seed + 1)] if labelled else np.zeros(len(ids), np.int32)
+    labels = data.train_labels[at(spec.seed ^ 1)] if labelled else np.zeros(len(ids), np.int32)
     return data.train[at(spec.seed)], labels, (ids % 2**32).astype(np.uint32)
 
   trainer.fit(

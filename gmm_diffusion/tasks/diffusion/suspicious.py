@@ -58,7 +58,8 @@ def find(model: drawing.Model, drawn: Sequence[drawing.Prepared], one: Run) -> l
     add('held-out data', held_out, moves(drawn[0], held_out, own(data.test_labels, held_out)))
   for made in drawn:
     stored = sample_sets.write(one, model.drawer(made, count), count)
-    x = stored.part(shards.ranges(count, one.spec.sample.shard)[0])['x'][:COUNT]
+    parts = [ids for ids in shards.ranges(count, one.spec.sample.shard) if ids.start < COUNT]
+    x = np.concatenate([stored.part(ids)['x'] for ids in parts])[:COUNT]
     labels = drawing.labels_of(one.spec, data, np.arange(len(x)))
     add(made.sampler.name, x, moves(made, x, labels))
   return out

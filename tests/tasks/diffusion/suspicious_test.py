@@ -19,7 +19,7 @@ NET = specs.Net(channels=8, multipliers=(1.0,), blocks=1, attention=(), head_cha
 
 class SuspiciousTest(absltest.TestCase):
   def test_share_and_pictures(self):
-    spec = specs.Spec(net=NET, evaluate=specs.Evaluate(count=300))
+    spec = specs.Spec(net=NET, evaluate=specs.Evaluate(count=300), sample=specs.Sample(shard=100))
     data = sources.load(spec.data)
     brightness = data.train[: suspicious.COUNT].mean((1, 2, 3))
     usual, seen = np.quantile(brightness, 0.95), []
