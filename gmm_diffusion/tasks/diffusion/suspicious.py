@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from gmm_diffusion import specs
 from gmm_diffusion.data import base
@@ -56,7 +57,7 @@ def find(model: drawing.Model, drawn: Sequence[drawing.Prepared], one: Run) -> l
 
   if len(held_out) >= SHOWN:
     add('held-out data', held_out, moves(drawn[0], held_out, own(data.test_labels, held_out)))
-  for made in drawn:
+  for made in tqdm(drawn, desc='made-up samples', unit='sampler', dynamic_ncols=True):
     stored = sample_sets.write(one, model.drawer(made, count), count)
     parts = [ids for ids in shards.ranges(count, one.spec.sample.shard) if ids.start < COUNT]
     x = np.concatenate([stored.part(ids)['x'] for ids in parts])[:COUNT]
