@@ -187,3 +187,16 @@ def measure(
     subject.bench.names if everything else ['frechet'],
     subject.bench.neighbours,
   )
+
+
+def over_seeds(
+  subject: Subject, sampler: specs.Sampler, count: int, seeds: Sequence[int], title: str
+) -> list[dict[str, Any]]:
+  """Rows with seed, metric, value and interval, of all metrics; prints them."""
+  rows = []
+  for seed in seeds:
+    found = draw(subject, sampler, count, seed)
+    for metric, value in measure(subject, found.features, True).items():
+      rows.append({'seed': seed, 'metric': metric, **value.record()})
+      print(f'{title}, seed {seed}: {metric} {value}', flush=True)
+  return rows

@@ -103,8 +103,7 @@ def corrected():
           'method': method,
           'metric': name,
           'known': float(known[name]),
-          'value': value.value,
-          'interval': [value.low, value.high],
+          **value.record(),
         }
         for name, value in summary(groups, mean).items()
       ]
@@ -173,8 +172,7 @@ def minorities(count):
         {
           'scale': scale,
           'metric': name,
-          'value': value.value,
-          'interval': [value.low, value.high],
+          **value.record(),
         }
       )
   return rows

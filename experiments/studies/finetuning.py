@@ -60,21 +60,9 @@ def main():
     for sampler, steps in (('ddim', args.steps), ('unipc', args.steps), ('unipc', 20)):
       spec = spec_of(sampler, steps)
       subject = common.load_subject(spec, workdir, args.count)
-      for seed in args.seeds:
-        found = common.draw(subject, spec.sampler, args.count, seed)
-        for metric, value in common.measure(subject, found.features, True).items():
-          rows.append(
-            {
-              'network': name,
-              'sampler': f'{sampler} {steps}',
-              'seed': seed,
-              'metric': metric,
-              'value': float(value.value),
-              'interval': [float(value.low), float(value.high)],
-            }
-          )
-          if metric == 'frechet':
-            print(f'{name}, {sampler} {steps}, seed {seed}: {metric} {value}', flush=True)
+      title = f'{sampler} {steps}'
+      found = common.over_seeds(subject, spec.sampler, args.count, args.seeds, f'{name}, {title}')
+      rows += [{'network': name, 'sampler': title, **row} for row in found]
   settings = {'count': args.count, 'steps': args.steps, 'updates': args.updates}
   common.save(args.workdir, 'finetuning', {**settings, 'rows': rows})
 

@@ -85,13 +85,7 @@ def known(count: int, steps: int, sigma: float) -> list[dict]:
 
 
 def row(problem, method, metric, value):
-  return {
-    'problem': problem,
-    'method': method,
-    'metric': metric,
-    'value': value.value,
-    'interval': [value.low, value.high],
-  }
+  return {'problem': problem, 'method': method, 'metric': metric, **value.record()}
 
 
 def model(workdir: str, count: int, steps: int, sigma: float) -> list[dict]:

@@ -45,19 +45,8 @@ def main():
     workdir = os.path.join(args.workdir, name.replace(' ', '_').replace('%', 'percent'))
     loss.train(spec, data, workdir)
     subject = common.load_subject(spec, workdir, args.count)
-    for seed in args.seeds:
-      found = common.draw(subject, spec.sampler, args.count, seed)
-      for metric, value in common.measure(subject, found.features, True).items():
-        rows.append(
-          {
-            'data': name,
-            'seed': seed,
-            'metric': metric,
-            'value': float(value.value),
-            'interval': [float(value.low), float(value.high)],
-          }
-        )
-        print(f'{name}, seed {seed}: {metric} {value}', flush=True)
+    found = common.over_seeds(subject, spec.sampler, args.count, args.seeds, name)
+    rows += [{'data': name, **row} for row in found]
   settings = {'count': args.count, 'level': args.level, 'steps': base.train.steps}
   common.save(args.workdir, 'noisy_data', {**settings, 'rows': rows})
   frechet = [row for row in rows if row['metric'] == 'frechet']

@@ -32,6 +32,10 @@ class Estimate(NamedTuple):
     """Half the width of the interval."""
     return (self.high - self.low) / 2
 
+  def record(self) -> dict[str, Any]:
+    """As records have it, JSON."""
+    return {'value': float(self.value), 'interval': [float(self.low), float(self.high)]}
+
   def __str__(self) -> str:
     digits = max(0, 1 - math.floor(math.log10(self.half))) if self.half > 0 else 4
     return f'{self.value:.{digits}f} ± {self.half:.{digits}f}'

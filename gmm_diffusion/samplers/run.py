@@ -71,8 +71,8 @@ def run(
     noise: step index -> StepNoise for the batch.
     cond: passed to the denoiser.
     keep: 'last', or 'all' to keep the trajectory.
-    unroll: compiles every step and not one, for gradients on CPUs: there the gradient of a
-      convolution by its weights takes 8 times as long inside a loop.
+    unroll: compiles every step and not one, for gradients by weights on CPUs: in 5 steps of the
+      digits' U-Net they take a tenth of the time that they take through a loop.
 
   Returns:
     Result.

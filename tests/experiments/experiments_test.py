@@ -7,18 +7,43 @@ from unittest import mock
 
 from absl.testing import absltest
 
+from configs import digits
 from experiments.benchmarks import (
   attention_speed,
   released_end_to_end,
   released_speed,
   sampler_overhead,
 )
-from experiments.studies import beyond_sampling, inverse_problems, samplers_as_tables
+from experiments.studies import (
+  beyond_sampling,
+  finetuning,
+  inverse_problems,
+  samplers_as_tables,
+)
 from gmm_diffusion import tasks
 from helpers import cases, released_files
 
 
 class ExperimentsTest(absltest.TestCase):
+  def test_finetuning(self):
+    root = self.create_tempdir().full_path
+    start, workdir = os.path.join(root, 'start'), os.path.join(root, 'study')
+    config = digits.get_config('runlocal')
+    config.train.steps = 2
+    tasks.run('train', start, config, 'test')
+    with mock.patch.object(finetuning, 'VARIANTS', {'one': ('ddim', 'energy', 'identity')}):
+      cases.call(
+        finetuning.main, f'--workdir={workdir}', f'--start={start}', '--config=digits:runlocal',
+        '--steps=2', '--updates=2', '--count=30', '--seeds', '0', '1', '--set', 'train.steps=2',
+      )  # fmt: skip
+    with open(os.path.join(workdir, 'finetuning.json'), encoding='utf-8') as file:
+      rows = json.load(file)['rows']
+    found = {(row['network'], row['sampler'], row['seed']): row for row in rows}
+    self.assertLen(found, 3 * 3 * 2)
+    values = {name: found[name, 'ddim 2', 0]['value'] for name in ('before', 'plain loss', 'one')}
+    self.assertLen(set(values.values()), 3)  # three networks
+    self.assertIn('recall', {row['metric'] for row in rows})
+
   def test_sampler_overhead(self):
     workdir = self.create_tempdir().full_path
     out = cases.call(

@@ -113,7 +113,7 @@ def trace(run: Run, images: np.ndarray) -> provenance.Provenance:
 def plain(value: Any) -> Any:
   """Estimates as dicts, for JSON."""
   if isinstance(value, Estimate):
-    return {'value': value.value, 'interval': [value.low, value.high]}
+    return value.record()
   if isinstance(value, dict):
     return {str(key): plain(entry) for key, entry in value.items()}
   return value

@@ -211,16 +211,19 @@ def evaluate(one: Run, todo: list[tuple[drawing.Prepared, str]] | None = None) -
 
 def _unsteady(suspects, known, shared):
   """Records of how much moves more than is usual; `known` are those of metrics."""
-  out = []
-  for name, share, _ in suspects:
-    metric = next((record for record in known if record['sampler'] == name), None)
-    if metric is None:  # held-out data
-      continue
-    same = {key: metric[key] for key in ('seed', 'settings', 'weights', 'set')}
-    size = min(suspicious.COUNT, metric['n'])
-    value = {'value': share.value, 'interval': [share.low, share.high], 'n': size}
-    out.append({'kind': 'unsteady', 'sampler': name, **value, **same, **shared})
-  return out
+  of = {record['sampler']: record for record in known}
+  return [
+    {
+      'kind': 'unsteady',
+      'sampler': one.name,
+      **one.share.record(),
+      'n': one.count,
+      **{key: of[one.name][key] for key in ('seed', 'settings', 'weights', 'set')},
+      **shared,
+    }
+    for one in suspects
+    if one.name in of  # held-out data are in the page alone
+  ]
 
 
 def _notes(found, rows):
@@ -242,8 +245,7 @@ def _record(found, sampler, metric, value, **more):
     'kind': 'metric',
     'sampler': sampler,
     'metric': metric,
-    'value': value.value,
-    'interval': [value.low, value.high],
+    **value.record(),
     **facts_of(found),
     'n_reference': found.reference.size if known else None,
     **more,
@@ -314,7 +316,7 @@ def _of_samplers(found, todo, model, one, shared):
     control = verdict.control_of(row, rows) if record['control'] else None
     if control:
       away = difference(*(both.metrics[record['metric']] for both in (row, control)))
-      record['minus_control'] = {'value': away.value, 'interval': [away.low, away.high]}
+      record['minus_control'] = away.record()
   return _held_out(found, one) + rows, new
 
 

@@ -34,10 +34,7 @@ def judge(one: Run, out: sample_sets.Stored, count: int) -> None:
   }
   records.add(
     one.workdir,
-    [
-      {**shared, 'metric': name, 'value': value.value, 'interval': [value.low, value.high]}
-      for name, value in found.items()
-    ],
+    [{**shared, 'metric': name, **value.record()} for name, value in found.items()],
   )
   path = f'{out.path.removesuffix(".npz")}-restored.png'
   first = ids[:: spec.inverse.draws][:_SHOWN]

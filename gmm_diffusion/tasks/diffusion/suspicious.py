@@ -27,10 +27,11 @@ HOW = (
 
 class Suspects(NamedTuple):
   """Of a sampler or of held-out data: the name, the share of images that move more than is usual,
-  and a PNG of those that move most."""
+  of how many, and a PNG of those that move most."""
 
   name: str
   share: Estimate
+  count: int
   strip: bytes
 
 
@@ -42,21 +43,23 @@ def possible(spec: specs.Spec, data: base.Data) -> bool:
 
 def find(model: drawing.Model, drawn: Sequence[drawing.Prepared], one: Run) -> list[Suspects]:
   """The suspects of held-out data, and of each sampler; all have drawn spec.evaluate.count."""
-  data, count, index = one.data, one.spec.evaluate.count, np.arange(COUNT)
+  data, count, out = one.data, one.spec.evaluate.count, []
   moves = lambda made, x, labels: model.unsteadiness(made.bind, x, labels)
   labelled = drawing.takes_labels(one.spec, data)
-  own = lambda labels, x: labels[: len(x)] if labelled else np.zeros(len(x), np.int32)
-  known, held_out = data.train[index], data.test[:COUNT]
-  usual = np.quantile(moves(drawn[0], known, own(data.train_labels[index], known)), RANGE)
-  out = []
+
+  def spread(x, labels):  # folders are sorted by class
+    index = np.unique(np.linspace(0, len(x) - 1, COUNT).astype(int))
+    return x[index], labels[index] if labelled else np.zeros(len(index), np.int32)
 
   def add(name, x, found):
     most = x[np.argsort(-found)[:SHOWN]]
     strip = images.png(images.picture(most, data.train, columns=SHOWN, most=SHOWN))
-    out.append(Suspects(name, of_mean(found > usual), strip))
+    out.append(Suspects(name, of_mean(found > usual), len(x), strip))
 
-  if len(held_out) >= SHOWN:
-    add('held-out data', held_out, moves(drawn[0], held_out, own(data.test_labels, held_out)))
+  usual = np.quantile(moves(drawn[0], *spread(data.train, data.train_labels)), RANGE)
+  if len(data.test) >= SHOWN:
+    held_out, labels = spread(data.test, data.test_labels)
+    add('held-out data', held_out, moves(drawn[0], held_out, labels))
   for made in tqdm(drawn, desc='made-up samples', unit='sampler', dynamic_ncols=True):
     stored = sample_sets.write(one, model.drawer(made, count), count)
     parts = [ids for ids in shards.ranges(count, one.spec.sample.shard) if ids.start < COUNT]

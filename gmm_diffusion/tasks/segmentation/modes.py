@@ -122,8 +122,7 @@ def _records(
     {
       'sampler': name,
       'metric': metric,
-      'value': value.value,
-      'interval': [value.low, value.high],
+      **value.record(),
       'weights': weights[name.removesuffix(metrics.DIFFERENCE)],
       **about,
     }

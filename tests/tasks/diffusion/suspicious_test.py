@@ -21,7 +21,8 @@ class SuspiciousTest(absltest.TestCase):
   def test_share_and_pictures(self):
     spec = specs.Spec(net=NET, evaluate=specs.Evaluate(count=300), sample=specs.Sample(shard=100))
     data = sources.load(spec.data)
-    brightness = data.train[: suspicious.COUNT].mean((1, 2, 3))
+    train, test = (np.linspace(0, last, 256).astype(int) for last in (1499, 296))
+    brightness = data.train[train].mean((1, 2, 3))
     usual, seen = np.quantile(brightness, 0.95), []
     samples = np.zeros((300, 8, 8, 1), np.uint8)
     samples[10:40] = 255  # brighter than any digit
@@ -39,11 +40,12 @@ class SuspiciousTest(absltest.TestCase):
     with mock.patch.object(suspicious.sample_sets, 'write', return_value=stored):
       held_out, drawn = suspicious.find(model, [made], Run(spec, data, '', ''))
     self.assertAlmostEqual(drawn.share.value, 30 / 256)
-    expected = (data.test[:256].mean((1, 2, 3)) > usual).mean()
+    expected = (data.test[test].mean((1, 2, 3)) > usual).mean()
     self.assertAlmostEqual(held_out.share.value, expected)
     self.assertEqual((held_out.name, drawn.name), ('held-out data', 'ddim'))
+    self.assertEqual((held_out.count, drawn.count), (256, 256))
     for labels, wanted in zip(
-      seen, (data.train_labels[:256], data.test_labels[:256], np.arange(256) % 10), strict=True
+      seen, (data.train_labels[train], data.test_labels[test], np.arange(256) % 10), strict=True
     ):
       np.testing.assert_array_equal(labels, wanted)
 
