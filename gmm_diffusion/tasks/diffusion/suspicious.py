@@ -31,7 +31,7 @@ class Suspects(NamedTuple):
 
   name: str
   share: Estimate
-  count: int
+  compared: int
   strip: bytes
 
 

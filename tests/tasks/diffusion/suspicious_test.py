@@ -43,7 +43,7 @@ class SuspiciousTest(absltest.TestCase):
     expected = (data.test[test].mean((1, 2, 3)) > usual).mean()
     self.assertAlmostEqual(held_out.share.value, expected)
     self.assertEqual((held_out.name, drawn.name), ('held-out data', 'ddim'))
-    self.assertEqual((held_out.count, drawn.count), (256, 256))
+    self.assertEqual((held_out.compared, drawn.compared), (256, 256))
     for labels, wanted in zip(
       seen, (data.train_labels[train], data.test_labels[test], np.arange(256) % 10), strict=True
     ):
