@@ -217,7 +217,7 @@ def _unsteady(suspects, known, shared):
       'kind': 'unsteady',
       'sampler': one.name,
       **one.share.record(),
-      'n': one.count,
+      'n': one.compared,
       **{key: of[one.name][key] for key in ('seed', 'settings', 'weights', 'set')},
       **shared,
     }
