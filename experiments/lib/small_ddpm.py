@@ -26,15 +26,15 @@ def weights(path: str) -> dict[str, np.ndarray]:
     return {name.removeprefix('network.'): np.float32(found.read(name)) for name in names}
 
 
-def denoiser(arrays: dict[str, Any]) -> Denoiser:
-  """The denoiser of these weights; x_0 is clipped to [-1, 1]."""
+def denoiser(arrays: dict[str, Any], clip: bool = True) -> Denoiser:
+  """The denoiser of these weights; with `clip` x_0 is clipped to [-1, 1]."""
 
   def denoise(x: Array, time: Time, cond: Any = None) -> Prediction:
     del cond
     image = jnp.moveaxis(x, -1, 1)
     eps = jnp.moveaxis(_network(arrays, image, time.t), 1, -1)
-    x0 = jnp.clip(marginals.from_eps(x, eps, time).x0, -1, 1)
-    return marginals.from_x0(x, x0, time)
+    found = marginals.from_eps(x, eps, time)
+    return marginals.from_x0(x, jnp.clip(found.x0, -1, 1), time) if clip else found
 
   return denoise
 

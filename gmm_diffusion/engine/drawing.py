@@ -285,17 +285,24 @@ class Model:
   ) -> np.ndarray:
     """metrics.hallucination of items [N, ...] as in Samples, with their labels: [N]."""
     at = hallucination.times(build.schedule(self.spec.schedule))
-    batch = self._fitting(self.spec.sample.batch, len(x))
-    key = 'unsteadiness', self.spec.denoiser, self.spec.classifier, batch
-    if key not in self._kept:
-
-      def fn(weights, batch):
-        x0, ids, cond = batch
-        return hallucination.unsteadiness(bind(weights), x0, at, ids, cond=cond)
-
-      self._kept[key] = parallel.map_batches(fn, batch)
+    measure = lambda denoiser, x, ids, cond: hallucination.unsteadiness(
+      denoiser, x, at, ids, cond=cond
+    )
     ids = np.arange(len(x), dtype=np.uint32)
-    return self._kept[key](self._weights_there(), (base.to_model(x), ids, labels))
+    return self.ask('unsteadiness', bind, measure, (base.to_model(x), ids, labels))
+
+  def ask(
+    self, what: str, bind: Callable[[Any], Denoiser], measure: Callable[..., Any], batch: Any
+  ) -> Any:
+    """measure(denoiser, *batch) of items that do not depend on each other, as host arrays;
+    compiled once for each `what`, which names the measure."""
+    size = self._fitting(self.spec.sample.batch, len(batch[0]))
+    key = what, self.spec.denoiser, self.spec.classifier, size
+    if key not in self._kept:
+      self._kept[key] = parallel.map_batches(
+        lambda weights, batch: measure(bind(weights), *batch), size
+      )
+    return self._kept[key](self._weights_there(), batch)
 
   def _along(self, what, made, count):
     ids = np.arange(count, dtype=np.uint32)

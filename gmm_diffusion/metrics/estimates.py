@@ -81,6 +81,14 @@ def jackknife(value: float | np.floating | np.ndarray, influence: np.ndarray) ->
   return out
 
 
+def of_ratio(above: np.ndarray, below: np.ndarray) -> OfSamples:
+  """mean(above) / mean(below), of pairs [N]; nan where the means below are 0."""
+  top, bottom = np.asarray(above, np.float64), np.asarray(below, np.float64)
+  with np.errstate(invalid='ignore', divide='ignore'):
+    value = top.mean() / bottom.mean()
+    return jackknife(value, (top - value * bottom) / bottom.mean())
+
+
 def difference(first: Estimate, second: Estimate) -> Estimate:
   """first - second, for two sets of samples with the same ids and noise.
 

@@ -19,7 +19,7 @@ from gmm_diffusion.metrics.estimates import INTERVAL, difference
 from gmm_diffusion.reports import images as pictures
 from gmm_diffusion.reports import records
 from gmm_diffusion.tasks.diffusion import report as report_page
-from gmm_diffusion.tasks.diffusion import suspicious, verdict
+from gmm_diffusion.tasks.diffusion import jacobian, suspicious, verdict
 
 INTERVALS = (
   f'Intervals: {INTERVAL}. They say nothing of the bias of Frechet distances, which falls with N: '
@@ -179,11 +179,8 @@ def evaluate(one: Run, todo: list[tuple[drawing.Prepared, str]] | None = None) -
     title, about = _title(one.spec), _about(one.spec, one.data, new)
   if not parallel.is_main():
     return
-  suspects = []
-  if not e.images and todo and suspicious.possible(one.spec, one.data):
-    of_rows = {row.names[0] for row in rows if row.kind == 'sampler'}
-    suspects = suspicious.find(model, [m for m, _ in todo if m.sampler.name in of_rows], one)
-    new += _unsteady(suspects, new, shared)
+  more, of_model = ([], []) if e.images else _about_model(model, todo, rows, new, one, shared)
+  new += of_model
   records.add(one.workdir, new)
   about |= {
     'reference': f'{found.reference.what}, hash {found.reference.hash}',
@@ -203,27 +200,26 @@ def evaluate(one: Run, todo: list[tuple[drawing.Prepared, str]] | None = None) -
     None if e.images else _read(os.path.join(one.workdir, 'training.png')),
     shared['config'],
     _notes(found, rows),
-    suspects,
+    more,
     vectors=not one.data.is_image,
   )
   print('\n'.join([*words, f'report: {path}']))
 
 
-def _unsteady(suspects, known, shared):
-  """Records of how much moves more than is usual; `known` are those of metrics."""
-  of = {record['sampler']: record for record in known}
-  return [
-    {
-      'kind': 'unsteady',
-      'sampler': one.name,
-      **one.share.record(),
-      'n': one.compared,
-      **{key: of[one.name][key] for key in ('seed', 'settings', 'weights', 'set')},
-      **shared,
-    }
-    for one in suspects
-    if one.name in of  # held-out data are in the page alone
-  ]
+def _about_model(model, todo, rows, known, one, shared):
+  """(sections of the page, records) about the model and what it makes up; `known` are the records
+  of metrics."""
+  sections, new = [], []
+  if suspicious.possible(one.spec, one.data):
+    of_rows = {row.names[0] for row in rows if row.kind == 'sampler'}
+    suspects = suspicious.find(model, [m for m, _ in todo if m.sampler.name in of_rows], one)
+    sections.append(suspicious.section(suspects))
+    new += suspicious.record(suspects, known, shared)
+  if jacobian.possible(one.spec, one.data):
+    levels = jacobian.find(model)
+    sections.append(jacobian.section(levels))
+    new += jacobian.record(levels, model, shared)
+  return sections, new
 
 
 def _notes(found, rows):

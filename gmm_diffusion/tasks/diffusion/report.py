@@ -7,8 +7,6 @@ from gmm_diffusion.engine import sample_sets
 from gmm_diffusion.metrics.estimates import difference
 from gmm_diffusion.reports import page
 from gmm_diffusion.tasks.diffusion import verdict as verdict_lib
-from gmm_diffusion.tasks.diffusion.suspicious import HOW as HOW_MOVES
-from gmm_diffusion.tasks.diffusion.suspicious import Suspects
 from gmm_diffusion.tasks.diffusion.verdict import Row, Verdict, control_of, judge, stands_out
 
 MOMENTS = (
@@ -81,7 +79,7 @@ def write(
   curve: bytes | None,
   config: dict[str, Any],
   notes: Sequence[str],
-  suspects: Sequence[Suspects] = (),
+  more: Sequence[page.Section] = (),
   vectors: bool = False,
 ) -> list[str]:
   """Writes the page; returns its verdict.
@@ -92,7 +90,7 @@ def write(
     lower: metric -> whether lower is better; its order is that of the columns.
     curve: PNG of the training curve, if there is one.
     notes: sentences below the table.
-    suspects: samples that may be made up.
+    more: sections about the model, behind the pictures.
     vectors: whether the pictures are plots of points.
   """
   drawn = any(row.nfe for row in rows)
@@ -105,12 +103,7 @@ def write(
       _pictures(rows, verdict, vectors),
     ),
   ]
-  if suspects:
-    shares = page.table(['', 'move more than is usual'], [one[:2] for one in suspects])
-    strips = [page.strip(one.name, one.strip) for one in suspects]
-    first, rest = (page.Html(''.join(part)) for part in (strips[:3], strips[3:]))
-    more = [page.folded(f'{len(strips) - 3} more', rest)] * bool(rest)
-    sections.append(('Samples that may be made up', [HOW_MOVES, shares, first, *more]))
+  sections += more
   mixtures = [row for row in rows if row.report]
   if mixtures:
     text = sample_sets.format_report

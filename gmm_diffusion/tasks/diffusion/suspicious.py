@@ -1,7 +1,7 @@
 """Samples that may be made up, beside the training images: for the page of --mode=evaluate."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -11,7 +11,7 @@ from gmm_diffusion.data import base
 from gmm_diffusion.engine import drawing, sample_sets, shards
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.metrics.estimates import Estimate, of_mean
-from gmm_diffusion.reports import images
+from gmm_diffusion.reports import images, page
 from gmm_diffusion.samplers.watch import WINDOW
 
 COUNT = 256  # samples, and training images that they are compared with
@@ -67,3 +67,31 @@ def find(model: drawing.Model, drawn: Sequence[drawing.Prepared], one: Run) -> l
     labels = drawing.labels_of(one.spec, data, np.arange(len(x)))
     add(made.sampler.name, x, moves(made, x, labels))
   return out
+
+
+def section(suspects: Sequence[Suspects]) -> page.Section:
+  """The section of the page."""
+  shares = page.table(['', 'move more than is usual'], [one[:2] for one in suspects])
+  strips = [page.strip(one.name, one.strip) for one in suspects]
+  first, rest = (page.Html(''.join(part)) for part in (strips[:3], strips[3:]))
+  more = [page.folded(f'{len(strips) - 3} more', rest)] * bool(rest)
+  return 'Samples that may be made up', [HOW, shares, first, *more]
+
+
+def record(
+  suspects: Sequence[Suspects], known: Sequence[dict[str, Any]], shared: dict[str, Any]
+) -> list[dict[str, Any]]:
+  """Records of how much moves more than is usual; `known` are those of metrics."""
+  of = {one['sampler']: one for one in known}
+  return [
+    {
+      'kind': 'unsteady',
+      'sampler': one.name,
+      **one.share.record(),
+      'n': one.compared,
+      **{key: of[one.name][key] for key in ('seed', 'settings', 'weights', 'set')},
+      **shared,
+    }
+    for one in suspects
+    if one.name in of  # held-out data are in the page alone
+  ]

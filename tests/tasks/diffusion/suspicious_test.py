@@ -12,7 +12,7 @@ from gmm_diffusion.engine import build, drawing
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.maths import schedules
 from gmm_diffusion.metrics import hallucination
-from gmm_diffusion.tasks.diffusion import evaluate, suspicious
+from gmm_diffusion.tasks.diffusion import suspicious
 
 NET = specs.Net(channels=8, multipliers=(1.0,), blocks=1, attention=(), head_channels=8)
 
@@ -44,7 +44,7 @@ class SuspiciousTest(absltest.TestCase):
     self.assertAlmostEqual(held_out.share.value, expected)
     self.assertEqual((held_out.name, drawn.name), ('held-out data', 'ddim'))
     known = [{'sampler': 'ddim', 'seed': 0, 'settings': {}, 'weights': 'w', 'set': 's'}]
-    (record,) = evaluate._unsteady([held_out, drawn], known, {})
+    (record,) = suspicious.record([held_out, drawn], known, {})
     self.assertEqual((record['sampler'], record['n'], record['set']), ('ddim', 256, 's'))
     self.assertEqual(record['value'], drawn.share.value)
     self.assertEqual((held_out.compared, drawn.compared), (256, 256))
