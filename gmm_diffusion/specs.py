@@ -11,7 +11,7 @@ from typing import Any
 from gmm_diffusion import options
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.options import BATCH, COUNT, NUMBER, SEED, WIDTH, option
-from gmm_diffusion.task_specs import Annotate, Creativity, Segmentation
+from gmm_diffusion.task_specs import Annotate, Creativity, Quantise, Segmentation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -425,6 +425,7 @@ class Spec:
   denoiser: Denoiser = Denoiser()
   train: Train = Train()
   finetune: Finetune = Finetune()
+  quantise: Quantise = Quantise()
   sampler: Sampler = Sampler()
   sample: Sample = Sample()
   inverse: Inverse = Inverse()
@@ -449,6 +450,8 @@ class Spec:
       raise UserError(
         "net.attention_kind 'em' needs a U-Net trained here, without a context; use 'dot'"
       )
+    if self.quantise.activations == 1:
+      raise UserError('quantise.activations must be 0 or in [2, 16], got 1')
     if len(wanted.crop) != 2 or any(side % 16 for side in wanted.crop):
       raise UserError(
         f'segmentation.crop must be two multiples of 16, each at least 32, got {wanted.crop}'

@@ -1,9 +1,27 @@
-"""The settings of the tasks 'segmentation' and 'creativity', in the form of options.py; specs.py
-has the others."""
+"""The settings of --mode=quantise and of the tasks 'segmentation' and 'creativity', in the form of
+options.py; specs.py has the others."""
 
 import dataclasses
 
 from gmm_diffusion.options import BATCH, COUNT, NUMBER, WIDTH, option
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantise:
+  """--mode=quantise: a trained network with numbers of few bits, in a workdir of its own."""
+
+  start: str = option('', 'the workdir of the network')
+  weights: int = option(8, 'bits of the weights', '[2, 8]')
+  activations: int = option(
+    0, 'bits of what enters each layer; 0 leaves it as it is, else at least 2', '[0, 16]'
+  )
+  count: int = option(256, 'samples in which the inputs of layers are looked at', COUNT)
+  times: str = option(
+    'uniform',
+    'when: uniform over the steps of the sampler; normal, mostly in its second half; noise or '
+    'clean, the first or last step alone',
+    ('uniform', 'normal', 'noise', 'clean'),
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,15 +3,16 @@ marginals whose scores are not gradients.
 
 The exact E[x_0 | x_t] has the Jacobian
 
-  (1) K = d x_0 / d x_t = (a / b^2) Cov[x_0 | x_t]                       symmetric, no eigenvalue < 0
+  (1) K = d x_0 / d x_t = (a / b^2) Cov[x_0 | x_t]       symmetric, no eigenvalue < 0
 
   (2) asymmetry  |K - K^T|^2 / (4 |K|^2), in [0, 1]        0: the score is the gradient of something
   (3) dimension  a tr K; with falling b it tends to the dimension of what the data lie on
   (4) largest    the largest singular value of K           how much an error of x_t grows in x_0
 
-(2) and (3) are means over probes z ~ N(0, I): E |K z|^2 = |K|^2 and E z . K z = tr K. (4) is a power
-iteration, so it errs to the low side. K^T z is one vjp, and K z the vjp of that one: a jvp does not
-pass through the streaming posteriors of the exact denoisers.
+They are means over independent z, w ~ N(0, I): E (w . K^T z - z . K^T w)^2 = |K - K^T|^2,
+E (w . K^T z)^2 = |K|^2, and E z . K^T z = tr K. (4) is a power iteration, so it errs to the low
+side. K^T v is one vjp, and K v the vjp of that one: a jvp does not pass through the streaming
+posteriors of the exact denoisers.
 
 A constant J with J^T = -J turns the noise without changing any marginal p_t, since
 div(p_t J grad log p_t) = 0:
@@ -28,11 +29,10 @@ import numpy as np
 
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import marginals, noise
-from gmm_diffusion.maths.marginals import match
 from gmm_diffusion.types import Array, Denoiser, Prediction, Time
 
-PROBES = 4
-ITERATIONS = 8
+PROBES = 8
+ITERATIONS = 6
 
 
 class Products(NamedTuple):
@@ -100,18 +100,27 @@ def measure(
 
   def probed(step):
     z = noise.at_step(keys, step, x.shape[1:], x.dtype).normal
-    after, before = right(z), left(z)
-    return dot(after - before, after - before) / 4, dot(after, after), dot(z, after)
+    return z, left(z)
 
-  skew, size, trace = (jnp.mean(part, 0) for part in jax.lax.map(probed, jnp.arange(PROBES)))
+  z, found = (part.reshape(PROBES, len(x), -1) for part in jax.lax.map(probed, jnp.arange(PROBES)))
+  pairs = jnp.einsum('pbd,qbd->bpq', z, found, precision='highest')  # z_p . K^T z_q
+  apart = 1 - jnp.eye(PROBES, dtype=x.dtype)[None]
+  over_pairs = lambda y: jnp.sum(y**2 * apart, (1, 2)) / (PROBES * (PROBES - 1))
+  skew, size = over_pairs(pairs - pairs.swapaxes(1, 2)) / 4, over_pairs(pairs)
+  trace = jnp.trace(pairs, axis1=1, axis2=2) / PROBES
+
+  def powered(v, _):
+    grown = right(v)
+    after, factor = left(grown), jnp.sqrt(dot(grown, grown))
+    return unit(after), factor
 
   def unit(v):
-    return v / match(jnp.maximum(jnp.sqrt(dot(v, v)), jnp.finfo(x.dtype).tiny), v)
+    length = jnp.sqrt(jnp.sum(v * v, inner, keepdims=True))
+    return v / jnp.maximum(length, jnp.finfo(x.dtype).tiny)
 
-  start = unit(noise.at_step(keys, PROBES, x.shape[1:], x.dtype).normal)
-  v, _ = jax.lax.scan(lambda v, _: (unit(left(right(v))), None), start, None, ITERATIONS)
-  grown = right(v)
-  return Geometry(skew, size, jnp.asarray(time.a, x.dtype) * trace, jnp.sqrt(dot(grown, grown)))
+  start = unit(z[0].reshape(x.shape))
+  _, factors = jax.lax.scan(powered, start, None, ITERATIONS)
+  return Geometry(skew, size, jnp.asarray(time.a, x.dtype) * trace, factors[-1])
 
 
 def gauge(denoiser: Denoiser, J: Array, c: float = 1.0) -> Denoiser:

@@ -25,7 +25,7 @@ from gmm_diffusion.denoisers.network import network
 from gmm_diffusion.engine import measuring
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import grids, marginals, schedules
-from gmm_diffusion.nets import NETS
+from gmm_diffusion.nets import NETS, quantised
 from gmm_diffusion.nets.autoencoder import Autoencoder
 from gmm_diffusion.nets.unet import Classifier
 from gmm_diffusion.samplers import tuned
@@ -191,9 +191,17 @@ def parts(spec: specs.Spec, data: base.Data) -> dict[str, tuple[Any, Any, specs.
   return out
 
 
-def template(spec: specs.Spec, data: base.Data) -> dict[str, Any]:
+def layers(spec: specs.Spec, data: base.Data) -> list[str]:
+  """Paths of the convolutions and dense layers of the network."""
+  module = net(spec, data)
+  return quantised.layers(lambda: init(module, sample_shape(spec, data), 0))
+
+
+def template(
+  spec: specs.Spec, data: base.Data, few_bits: dict[str, Any] | None = None
+) -> dict[str, Any]:
   """The abstract weights of a run in the dtype of the computation; codes and the latent scale stay
-  float32."""
+  float32. few_bits: how the network is quantised, as its checkpoint says."""
 
   def cast(path, leaf):
     codes = any(key.key == 'quantize.embedding' for key in path)
@@ -207,7 +215,17 @@ def template(spec: specs.Spec, data: base.Data) -> dict[str, Any]:
     out['autoencoder'] = dict(
       out['autoencoder'], latent_scale=jax.ShapeDtypeStruct((), jnp.float32)
     )
+  if few_bits:
+    bits, inputs = few_bits['weights'], bool(few_bits['activations'])
+    out['net'] = quantised.template(out['net'], layers(spec, data), bits, inputs)
   return out
+
+
+def refuse_quantised(workdir: str) -> None:
+  """Raises UserError where the weights in a workdir have lost digits that are needed."""
+  with Store(workdir) as store:
+    if store.about().get('quantised'):
+      raise UserError(f'the network in {workdir} is quantised; start from the one it was made of')
 
 
 def random_weights(abstract: Any, seed: int) -> Any:
@@ -261,7 +279,7 @@ def weights(spec: specs.Spec, data: base.Data, workdir: str) -> Any:
   with Store(workdir) as store:
     check_about(store, spec, data)
     start = time.perf_counter()
-    out = store.weights(template(spec, data))
+    out = store.weights(template(spec, data, store.about().get('quantised')))
   count = sum(leaf.size for leaf in jax.tree.leaves(out))
   print(
     f'read {count:,} parameters as {spec.net.dtype} in {time.perf_counter() - start:.1f} s',
@@ -337,7 +355,7 @@ def denoiser(spec: specs.Spec, data: base.Data) -> Callable[[Any], Denoiser]:
     if spec.denoiser.name in EXACT:
       return clip(exact_denoiser(spec.denoiser, arrays))
     out = network(
-      lambda x, t, labels: module.apply(arrays['net'], x, t, labels),
+      lambda x, t, labels: quantised.apply(module, arrays['net'], x, t, labels),
       process,
       spec.denoiser.prediction,
     )

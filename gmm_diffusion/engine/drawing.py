@@ -265,10 +265,10 @@ class Model:
       out = self.drawer(made, count, seed).draw(np.arange(count), bar.update)
     return Samples(out['x'], int(out['nfe']), float(out['seconds']))
 
-  def states(self, made: Prepared, count: int) -> np.ndarray:
-    """What the denoiser is asked about, of ids 0..count-1: x at the time of each step,
+  def states(self, made: Prepared, count: int, first: int = 0) -> np.ndarray:
+    """What the denoiser is asked about, of `count` ids from `first` on: x at the time of each step,
     [N, count, ...] float32, or latents."""
-    return self._along('states', made, count)
+    return self._along('states', made, count, first)
 
   def predictions(self, made: Prepared, count: int) -> np.ndarray:
     """x_0 as the denoiser predicts it from each of `states`, as in Samples but [N, count, ...]."""
@@ -304,8 +304,8 @@ class Model:
       )
     return self._kept[key](self._weights_there(), batch)
 
-  def _along(self, what, made, count):
-    ids = np.arange(count, dtype=np.uint32)
+  def _along(self, what, made, count, first=0):
+    ids = np.arange(first, first + count, dtype=np.uint32)
     batch = ids, conditions_of(self.spec, self.data, ids)
     shared = self._weights_there(), self._steps(made, self.spec.seed)
     return np.moveaxis(self._function(what, made, count)(shared, batch), 1, 0)

@@ -229,7 +229,7 @@ def train(spec: specs.Spec, data: base.Data, workdir: str) -> None:
     trainer.once(fresh),
     lambda: trainer.updater(spec.train, optimiser, denoising_loss(spec, data)),
     batch,
-    {**build.about(spec, data), 'finetuned': None},
+    {**build.about(spec, data), 'finetuned': None, 'quantised': None},
     workdir,
     ahead=spec.data.stream,
     show=preview(spec, data, workdir) if spec.train.sample_every else lambda step, ema: None,

@@ -114,7 +114,7 @@ def convert(spec: specs.Spec, data: base.Data, workdir: str) -> None:
       converted, about = _read(spec, data, workdir), build.about(spec, data)
       for name, weights in _wanted(spec, data).items():
         about[name]['weights'] = _origin(weights, workdir)
-      _save(converted, about, workdir)
+      save(converted, about, workdir)
   files.remove_lock(path)
   print(f'{"already converted:" if there else "converted to"} {store.path}')
 
@@ -187,7 +187,8 @@ def _read(spec: specs.Spec, data: base.Data, workdir: str) -> dict[str, Any]:
   return converted
 
 
-def _save(converted: dict[str, Any], about: dict[str, Any], workdir: str) -> None:
+def save(converted: dict[str, Any], about: dict[str, Any], workdir: str) -> None:
+  """Writes weights that are not trained any further, as checkpoint 0."""
   size, free = (
     sum(leaf.nbytes for leaf in jax.tree.leaves(converted)),
     shutil.disk_usage(workdir).free,

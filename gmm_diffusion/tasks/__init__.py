@@ -14,8 +14,11 @@ from gmm_diffusion.tasks.diffusion import modes as diffusion
 from gmm_diffusion.tasks.diffusion import tune
 from gmm_diffusion.tasks.segmentation import modes as segmentation
 
-MODES = ('train', 'finetune', 'fetch', 'convert', 'sample', 'tune', 'evaluate', 'all', 'annotate')
-MAKES_WEIGHTS = ('train', 'finetune', 'fetch', 'convert', 'all')
+MODES = (
+  'train', 'finetune', 'quantise', 'fetch', 'convert', 'sample', 'tune', 'evaluate', 'all',
+  'annotate',
+)  # fmt: skip
+MAKES_WEIGHTS = ('train', 'finetune', 'quantise', 'fetch', 'convert', 'all')
 
 TASKS = {  # task -> mode -> loop(spec, workdir, command)
   'diffusion': {

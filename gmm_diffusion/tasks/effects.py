@@ -16,7 +16,7 @@ from gmm_diffusion.samplers import SAMPLERS
 SECTIONS = {  # what each task reads, besides task and seed
   'diffusion': (
     'data', 'schedule', 'net', 'autoencoder', 'classifier', 'denoiser', 'train', 'finetune',
-    'sampler', 'sample', 'inverse', 'evaluate', 'tune',
+    'quantise', 'sampler', 'sample', 'inverse', 'evaluate', 'tune',
   ),
   'segmentation': ('data', 'train', 'segmentation', 'annotate'),
   'creativity': ('data', 'schedule', 'net', 'denoiser', 'train', 'sampler', 'sample', 'creativity'),
@@ -200,6 +200,7 @@ def _sampler(spec, mode, name):
   names = {
     'sample': (own.name,),
     'finetune': (own.name,),
+    'quantise': (own.name,),
     'evaluate': compared,
     'all': compared,
   }.get(mode, (own.name, *compared))
@@ -217,6 +218,14 @@ def _sampler(spec, mode, name):
 
 def _finetune(spec, mode, name):
   return '' if mode == 'finetune' else f'--mode={mode} does not fine-tune'
+
+
+def _quantise(spec, mode, name):
+  if mode != 'quantise':
+    return f'--mode={mode} does not quantise'
+  if name in ('count', 'times') and not spec.quantise.activations:
+    return 'quantise.activations is 0, so that no inputs are looked at'
+  return ''
 
 
 def _tune(spec, mode, name):
@@ -282,6 +291,7 @@ REASONS = {
   'denoiser': _denoiser,
   'train': _train,
   'finetune': _finetune,
+  'quantise': _quantise,
   'sampler': _sampler,
   'sample': _sample,
   'inverse': _inverse,

@@ -18,8 +18,8 @@ from gmm_diffusion.metrics import references
 from gmm_diffusion.metrics.estimates import INTERVAL, difference
 from gmm_diffusion.reports import images as pictures
 from gmm_diffusion.reports import records
-from gmm_diffusion.tasks.diffusion import report as report_page
 from gmm_diffusion.tasks.diffusion import jacobian, suspicious, verdict
+from gmm_diffusion.tasks.diffusion import report as report_page
 
 INTERVALS = (
   f'Intervals: {INTERVAL}. They say nothing of the bias of Frechet distances, which falls with N: '

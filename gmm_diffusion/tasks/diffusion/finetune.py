@@ -62,7 +62,7 @@ def finetune(spec: specs.Spec, data: base.Data, workdir: str) -> None:
     lambda: trainer.State(np.zeros((), np.int32), params, params, optimiser.init(params)),
     lambda: trainer.updater(train, optimiser, distance_loss(spec, made, features)),
     batch,
-    {**build.about(spec, data), 'finetuned': _about(spec, params)},
+    {**build.about(spec, data), 'finetuned': _about(spec, params), 'quantised': None},
     workdir,
     ahead=spec.data.stream,
     show=loss.preview(spec, data, workdir) if train.sample_every else lambda step, ema: None,
@@ -137,4 +137,5 @@ def _check(spec: specs.Spec, data: base.Data, workdir: str) -> None:
       f'sampler.name {spec.sampler.name!r} has no useful gradient; valid: all samplers but '
       f'{", ".join(NOT_SMOOTH)}'
     )
+  build.refuse_quantised(own.start)
   parallel.check_batch(own.batch, 'finetune.batch')

@@ -17,8 +17,8 @@ from gmm_diffusion.metrics.estimates import Estimate, of_mean, of_ratio
 from gmm_diffusion.reports import page, plots
 from gmm_diffusion.types import Time
 
-COUNT = 64  # images, held-out ones where there are any
-RATIOS = np.geomspace(0.05, 20, 7)  # b / a
+COUNT = 32  # images, held-out ones where there are any
+RATIOS = np.geomspace(0.05, 20, 6)  # b / a
 _PROBES = 1  # seed of the probes; 0 is that of the noise
 HOW = (
   'The derivatives of the predicted clean image with respect to the noisy one, K, at noisy images '
