@@ -35,8 +35,8 @@ class GoldenTest(cases.X64TestCase):
     self.assertEqual(set(golden['weight_8_zero'].reshape(-1)), {128})  # rounding chose our grid
     x = quantise.rounded(weight, wide(found, 4), *quantise.limits(8, True))
     out = np.moveaxis(golden['weight_8_out'], 0, -1)
-    tied = np.abs(np.abs(weight / wide(found, 4)) % 1 - 0.5) < 1e-4  # the largest of a channel
-    self.assertLess(tied.sum(), 4)
+    tied = np.abs(np.abs(weight / wide(found, 4)) % 1 - 0.5) < 1e-4  # the largest of each channel
+    self.assertLessEqual(tied.sum(), 6)
     np.testing.assert_allclose(x[~tied], out[~tied], atol=1e-6)
 
   @parameterized.parameters(('act', 8), ('act_pos', 8), ('act_pos', 4), ('weight_tensor', 8))

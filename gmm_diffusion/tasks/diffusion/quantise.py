@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from gmm_diffusion import parallel, specs
+from gmm_diffusion import parallel, specs, task_specs
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.data import base
 from gmm_diffusion.engine import build, drawing, released
@@ -62,7 +62,7 @@ def quantise(spec: specs.Spec, data: base.Data, workdir: str) -> None:
 
 
 def ranges(
-  model: drawing.Model, made: drawing.Prepared, own: specs.Quantise
+  model: drawing.Model, made: drawing.Prepared, own: task_specs.Quantise
 ) -> dict[str, tuple[float, float, float]]:
   """(step, low, high) of what enters each layer, over pairs (x_t, t) of the sampler's chain."""
   spec, data = model.spec, model.data
@@ -118,7 +118,9 @@ def _extent(denoiser, *pair):
   return _noted(denoiser, both, *pair)
 
 
-def _pairs(model, made, own):
+def _pairs(
+  model: drawing.Model, made: drawing.Prepared, own: task_specs.Quantise
+) -> tuple[Any, ...]:
   """(x_t, labels, t, a, b) with one time of each chain, [count, ...]."""
   spec, data, grid = model.spec, model.data, made.grid
   random = np.random.RandomState(spec.seed)

@@ -5,7 +5,7 @@ import os
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from gmm_diffusion import specs
+from gmm_diffusion import specs, task_specs
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.data import sources
 from gmm_diffusion.engine import build, drawing
@@ -31,7 +31,7 @@ class RangesTest(parameterized.TestCase):
     data = sources.load(spec.data)
     weights = build.random_weights(build.template(spec, data), 0)
     model, made = drawing.Model(spec, data, weights), drawing.prepare(spec, spec.sampler, data)
-    found = quantise.ranges(model, made, specs.Quantise(activations=8, count=16))
+    found = quantise.ranges(model, made, task_specs.Quantise(activations=8, count=16))
     self.assertEqual(set(found), set(build.layers(spec, data)))
     states = model.states(made, 16)
     step, low, high = found['input_blocks.0.0']
@@ -39,7 +39,7 @@ class RangesTest(parameterized.TestCase):
     largest = np.abs(states).max()
     self.assertBetween(step * high, 0.2 * largest, 1.01 * largest)
     smaller = model.on(specs.Spec(net=NET, sampler=spec.sampler, sample=specs.Sample(batch=5)))
-    again = quantise.ranges(smaller, made, specs.Quantise(activations=8, count=16))
+    again = quantise.ranges(smaller, made, task_specs.Quantise(activations=8, count=16))
     for path, values in found.items():  # however they are batched
       np.testing.assert_allclose(again[path], values, rtol=1e-6)
 
