@@ -11,7 +11,14 @@ from typing import Any
 from gmm_diffusion import options
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.options import BATCH, COUNT, NUMBER, SEED, WIDTH, option
-from gmm_diffusion.task_specs import Annotate, Creativity, Quantise, Segmentation
+from gmm_diffusion.task_specs import (
+  Annotate,
+  Creativity,
+  Finetune,
+  Quantise,
+  Segmentation,
+  Tune,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +124,17 @@ class Net:
   resblock_updown: bool | None = option(None, 'unet: residual blocks change the resolution')
   pad_end: bool | None = option(None, 'unet: strided convolutions pad at the end only (DDPM)')
   attention_kind: str | None = option(
-    None, 'unet: dot, or em for probabilistic attention', ('dot', 'em')
+    None,
+    'unet: dot; em for probabilistic attention; soft for linear time',
+    ('dot', 'em', 'soft'),
+  )
+  attention_ratio: int | None = option(
+    None, 'unet, soft: side of the windows whose means are landmarks', '[1, 1024]'
+  )
+  attention_normalise: str | None = option(
+    None,
+    'unet, soft: rows, by the sum of the weights; landmarks, as SOFT-Norm; none',
+    ('none', 'landmarks', 'rows'),
   )
   legacy_attention: bool | None = option(None, 'unet: order of the packed q, k, v (ADM 64: False)')
   eps: float | None = option(None, 'unet, dit: of the normalisations', '(0, 1)')
@@ -251,26 +268,6 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True)
-class Finetune:
-  """--mode=finetune: a trained network made better at the few steps of the sampler. Optimiser,
-  averaging and logs are those of 'train', with a constant rate."""
-
-  start: str = option('', 'the workdir where the network was trained')
-  steps: int = option(100, 'optimiser updates', '[1, 100000000]')
-  batch: int = option(128, 'samples of an update, over all devices', '[2, 1000000]')
-  learning_rate: float = option(1e-4, 'of the optimiser', '(0, 1e38]')
-  kernel: str = option(
-    'energy', 'of the distance to the data', ('energy', 'polynomial', 'gaussian')
-  )
-  features: str = option(
-    'identity',
-    'what is compared: identity, the pixels; classifier or rotation, of another seed than those '
-    'of evaluate.features',
-    ('identity', 'classifier', 'rotation'),
-  )
-
-
-@dataclasses.dataclass(frozen=True)
 class Sampler:
   """The sampler and its grid; options that are None have the default of the sampler's own code, and
   each sampler takes those it has."""
@@ -389,27 +386,6 @@ class Evaluate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tune:
-  """--mode=tune (tune.tiers): the best sampler for a number of calls."""
-
-  calls: tuple[int, ...] = option((5,), 'of the denoiser for each sample', '[2, 1000]')
-  tier: int = option(2, 'last one: 0 race and times, 1 closed form, 2 noise, 3 gradient', '[0, 3]')
-  bands: int = option(4, 'of tables in tiers 1 and 3, beside 1', '[1, 64]')
-  samples: int = option(512, 'by which tiers propose; 4 times as many select', '[16, 1000000]')
-  steps: int = option(300, 'of the gradient', '[6, 1000000]')
-  batch: int = option(256, 'samples in a step of the gradient, over all devices', BATCH)
-  minutes: float = option(
-    0.0, 'for each number of calls, then the best so far; 0: no limit', '[0, 1e6]'
-  )
-  reference: str = option(
-    'data',
-    "what samples should be like: the data, or the model's own in 250 steps",
-    ('data', 'model'),
-  )
-  seeds: int = option(8, 'of the report', '[2, 1000]')
-
-
-@dataclasses.dataclass(frozen=True)
 class Spec:
   """Everything a run depends on."""
 
@@ -446,9 +422,10 @@ class Spec:
     for name in ('net', 'autoencoder', 'classifier'):
       if getattr(self, name).multipliers == ():
         raise UserError(f'{name}.multipliers must have at least one entry, got ()')
-    if net.attention_kind == 'em' and (net.name != 'unet' or net.context_dim or net.weights.format):
+    kind = net.attention_kind or 'dot'
+    if kind != 'dot' and (net.name != 'unet' or net.context_dim or net.weights.format):
       raise UserError(
-        "net.attention_kind 'em' needs a U-Net trained here, without a context; use 'dot'"
+        f"net.attention_kind {kind!r} needs a U-Net trained here, without a context; use 'dot'"
       )
     if self.quantise.activations == 1:
       raise UserError('quantise.activations must be 0 or in [2, 16], got 1')

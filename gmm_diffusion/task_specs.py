@@ -1,9 +1,50 @@
-"""The settings of --mode=quantise and of the tasks 'segmentation' and 'creativity', in the form of
-options.py; specs.py has the others."""
+"""The settings of the modes finetune, quantise and tune, and of the tasks 'segmentation' and
+'creativity', in the form of options.py; specs.py has the others."""
 
 import dataclasses
 
 from gmm_diffusion.options import BATCH, COUNT, NUMBER, WIDTH, option
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetune:
+  """--mode=finetune: a trained network made better at the few steps of the sampler. Optimiser,
+  averaging and logs are those of 'train', with a constant rate."""
+
+  start: str = option('', 'the workdir where the network was trained')
+  steps: int = option(100, 'optimiser updates', '[1, 100000000]')
+  batch: int = option(128, 'samples of an update, over all devices', '[2, 1000000]')
+  learning_rate: float = option(1e-4, 'of the optimiser', '(0, 1e38]')
+  kernel: str = option(
+    'energy', 'of the distance to the data', ('energy', 'polynomial', 'gaussian')
+  )
+  features: str = option(
+    'identity',
+    'what is compared: identity, the pixels; classifier or rotation, of another seed than those '
+    'of evaluate.features',
+    ('identity', 'classifier', 'rotation'),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Tune:
+  """--mode=tune (tune.tiers): the best sampler for a number of calls."""
+
+  calls: tuple[int, ...] = option((5,), 'of the denoiser for each sample', '[2, 1000]')
+  tier: int = option(2, 'last one: 0 race and times, 1 closed form, 2 noise, 3 gradient', '[0, 3]')
+  bands: int = option(4, 'of tables in tiers 1 and 3, beside 1', '[1, 64]')
+  samples: int = option(512, 'by which tiers propose; 4 times as many select', '[16, 1000000]')
+  steps: int = option(300, 'of the gradient', '[6, 1000000]')
+  batch: int = option(256, 'samples in a step of the gradient, over all devices', BATCH)
+  minutes: float = option(
+    0.0, 'for each number of calls, then the best so far; 0: no limit', '[0, 1e6]'
+  )
+  reference: str = option(
+    'data',
+    "what samples should be like: the data, or the model's own in 250 steps",
+    ('data', 'model'),
+  )
+  seeds: int = option(8, 'of the report', '[2, 1000]')
 
 
 @dataclasses.dataclass(frozen=True)

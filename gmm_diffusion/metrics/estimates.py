@@ -81,7 +81,7 @@ def jackknife(value: float | np.floating | np.ndarray, influence: np.ndarray) ->
   return out
 
 
-def of_ratio(above: np.ndarray, below: np.ndarray) -> OfSamples:
+def of_ratio(above: Any, below: Any) -> OfSamples:
   """mean(above) / mean(below), of pairs [N]; nan where the means below are 0."""
   top, bottom = np.asarray(above, np.float64), np.asarray(below, np.float64)
   with np.errstate(invalid='ignore', divide='ignore'):

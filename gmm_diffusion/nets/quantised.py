@@ -27,28 +27,37 @@ NAME = 'quantised'
 
 
 @contextlib.contextmanager
-def watched(see: Callable[[str, Array], Array]) -> Iterator[None]:
-  """Within it, the input of every layer becomes see(path of the layer, input)."""
+def _intercepted(handle: Callable[[nn.Module, str, Array, Callable[..., Array]], Array]):
+  """Within it, a layer returns handle(layer, its path, input, how it would be called)."""
 
   def intercept(call, arguments, options, context):
-    if type(context.module) in LAYERS and context.method_name == '__call__':
-      x, *rest = arguments
-      return call(see('/'.join(context.module.path), x), *rest, **options)
+    # a layer without a path is the one that `apply` calls in the place of another
+    inside = type(context.module) in LAYERS and context.module.path
+    if inside and context.method_name == '__call__':
+      (x,) = arguments
+      return handle(context.module, '/'.join(context.module.path), x, call)
     return call(*arguments, **options)
 
   with nn.intercept_methods(intercept):
     yield
 
 
+@contextlib.contextmanager
+def watched(see: Callable[[str, Array], None]) -> Iterator[None]:
+  """Within it, see(path of a layer, its input) is called before each layer."""
+
+  def handle(layer, path, x, call):
+    see(path, x)
+    return call(x)
+
+  with _intercepted(handle):
+    yield
+
+
 def layers(init: Callable[[], Any]) -> list[str]:
   """Paths of the layers that are called while variables are made by `init`, which is traced."""
   found: dict[str, None] = {}
-
-  def see(path, x):
-    found[path] = None
-    return x
-
-  with watched(see):
+  with watched(lambda path, x: found.update({path: None})):
     jax.eval_shape(init)
   return list(found)
 
@@ -97,7 +106,9 @@ def of(
       quantise.codes(x, step.reshape((1,) * (x.ndim - 1) + (-1,)), *quantise.limits(bits, True))
     )
     layer['kernel'] = pack(codes) if packs(x.shape, bits) else codes.astype(np.int8)
-    found[path] = {'step': step} | ({'input': np.float32(inputs[path])} if inputs else {})
+    found[path] = {'step': step} | (
+      {'input': np.asarray(inputs[path], np.float32)} if inputs else {}
+    )
   return {'params': params, NAME: found}
 
 
@@ -119,18 +130,22 @@ def apply(module: nn.Module, variables: Any, *arguments: Any) -> Any:
   """module.apply, of variables that may be quantised."""
   if NAME not in variables:
     return module.apply(variables, *arguments)
-  params, found = _copy(variables['params']), variables[NAME]
-  for path, about in found.items():
-    layer = _at(params, path)
-    layer['kernel'] = kernel(layer['kernel'], about['step'], jnp.float32)
+  params, found = variables['params'], variables[NAME]
 
-  def see(path, x):
-    if 'input' not in found.get(path, {}):
-      return x
-    step, low, high = found[path]['input'].astype(jnp.float32)
-    return quantise.rounded(x.astype(jnp.float32), step, low, high).astype(x.dtype)
+  def handle(layer, path, x, call):
+    if path not in found:
+      return call(x)
+    own = _at(params, path)
+    # tied to the input of its layer: what does not change in a loop over steps would be moved out
+    # of it, and all kernels held as floats
+    codes, x = jax.lax.optimization_barrier((own['kernel'], x))
+    if 'input' in found[path]:
+      step, low, high = found[path]['input'].astype(jnp.float32)
+      x = quantise.rounded(x.astype(jnp.float32), step, low, high).astype(x.dtype)
+    whole = {**own, 'kernel': kernel(codes, found[path]['step'], layer.dtype or jnp.float32)}
+    return layer.clone(parent=None, name=None).apply({'params': whole}, x)
 
-  with watched(see):
+  with _intercepted(handle):
     return module.apply({'params': params}, *arguments)
 
 

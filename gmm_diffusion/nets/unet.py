@@ -22,6 +22,7 @@ from gmm_diffusion.nets.blocks import (
   zero_init,
 )
 from gmm_diffusion.nets.em_attention import EMAttentionBlock
+from gmm_diffusion.nets.soft_attention import SoftAttentionBlock
 from gmm_diffusion.types import Array
 
 
@@ -44,8 +45,9 @@ class Encoder(nn.Module):
     scale_shift: time embedding as scale and shift, or added.
     resblock_updown: residual blocks or plain (convolution) layers change the resolution.
     pad_end: strided convolutions pad at the end only (DDPM), or on both sides.
-    attention_kind: 'dot' (dot-product), or 'em' for self-attention with key adaptation
-      (nets/em_attention.py).
+    attention_kind: 'dot' (dot-product); 'em' for self-attention with key adaptation
+      (nets/em_attention.py); 'soft' for linear time (nets/soft_attention.py).
+    attention_ratio, attention_normalise: of 'soft', see SoftAttentionBlock.
     legacy_attention: order of the packed q, k, v (ADM 128, 256, 512 and LDM: legacy; ADM 64: new).
     eps: of the group normalisations.
     freq_shift, sin_first: form of the time embedding (ADM, LDM: 0, False; DDPM: 1, True).
@@ -72,6 +74,8 @@ class Encoder(nn.Module):
   dropout: float = 0.0
   dtype: Any = jnp.float32
   attention_kind: str = 'dot'
+  attention_ratio: int = 2
+  attention_normalise: str = 'rows'
   transformer_depth: tuple[int, ...] = (1,)
 
   def _res(self, channels, name, resample=''):
@@ -103,6 +107,9 @@ class Encoder(nn.Module):
       return SpatialTransformer(heads, self.dtype, self._depth(level), name=name)(h, context)
     if self.attention_kind == 'em':
       return EMAttentionBlock(heads, self.eps, self.dtype, name=name)(h)
+    if self.attention_kind == 'soft':
+      options = self.attention_ratio, self.attention_normalise, self.eps, self.dtype
+      return SoftAttentionBlock(heads, *options, name=name)(h)
     return AttentionBlock(heads, self.legacy_attention, self.eps, self.dtype, name=name)(h)
 
   def _down(self, h, emb, train, name):

@@ -108,6 +108,8 @@ def _net(spec, mode, name):
     return (
       f'net.head_channels {options["head_channels"]} says how many heads there are; set it to 0'
     )
+  if name in ('attention_ratio', 'attention_normalise') and spec.net.attention_kind != 'soft':
+    return f"net.attention_kind is {options['attention_kind']!r}; it belongs to 'soft'"
   if name == 'final' and spec.task == 'creativity':
     return 'creativity.networks says which networks there are'
   return ''

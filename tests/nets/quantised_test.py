@@ -80,11 +80,7 @@ class QuantisedTest(parameterized.TestCase):
     one = fine | {first: (0.5, -1, 1)}
     seen = {}
 
-    def see(path, x):
-      seen[path] = np.asarray(x)
-      return x
-
-    with quantised.watched(see):
+    with quantised.watched(lambda path, x: seen.update({path: np.asarray(x)})):
       coarse = quantised.apply(module, quantised.of(variables, paths, 8, one), *arguments)
     self.assertGreater(np.abs(coarse - near).max(), 0.01 * np.abs(whole).max())
     self.assertEqual(set(seen), set(paths))

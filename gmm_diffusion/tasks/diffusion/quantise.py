@@ -76,10 +76,10 @@ def ranges(
   seen = model.ask('extent', bind, _extent, pairs)
   if bad := [path for path, (largest, _) in seen.items() if not np.isfinite(largest).all()]:
     raise UserError(f'what enters layer {bad[0]!r} is not finite; check the weights')
-  out, steps, signed = {}, {}, {}
+  steps, signed = {}, {}
   for path, (largest, least) in seen.items():
     signed[path] = bool(least.min() < 0)
-    steps[path] = maths.candidates(np.float32(largest.max()), own.activations, signed[path])
+    steps[path] = maths.candidates(largest.max(keepdims=True)[0], own.activations, signed[path])
 
   def losses(denoiser, *pair):
     see = lambda path, x: (
@@ -92,6 +92,7 @@ def ranges(
     )
     return _noted(denoiser, see, *pair)
 
+  out: dict[str, tuple[float, float, float]] = {}
   for path, loss in model.ask('losses', bind, losses, pairs).items():
     best = np.mean(loss, 0, np.float64).argmin()
     out[path] = float(steps[path][best]), *maths.limits(own.activations, signed[path])
@@ -102,11 +103,7 @@ def _noted(denoiser, note, x, labels, *time):
   """{path: note(path, input of the layer)} of one call of the denoiser."""
   found = {}
 
-  def see(path, inputs):
-    found[path] = note(path, inputs)
-    return inputs
-
-  with quantised.watched(see):
+  with quantised.watched(lambda path, inputs: found.update({path: note(path, inputs)})):
     denoiser(x, Time(*time), labels)
   return found
 
