@@ -17,6 +17,7 @@ def get_config(arg=''):
     config.net.update(channels=16, attention=())
     config.train.update(steps=60, checkpoint_every=50, log_every=10)
     config.finetune.update(steps=4, batch=32)
+    config.distill.update(steps=4, batch=32, fake_steps=2)
     config.evaluate.update(samplers=('ddim', 'ddim_gmm'), count=100)
     config.sample.batch = 100
   return config

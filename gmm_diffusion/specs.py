@@ -14,6 +14,7 @@ from gmm_diffusion.options import BATCH, COUNT, NUMBER, SEED, WIDTH, option
 from gmm_diffusion.task_specs import (
   Annotate,
   Creativity,
+  Distill,
   Finetune,
   Quantise,
   Segmentation,
@@ -315,6 +316,7 @@ class Sampler:
   churn_min: float | None = option(None, 'heun: only from this b_t / a_t on', '[0, 1e6]')
   churn_max: float | None = option(None, 'heun: only up to this b_t / a_t', '[0, 1e6]')
   churn_noise: float | None = option(None, 'heun: deviation of that noise', '[0, 1e6]')
+  level: float | None = option(None, 'one_step: b / a where the network is asked', '(0, 1e6]')
   path: str | None = option(None, 'tuned: its file; not set: WORKDIR/tuned/STEPS.json')
   shift_window: int | None = option(None, 'time_shift: width of the search', NUMBER)
   shift_cutoff: int | None = option(None, 'time_shift: no shift for so many clean times', NUMBER)
@@ -401,6 +403,7 @@ class Spec:
   denoiser: Denoiser = Denoiser()
   train: Train = Train()
   finetune: Finetune = Finetune()
+  distill: Distill = Distill()
   quantise: Quantise = Quantise()
   sampler: Sampler = Sampler()
   sample: Sample = Sample()

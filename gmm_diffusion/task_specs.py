@@ -1,5 +1,5 @@
-"""The settings of the modes finetune, quantise and tune, and of the tasks 'segmentation' and
-'creativity', in the form of options.py; specs.py has the others."""
+"""The settings of the modes finetune, distill, quantise and tune, and of the tasks 'segmentation'
+and 'creativity', in the form of options.py; specs.py has the others."""
 
 import dataclasses
 
@@ -45,6 +45,22 @@ class Tune:
     ('data', 'model'),
   )
   seeds: int = option(8, 'of the report', '[2, 1000]')
+
+
+@dataclasses.dataclass(frozen=True)
+class Distill:
+  """--mode=distill: a trained network that makes samples in one call. The noise level of that call
+  is sampler.level; optimiser, averaging and logs are those of 'train', with a constant rate."""
+
+  start: str = option('', 'the workdir of the network')
+  steps: int = option(1000, 'updates of the network that makes samples', '[1, 100000000]')
+  batch: int = option(128, 'samples of an update, over all devices', BATCH)
+  learning_rate: float = option(1e-4, 'of the optimiser', '(0, 1e38]')
+  fake_steps: int = option(
+    5, 'updates, for each of these, of the network that learns what is made', '[1, 1000]'
+  )
+  nodes: int = option(0, 'K of DisBack: networks on the way; 0 is DMD', '[0, 100]')
+  record: int = option(1000, 'with nodes: updates in which the way is recorded', COUNT)
 
 
 @dataclasses.dataclass(frozen=True)

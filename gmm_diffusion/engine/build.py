@@ -28,7 +28,7 @@ from gmm_diffusion.maths import grids, marginals, schedules
 from gmm_diffusion.nets import NETS, quantised
 from gmm_diffusion.nets.autoencoder import Autoencoder
 from gmm_diffusion.nets.unet import Classifier
-from gmm_diffusion.samplers import tuned
+from gmm_diffusion.samplers import one_step, tuned
 from gmm_diffusion.types import Denoiser, StepGrid
 
 RANDOM = 'random'
@@ -54,6 +54,8 @@ def grid(process: schedules.Schedule, sampler: specs.Sampler) -> StepGrid:
   has any."""
   if sampler.name == 'tuned':
     return tuned.grid(sampler.path or '', process)
+  if sampler.name == 'one_step':
+    return one_step.grid(process, sampler.level or one_step.LEVEL)
   if sampler.times:
     end = {'clean': process.clean, 'first': process.first}
     if sampler.end not in end:

@@ -169,6 +169,8 @@ def settings(sampler: specs.Sampler) -> dict[str, Any]:
   if name == 'tuned':  # its file has the grid, and may change
     found = samplers.tuned.read(taken['path'])
     return {'name': name, 'steps': len(found.table.keep), 'file': found.mark}
+  if name == 'one_step':
+    return {'name': name, **taken}
   grid = {
     key: value for key, value in vars(sampler).items() if value is not None and key not in options
   }

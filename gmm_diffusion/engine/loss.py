@@ -24,6 +24,8 @@ from gmm_diffusion.types import Time
 ELBO_SAMPLERS = ('ddpm', 'ddim', 'ddim_gmm', 'rfim', 'rfim_gmm')
 _NO_POSITION = 2**31  # in no batch: for what all items of a step share
 _OF_ITEMS = 17  # seed of which items are noisy and of their noise, the same in all runs
+# what `about` says of weights that were trained from the start
+PLAIN = {'finetuned': None, 'quantised': None, 'distilled': None}
 
 
 def elbo_weights(
@@ -229,7 +231,7 @@ def train(spec: specs.Spec, data: base.Data, workdir: str) -> None:
     trainer.once(fresh),
     lambda: trainer.updater(spec.train, optimiser, denoising_loss(spec, data)),
     batch,
-    {**build.about(spec, data), 'finetuned': None, 'quantised': None},
+    {**build.about(spec, data), **PLAIN},
     workdir,
     ahead=spec.data.stream,
     show=preview(spec, data, workdir) if spec.train.sample_every else lambda step, ema: None,

@@ -20,6 +20,7 @@ from gmm_diffusion.samplers import (
   heun,
   ipndm,
   mixture,
+  one_step,
   time_shift,
   tuned,
   unipc,
@@ -45,6 +46,7 @@ SAMPLERS: dict[str, Callable[..., Kernel]] = {
   'heun': heun.heun,
   'bdia': bdia.bdia,
   'time_shift': time_shift.time_shift,
+  'one_step': one_step.one_step,
   'tuned': tuned.tuned,
 }
 

@@ -15,10 +15,10 @@ from gmm_diffusion.tasks.diffusion import tune
 from gmm_diffusion.tasks.segmentation import modes as segmentation
 
 MODES = (
-  'train', 'finetune', 'quantise', 'fetch', 'convert', 'sample', 'tune', 'evaluate', 'all',
-  'annotate',
+  'train', 'finetune', 'distill', 'quantise', 'fetch', 'convert', 'sample', 'tune', 'evaluate',
+  'all', 'annotate',
 )  # fmt: skip
-MAKES_WEIGHTS = ('train', 'finetune', 'quantise', 'fetch', 'convert', 'all')
+MAKES_WEIGHTS = ('train', 'finetune', 'distill', 'quantise', 'fetch', 'convert', 'all')
 
 TASKS = {  # task -> mode -> loop(spec, workdir, command)
   'diffusion': {

@@ -16,7 +16,7 @@ from gmm_diffusion.samplers import SAMPLERS
 SECTIONS = {  # what each task reads, besides task and seed
   'diffusion': (
     'data', 'schedule', 'net', 'autoencoder', 'classifier', 'denoiser', 'train', 'finetune',
-    'quantise', 'sampler', 'sample', 'inverse', 'evaluate', 'tune',
+    'distill', 'quantise', 'sampler', 'sample', 'inverse', 'evaluate', 'tune',
   ),
   'segmentation': ('data', 'train', 'segmentation', 'annotate'),
   'creativity': ('data', 'schedule', 'net', 'denoiser', 'train', 'sampler', 'sample', 'creativity'),
@@ -35,7 +35,7 @@ INSTEAD = {  # mode -> {an option that it does not read: the one that it does}
   'all': {'sample.count': 'evaluate.count', 'sampler.name': 'evaluate.samplers'},
 }
 
-TRAINS = (  # what --mode=finetune reads of the section train
+TRAINS = (  # what --mode=finetune and --mode=distill read of the section train
   'optimiser', 'weight_decay', 'clip_norm', 'ema', 'ema_half_life', 'log_every', 'sample_every',
   'checkpoint_every',
 )  # fmt: skip
@@ -154,8 +154,8 @@ def _denoiser(spec, mode, name):
 
 
 def _train(spec, mode, name):
-  if mode == 'finetune' and name not in TRAINS:
-    return f'--mode=finetune reads the section finetune, and {_keys("train", TRAINS)}'
+  if mode in ('finetune', 'distill') and name not in TRAINS:
+    return f'--mode={mode} reads the section {mode}, and {_keys("train", TRAINS)}'
   if name in NEEDS:
     other, values = NEEDS[name]
     if getattr(spec.train, other) not in values:
@@ -184,6 +184,10 @@ def _sampler(spec, mode, name):
   if mode == 'tune':
     taken = ('grid', 'rho')
     return '' if name in taken else 'tuning tries all samplers; of the config it shows DDIM beside'
+  if (
+    own.name == 'one_step' and mode == 'sample' and name in ('steps', 'grid', 'rho', 'times', 'end')
+  ):
+    return "sampler 'one_step' has one step, at sampler.level"
   if name in ('name', 'end', 'times'):
     return ''
   if own.times and name in ('steps', 'grid', 'rho'):
@@ -203,6 +207,7 @@ def _sampler(spec, mode, name):
     'sample': (own.name,),
     'finetune': (own.name,),
     'quantise': (own.name,),
+    'distill': ('one_step',),
     'evaluate': compared,
     'all': compared,
   }.get(mode, (own.name, *compared))
@@ -220,6 +225,14 @@ def _sampler(spec, mode, name):
 
 def _finetune(spec, mode, name):
   return '' if mode == 'finetune' else f'--mode={mode} does not fine-tune'
+
+
+def _distill(spec, mode, name):
+  if mode != 'distill':
+    return f'--mode={mode} does not distill'
+  if name == 'record' and not spec.distill.nodes:
+    return 'distill.nodes is 0, so that nothing is recorded'
+  return ''
 
 
 def _quantise(spec, mode, name):
@@ -293,6 +306,7 @@ REASONS = {
   'denoiser': _denoiser,
   'train': _train,
   'finetune': _finetune,
+  'distill': _distill,
   'quantise': _quantise,
   'sampler': _sampler,
   'sample': _sample,

@@ -62,7 +62,7 @@ def finetune(spec: specs.Spec, data: base.Data, workdir: str) -> None:
     lambda: trainer.State(np.zeros((), np.int32), params, params, optimiser.init(params)),
     lambda: trainer.updater(train, optimiser, distance_loss(spec, made, features)),
     batch,
-    {**build.about(spec, data), 'finetuned': _about(spec, params), 'quantised': None},
+    {**build.about(spec, data), **loss.PLAIN, 'finetuned': _about(spec, params)},
     workdir,
     ahead=spec.data.stream,
     show=loss.preview(spec, data, workdir) if train.sample_every else lambda step, ema: None,

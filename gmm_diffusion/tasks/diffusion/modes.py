@@ -8,16 +8,16 @@ from gmm_diffusion.data import sources
 from gmm_diffusion.engine import build, drawing, loss, measuring, released, sample_sets
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
-from gmm_diffusion.tasks.diffusion import evaluate, finetune, quantise, restore, tune
+from gmm_diffusion.tasks.diffusion import distill, evaluate, finetune, quantise, restore, tune
 
 
 def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
-  """Runs a mode: train, finetune, quantise, fetch, convert, sample, tune, evaluate, or all (train,
-  then evaluate)."""
+  """Runs a mode: train, finetune, distill, quantise, fetch, convert, sample, tune, evaluate, or all
+  (train, then evaluate)."""
   if mode != 'sample':  # the other modes are about the model itself
     spec = dataclasses.replace(spec, inverse=specs.Inverse())
   data, learns = sources.load(spec.data), spec.denoiser.name == 'network'
-  if mode in ('train', 'finetune', 'quantise') and not learns:
+  if mode in ('train', 'finetune', 'distill', 'quantise') and not learns:
     raise UserError(
       f'denoiser {spec.denoiser.name!r} is exact and has nothing to train; use --mode=sample, tune '
       f'or evaluate'
@@ -28,6 +28,8 @@ def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
     loss.train(spec, data, workdir)
   if mode == 'finetune':
     finetune.finetune(spec, data, workdir)
+  if mode == 'distill':
+    distill.distill(spec, data, workdir)
   if mode == 'quantise':
     quantise.quantise(spec, data, workdir)
   if mode in ('fetch', 'convert'):
