@@ -59,7 +59,7 @@ def distill(spec: specs.Spec, data: base.Data, workdir: str) -> None:
     decay='constant',
   )
   optimiser, losses = trainer.make_optimiser(train), Losses(spec, data)
-  nodes = _path(spec, data, params, losses, optimiser, workdir) if own.nodes else []
+  nodes = _path(spec, params, losses, optimiser, workdir) if own.nodes else []
   first = nodes[-1] if nodes else params
   teachers = [params, *nodes[:-1]][::-1]  # T_(K-1), ..., T_1, T
 
@@ -206,9 +206,12 @@ def _updater(
   return lambda state, batch: mapped(state, (there, batch))
 
 
-def _path(spec, data, params, losses, optimiser, workdir) -> list[Any]:
+def _path(
+  spec: specs.Spec, params: Any, losses: Losses, optimiser: Any, workdir: str
+) -> list[Any]:
   """[T_1, ..., T_K]; kept in a file."""
-  own, leaves = spec.distill, jax.tree.structure(params)
+  own = spec.distill
+  leaves = jax.tree.structure(params)
 
   def update(state, inputs):
     first, (labels, ids) = inputs
