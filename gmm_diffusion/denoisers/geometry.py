@@ -115,8 +115,9 @@ def measure(
     return unit(after), factor
 
   def unit(v):
-    length = jnp.sqrt(jnp.sum(v * v, inner, keepdims=True))
-    return v / jnp.maximum(length, jnp.finfo(x.dtype).tiny)
+    least = jnp.finfo(x.dtype).tiny
+    v = v / jnp.maximum(jnp.max(jnp.abs(v), inner, keepdims=True), least)  # squares do not vanish
+    return v / jnp.maximum(jnp.sqrt(jnp.sum(v * v, inner, keepdims=True)), least)
 
   start = unit(z[0].reshape(x.shape))
   _, factors = jax.lax.scan(powered, start, None, ITERATIONS)

@@ -60,6 +60,14 @@ class MeasureTest(cases.X64TestCase):
     self.assertLessEqual(float(found.largest.max()), largest * (1 + 1e-12))
     self.assertGreater(float(jnp.median(found.largest)), 0.97 * largest)
 
+  def test_derivatives_whose_squares_vanish(self):
+    M = np.random.RandomState(1).randn(9, 9) * 1e-140
+    found = geometry.measure(linear(M), jnp.zeros((50, 9)), at(0.5), np.arange(50))
+    largest = np.linalg.norm(M * 1e140, 2)
+    self.assertLessEqual(float(found.largest.max()) * 1e140, largest * (1 + 1e-9))
+    nothing = geometry.measure(linear(0 * M), jnp.zeros((2, 9)), at(0.5), np.arange(2))
+    np.testing.assert_array_equal(nothing.largest, 0)
+
   def test_products_are_those_of_the_matrix(self):
     M, v = np.random.RandomState(2).randn(4, 4), np.random.RandomState(3).randn(2, 4)
     x0, right, left = geometry.products(linear(M), jnp.ones((2, 4)), at(1.0))

@@ -41,7 +41,7 @@ class AllTest(absltest.TestCase):
       np.testing.assert_array_equal(file['arr_1'], np.arange(100) % 10)
     self.assertEqual(Image.open(cases.sample_set(workdir, 'ddim', '.png')).mode, 'L')
 
-    found = {(r['sampler'], r.get('metric')): r for r in records(workdir)}
+    found = {(r.get('sampler'), r.get('metric')): r for r in records(workdir)}
     for sampler in ('ddim', 'ddim_gmm', 'ddim_noise'):  # the control came by itself
       record = found[sampler, 'frechet']
       self.assertBetween(record['value'], *record['interval'])
