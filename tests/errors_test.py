@@ -148,7 +148,9 @@ class TypedTest(parameterized.TestCase):
     for flag in ('--help', '--helpfull', '-h'):
       code, out = typed(flag)
       self.assertIn(code, (0, None))
-      self.assertIn('train, finetune, distill, quantise, fetch, convert, sample, tune, evaluate, all', out)
+      self.assertIn(
+        'train, finetune, distill, quantise, fetch, convert, sample, tune, evaluate, all', out
+      )
       self.assertIn('--help with a --config lists every --config.KEY', out)
       code, out = typed('--config=digits.py:runlocal', flag)
       self.assertIn(code, (0, None))

@@ -39,6 +39,7 @@ MACHINES = {
   'consistent 3': ('consistent', {'size': 3}),
 }
 SIGNALS = (0.9, 0.5, 0.1)  # a^2
+COLOURS = [*map('C{}'.format, range(10)), 'black', 'navy', 'gold']  # one for each model
 GAUGES = (0.0, 1.0, 3.0)
 STEPS = (20, 80, 320, 1280)
 
@@ -155,19 +156,23 @@ def gauged(count: int) -> list[dict]:
 
 def draw(path: str, found: dict) -> None:
   """Asymmetry and dimension against the noise level."""
-  figure, axes = plots.new(columns=2, size=(10, 3.6))
+  figure, axes = plots.new(columns=3, size=(11, 3.6))
   for panel, metric in zip(axes[0], ('asymmetry', 'dimension')):
     rows = [one for part in ('machines', 'networks', 'others') for one in found.get(part, [])]
     rows = [one for one in rows if one['metric'] == metric]
-    for name in dict.fromkeys(one['model'] for one in rows):
+    names = list(dict.fromkeys(one['model'] for one in rows))
+    for name in names:
       own = sorted((one['ratio'], one['value']) for one in rows if one['model'] == name)
       known = name in MACHINES
-      panel.plot(*zip(*own), '--' if known else '-', marker='.', label=name, lw=1)
+      colour = COLOURS[names.index(name)]
+      style = '--' if known else '-'
+      panel.plot(*zip(*own), style, color=colour, marker='.', label=name, lw=1)
     panel.set(xscale='log', xlabel='noise level b / a', title=metric)
     panel.grid(alpha=0.3)
   axes[0, 0].set_yscale('symlog', linthresh=1e-3)
   axes[0, 1].set_yscale('symlog', linthresh=1)
-  axes[0, 1].legend(fontsize=6, ncols=2)
+  axes[0, 2].axis('off')
+  axes[0, 2].legend(*axes[0, 1].get_legend_handles_labels(), fontsize=8, loc='center left')
   plots.png(figure, path)
 
 

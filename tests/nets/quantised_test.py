@@ -1,5 +1,8 @@
 """Networks of few bits, against the same network with rounded kernels."""
 
+import os
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +13,7 @@ from gmm_diffusion.data import sources
 from gmm_diffusion.engine import build
 from gmm_diffusion.maths import quantise
 from gmm_diffusion.nets import quantised
+from helpers import cases
 
 NETS = {
   'unet': specs.Net(channels=8, multipliers=(1.0, 2.0), blocks=1, attention=(4,), head_channels=8),
@@ -19,6 +23,31 @@ NETS = {
   'dit': specs.Net(name='dit', channels=8, blocks=1, heads=2, patch=2),
   'cnn': specs.Net(name='cnn', channels=8, blocks=1),
 }
+
+
+MEMORY = """
+import jax, numpy as np
+from gmm_diffusion import specs
+from gmm_diffusion.data import sources
+from gmm_diffusion.engine import build
+from gmm_diffusion.nets import quantised
+
+net = specs.Net(channels=64, multipliers=(1.0, 2.0), blocks=2, attention=(), head_channels=64)
+spec = specs.Spec(net=net)
+data = sources.load(spec.data)
+module = build.net(spec, data)
+few = build.template(spec, data, {'weights': 8, 'activations': 0})['net']
+
+def loop(weights, x, t, labels):
+  step = lambda x, _: (quantised.apply(module, weights, x, t, labels), None)
+  return jax.lax.scan(step, x, None, 10)[0]
+
+shapes = ((1, 8, 8, 1), np.float32), ((1,), np.float32), ((1,), np.int32)
+arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+found = jax.jit(loop).lower(few, *arguments).compile().memory_analysis()
+whole = build.template(spec, data)['net']
+print(sum(4 * leaf.size for leaf in jax.tree.leaves(whole)), found.temp_size_in_bytes)
+"""
 
 
 def made(name):
@@ -84,6 +113,15 @@ class QuantisedTest(parameterized.TestCase):
       coarse = quantised.apply(module, quantised.of(variables, paths, 8, one), *arguments)
     self.assertGreater(np.abs(coarse - near).max(), 0.01 * np.abs(whole).max())
     self.assertEqual(set(seen), set(paths))
+
+  def test_kernels_are_not_held_as_floats(self):
+    # the scheduler of GPUs; that of CPUs prepares all kernels at once
+    flag = '--xla_cpu_enable_concurrency_optimized_scheduler=false'
+    with mock.patch.dict(os.environ, XLA_FLAGS=f'{os.environ["XLA_FLAGS"]} {flag}'):
+      code, out, error = cases.python('-c', MEMORY)
+    self.assertEqual(code, 0, error[-2000:])
+    floats, beside = map(int, out.split()[-2:])
+    self.assertLess(beside, floats / 3)
 
   @parameterized.parameters(((4, 3),), ((3, 3, 6, 5),))
   def test_packing(self, shape):

@@ -206,9 +206,7 @@ def _updater(
   return lambda state, batch: mapped(state, (there, batch))
 
 
-def _path(
-  spec: specs.Spec, params: Any, losses: Losses, optimiser: Any, workdir: str
-) -> list[Any]:
+def _path(spec: specs.Spec, params: Any, losses: Losses, optimiser: Any, workdir: str) -> list[Any]:
   """[T_1, ..., T_K]; kept in a file."""
   own = spec.distill
   leaves = jax.tree.structure(params)

@@ -111,7 +111,8 @@ def record(
   return [
     {
       'kind': 'geometry',
-      'metric': name,
+      'sampler': '',  # of the model
+      'metric': f'{name} at b / a = {level.ratio:.3g}',
       'ratio': level.ratio,
       **getattr(level, name).record(),
       'n': COUNT,

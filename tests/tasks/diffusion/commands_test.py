@@ -61,8 +61,13 @@ class AllTest(absltest.TestCase):
     unsteady = [record for record in records(workdir) if record['kind'] == 'unsteady']
     self.assertEqual([record['sampler'] for record in unsteady], ['ddim', 'ddim_gmm'])
     self.assertEqual({record['n'] for record in unsteady}, {100})
+    geometry = [record for record in records(workdir) if record['kind'] == 'geometry']
+    self.assertLen(geometry, 3 * 6)  # metrics and levels
+    self.assertGreater(geometry[0]['value'], 0)
     with open(os.path.join(workdir, 'report.html'), encoding='utf-8') as file:
-      self.assertIn('Samples that may be made up', file.read())
+      text = file.read()
+    self.assertIn('Samples that may be made up', text)
+    self.assertIn('Geometry of the model', text)
 
     with open(os.path.join(workdir, 'report.html'), encoding='utf-8') as file:
       page = file.read()
