@@ -28,8 +28,8 @@ PACKAGE = os.path.join(cases.ROOT, 'gmm_diffusion')
 # Every part may import those before it, and none behind it.
 ORDER = (
   'errors', 'types', 'options', 'task_specs', 'specs', 'files', 'parallel', 'maths', 'denoisers',
-  'samplers', 'tune', 'nets', 'data', 'checkpoints', 'metrics', 'reports', 'engine', 'tasks',
-  'command_line', 'api', 'main',
+  'samplers', 'discrete', 'tune', 'nets', 'data', 'checkpoints', 'metrics', 'reports', 'engine',
+  'tasks', 'command_line', 'api', 'main',
 )  # fmt: skip
 SPECS = 'gmm_diffusion.specs'
 ALL_SPECS = {SPECS, 'gmm_diffusion.task_specs'}

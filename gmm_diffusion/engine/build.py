@@ -280,6 +280,7 @@ def weights(spec: specs.Spec, data: base.Data, workdir: str) -> Any:
     return random_weights(template(spec, data), spec.seed)
   with Store(workdir) as store:
     check_about(store, spec, data)
+    _check_distilled(store.about().get('distilled'), spec)
     start = time.perf_counter()
     out = store.weights(template(spec, data, store.about().get('quantised')))
   count = sum(leaf.size for leaf in jax.tree.leaves(out))
@@ -288,6 +289,22 @@ def weights(spec: specs.Spec, data: base.Data, workdir: str) -> Any:
     flush=True,
   )
   return out
+
+
+def _check_distilled(known: dict[str, Any] | None, spec: specs.Spec) -> None:
+  """Raises UserError where a network that draws in one call would be asked as it was not taught."""
+  if not known:
+    return
+  if spec.denoiser.guidance != 1:
+    raise UserError(
+      f'the network was distilled with guidance {known["guidance"]:g}, which it has in it; set '
+      f'denoiser.guidance to 1, got {spec.denoiser.guidance:g}'
+    )
+  level = one_step.LEVEL if spec.sampler.level is None else spec.sampler.level
+  if 'one_step' in (spec.sampler.name, *spec.evaluate.samplers) and level != known['level']:
+    raise UserError(
+      f'the network was distilled for sampler.level {known["level"]:g}, got {level:g}'
+    )
 
 
 def denoisers_for(data: base.Data) -> list[str]:

@@ -11,8 +11,9 @@ Queries are the keys. With m landmarks l of N queries q, and a scale alpha,
       S^ v / max(S^ 1, 1)                    'rows', ours
 
 S_ij are responsibilities of a mixture with equal priors that were not divided by their sum: `rows`
-divides by it, and is attention by posterior means in linear time. f <= 1 / lambda, so S - S^ has no
-negative eigenvalue; as S_ii = 1, each token's error 1 - S^_ii is in [0, 1] and known for free.
+divides by it where it is at least 1, as the true sum always is, which is attention by posterior
+means. f <= 1 / lambda, so S - S^ has no negative eigenvalue; as S_ii = 1, each token's error
+1 - S^_ii is in [0, 1] and known for free.
 
 The published backward pass of (3) holds only where (3) has converged; here it is differentiated
 step by step.

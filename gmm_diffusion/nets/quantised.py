@@ -141,7 +141,8 @@ def apply(module: nn.Module, variables: Any, *arguments: Any) -> Any:
     codes, x = jax.lax.optimization_barrier((own['kernel'], x))
     if 'input' in found[path]:
       step, low, high = found[path]['input'].astype(jnp.float32)
-      x = quantise.rounded(x.astype(jnp.float32), step, low, high).astype(x.dtype)
+      near = quantise.rounded(x.astype(jnp.float32), step, low, high).astype(x.dtype)
+      x = x + jax.lax.stop_gradient(near - x)  # derivatives are those of the network
     whole = {**own, 'kernel': kernel(codes, found[path]['step'], layer.dtype or jnp.float32)}
     return layer.clone(parent=None, name=None).apply({'params': whole}, x)
 

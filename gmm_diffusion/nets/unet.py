@@ -4,6 +4,7 @@ ADM's classifier.
 They differ in options only. Blocks are named and numbered as in the released ADM model.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -108,7 +109,9 @@ class Encoder(nn.Module):
     if self.attention_kind == 'em':
       return EMAttentionBlock(heads, self.eps, self.dtype, name=name)(h)
     if self.attention_kind == 'soft':
-      options = self.attention_ratio, self.attention_normalise, self.eps, self.dtype
+      # the middle block has attention at a side that nobody chose
+      ratio = math.gcd(self.attention_ratio, *h.shape[1:3]) if level < 0 else self.attention_ratio
+      options = ratio, self.attention_normalise, self.eps, self.dtype
       return SoftAttentionBlock(heads, *options, name=name)(h)
     return AttentionBlock(heads, self.legacy_attention, self.eps, self.dtype, name=name)(h)
 

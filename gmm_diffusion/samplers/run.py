@@ -98,9 +98,9 @@ def run(
     skipped = [jnp.logical_not(when) for when in calls if when is not True]
     return state, ((state.x, info) if keep == 'all' else (None, None), skipped)
 
-  cast = lambda leaf: (
-    jnp.asarray(leaf, x.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-  )
+  # tokens are whole numbers, and their times are not
+  dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32
+  cast = lambda leaf: jnp.asarray(leaf, dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
   steps = len(grid.t)
   rows = jax.tree.map(cast, (grid, plan.rows))
   state, ((path, info), skipped) = jax.lax.scan(

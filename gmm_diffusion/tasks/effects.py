@@ -184,9 +184,13 @@ def _sampler(spec, mode, name):
   if mode == 'tune':
     taken = ('grid', 'rho')
     return '' if name in taken else 'tuning tries all samplers; of the config it shows DDIM beside'
-  if (
-    own.name == 'one_step' and mode == 'sample' and name in ('steps', 'grid', 'rho', 'times', 'end')
-  ):
+  if mode == 'distill':
+    called = name == 'name' and own.name == 'one_step'
+    return '' if name == 'level' or called else '--mode=distill reads sampler.level'
+  if mode == 'quantise' and not spec.quantise.activations:
+    return 'quantise.activations is 0, so that nothing is sampled'
+  one_call = own.name == 'one_step' and mode in ('sample', 'finetune', 'quantise')
+  if one_call and name in ('steps', 'grid', 'rho', 'times', 'end'):
     return "sampler 'one_step' has one step, at sampler.level"
   if name in ('name', 'end', 'times'):
     return ''
@@ -207,7 +211,6 @@ def _sampler(spec, mode, name):
     'sample': (own.name,),
     'finetune': (own.name,),
     'quantise': (own.name,),
-    'distill': ('one_step',),
     'evaluate': compared,
     'all': compared,
   }.get(mode, (own.name, *compared))

@@ -20,6 +20,9 @@ NETS = {
   'em': specs.Net(
     channels=8, multipliers=(1.0,), blocks=1, attention=(8,), head_channels=8, attention_kind='em'
   ),
+  'soft': specs.Net(
+    channels=8, multipliers=(1.0,), blocks=1, attention=(8,), head_channels=8, attention_kind='soft'
+  ),
   'dit': specs.Net(name='dit', channels=8, blocks=1, heads=2, patch=2),
   'cnn': specs.Net(name='cnn', channels=8, blocks=1),
 }
@@ -122,6 +125,16 @@ class QuantisedTest(parameterized.TestCase):
     self.assertEqual(code, 0, error[-2000:])
     floats, beside = map(int, out.split()[-2:])
     self.assertLess(beside, floats / 3)
+
+  def test_derivatives_are_those_of_the_network(self):
+    module, variables, paths, (x, t, labels) = made('unet')
+    fine = quantised.of(variables, paths, 8, {path: (2.0**-10, -(2**20), 2**20) for path in paths})
+    plain = quantised.of(variables, paths, 8, {})
+    of = lambda weights: jax.grad(
+      lambda x: jnp.sum(jnp.sin(quantised.apply(module, weights, x, t, labels)))
+    )(x)
+    found, expected = of(fine), of(plain)
+    self.assertLess(np.abs(found - expected).max(), 0.1 * np.abs(expected).max())
 
   @parameterized.parameters(((4, 3),), ((3, 3, 6, 5),))
   def test_packing(self, shape):

@@ -56,6 +56,18 @@ class BlockTest(parameterized.TestCase):
       with self.assertRaisesRegex(UserError, f'net.attention_ratio {ratio} does not divide'):
         block.init(jax.random.key(0), jnp.zeros((1, 4, 4, 8)))
 
+  def test_the_middle_takes_any_side(self):
+    net = specs.Net(
+      channels=8, multipliers=(1.0, 1.0), blocks=1, attention=(6,), head_channels=8,
+      attention_kind='soft',
+    )  # fmt: skip
+    module = build.net(
+      specs.Spec(net=net),
+      sources.load(specs.Data())._replace(train=np.zeros((1, 6, 6, 1), np.uint8)),
+    )
+    x = jnp.zeros((1, 6, 6, 1))  # 3 x 3 in the middle, which windows of 2 do not divide
+    jax.eval_shape(module.init, jax.random.key(0), x, jnp.zeros(1), jnp.zeros(1, jnp.int32))
+
   def test_in_the_unet(self):
     net = specs.Net(
       channels=8, multipliers=(1.0, 2.0), blocks=1, attention=(8, 4), head_channels=8,

@@ -4,7 +4,7 @@ The generator G(z) = x0(b* z, t*) is a copy of the network at one noise level. B
 copy F learns to denoise what G makes, and G follows the difference to the teacher T
 [DMD, 2311.18828; Diff-Instruct, 2305.18455]:
 
-  (1) F  min E |F(x_t) - G(z)|^2, with the weights of training,   x_t = a_t G(z) + b_t eps
+  (1) F  min E |output of F(x_t) - its target|^2, all times alike,   x_t = a_t G(z) + b_t eps
   (2) G  gradient E[omega (F(x_t) - T(x_t)) . dG],   omega = 1 / mean |G(z) - T(x_t)|
 
 Both answers are x_0, and F - T = (b^2 / a) (score of what G makes - score of the data): without
@@ -82,7 +82,7 @@ def distill(spec: specs.Spec, data: base.Data, workdir: str) -> None:
       batch,
       about,
       workdir,
-      show=loss.preview(spec, data, workdir) if train.sample_every else lambda step, ema: None,
+      show=_preview(spec, data, workdir) if train.sample_every else lambda step, ema: None,
       section='distill',
     )
   print(f'samples in one call: --config.sampler.name=one_step{_level_words(spec)}')
@@ -110,7 +110,7 @@ class Losses:
   def labels(self, step: int) -> np.ndarray:
     """Classes of the samples of a step, drawn evenly; 0 where the network takes none."""
     count = self.spec.distill.batch
-    if not drawing.takes_labels(self.spec, self.data):
+    if not (self.data.classes and drawing.takes_labels(self.spec, self.data)):
       return np.zeros(count, np.int32)
     random = np.random.RandomState([self.spec.seed, step])
     return random.randint(self.data.classes, size=count).astype(np.int32)
@@ -236,12 +236,26 @@ def _path(spec: specs.Spec, params: Any, losses: Losses, optimiser: Any, workdir
           out[f'{ends.index(step + 1)}_{i}'] = leaf
     return out
 
-  mark = str([_about(spec, params), own.record])
-  found = files.kept(os.path.join(workdir, 'nodes.npz'), mark, make)
+  rate = own.learning_rate, spec.train.optimiser, spec.train.weight_decay, spec.train.clip_norm
+  on = build.tree_hash(params), level(spec), spec.seed, own.batch, own.nodes, own.record, rate
+  mark = str(on)
+  path = os.path.join(workdir, 'nodes.npz')
+  found = files.load(path, mark)
+  if found is None:
+    found = make()  # by all hosts together
+    if parallel.is_main():
+      files.save(path, mark, found)
   size = len(jax.tree.leaves(params))
   return [
     jax.tree.unflatten(leaves, [found[f'{n}_{i}'] for i in range(size)]) for n in range(own.nodes)
   ]
+
+
+def _preview(spec, data, workdir):
+  """Pictures of what the generator makes."""
+  sampler = dataclasses.replace(spec.sampler, name='one_step')
+  plain = dataclasses.replace(spec.denoiser, guidance=1.0, guidance_interval=())
+  return loss.preview(dataclasses.replace(spec, sampler=sampler, denoiser=plain), data, workdir)
 
 
 def level(spec: specs.Spec) -> float:
@@ -250,7 +264,8 @@ def level(spec: specs.Spec) -> float:
 
 
 def _level_words(spec):
-  return f' --config.sampler.level={level(spec):g}' if spec.sampler.level is not None else ''
+  words = f' --config.sampler.level={level(spec):g}' if spec.sampler.level is not None else ''
+  return words + ' --config.denoiser.guidance=1' * (spec.denoiser.guidance != 1)
 
 
 def _about(spec, params):
@@ -262,6 +277,7 @@ def _about(spec, params):
     'nodes': own.nodes,
     'fake_steps': own.fake_steps,
     'guidance': spec.denoiser.guidance,
+    'steps': own.steps if own.nodes else None,  # where one node follows another
   }
 
 
@@ -270,25 +286,27 @@ def _check(spec, data, workdir):
   own = spec.distill
   if not own.start:
     raise UserError(
-      'distill.start is not set; set it to the workdir where --mode=train or --mode=convert left '
-      'the network'
+      'distill.start is not set; set it to the workdir where --mode=train left the network'
     )
   if os.path.realpath(own.start) == os.path.realpath(workdir):
     raise UserError(
       f'distill.start {own.start!r} is the --workdir itself; use another --workdir, so that the '
       f'network is kept'
     )
-  if spec.net.weights.format == build.RANDOM or spec.classifier.scale:
+  if spec.autoencoder.name or spec.net.weights.format or spec.classifier.scale:
     raise UserError(
-      'random weights, and models that a classifier guides, are not distilled; set '
-      'net.weights.format and classifier.scale to their defaults'
+      'released weights, latents and models that a classifier guides are not distilled; valid: a '
+      'network that was trained here'
     )
   if level(spec) > _NOISIEST and spec.denoiser.prediction in ('eps', 'score'):
     raise UserError(
       f'sampler.level {level(spec):g} is too noisy for a network that predicts '
       f'{spec.denoiser.prediction}: its error counts b / a times; valid: at most {_NOISIEST:g}'
     )
-  if own.record < own.nodes:
-    raise UserError(f'distill.record {own.record} must be at least distill.nodes {own.nodes}')
+  if min(own.record, own.steps) < own.nodes:
+    raise UserError(
+      f'distill.record {own.record} and distill.steps {own.steps} must be at least distill.nodes '
+      f'{own.nodes}'
+    )
   parallel.check_batch(own.batch, 'distill.batch')
   build.refuse_quantised(own.start)

@@ -179,9 +179,9 @@ def evaluate(one: Run, todo: list[tuple[drawing.Prepared, str]] | None = None) -
     title, about = _title(one.spec), _about(one.spec, one.data, new)
   if not parallel.is_main():
     return
+  records.add(one.workdir, new)  # before what takes the most memory
   more, of_model = ([], []) if e.images else _about_model(model, todo, rows, new, one, shared)
-  new += of_model
-  records.add(one.workdir, new)
+  records.add(one.workdir, of_model)
   about |= {
     'reference': f'{found.reference.what}, hash {found.reference.hash}',
     'features': found.features.name,

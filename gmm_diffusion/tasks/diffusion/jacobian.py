@@ -40,7 +40,7 @@ class Level(NamedTuple):
 def possible(spec: specs.Spec, data: base.Data) -> bool:
   """Whether there is a network of images, and images to ask it about."""
   own = spec.denoiser.name == 'network' and not spec.autoencoder.name
-  return own and data.is_image and len(data.test) + len(data.train) >= COUNT
+  return own and data.is_image and max(len(data.test), len(data.train)) >= COUNT
 
 
 def find(model: drawing.Model) -> list[Level]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from gmm_diffusion import parallel, specs, task_specs
+from gmm_diffusion import specs, task_specs
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.data import base
 from gmm_diffusion.engine import build, drawing, released
@@ -23,7 +23,7 @@ from gmm_diffusion.maths import quantise as maths
 from gmm_diffusion.nets import quantised
 from gmm_diffusion.types import Time
 
-MEAN, DEVIATION = 0.4, 0.4  # of 'normal', in shares of the noisiest time
+MEAN, DEVIATION = 0.4, 0.4  # of 'normal', in shares of the steps from the clean end
 _CHUNK = 64  # chains whose states are held at a time
 
 
@@ -35,24 +35,25 @@ def quantise(spec: specs.Spec, data: base.Data, workdir: str) -> None:
   """
   own = spec.quantise
   _check(spec, data, workdir)
-  weights = build.weights(spec, data, own.start)
+  net = dataclasses.replace(spec.net, dtype='float32')  # what is rounded has all its digits
+  weights = build.weights(dataclasses.replace(spec, net=net), data, own.start)
   paths = build.layers(spec, data)
   inputs: dict[str, tuple[float, float, float]] = {}
   made = drawing.prepare(spec, spec.sampler, data)
   if own.activations:
     inputs = ranges(drawing.Model(spec, data, weights), made, own)
-  net = quantised.of(weights['net'], paths, own.weights, inputs)
+  few = quantised.of(weights['net'], paths, own.weights, inputs)
   about = {**build.about(spec, data), 'quantised': _about(spec, weights)}
   with Store(own.start) as store:
     known = store.about()
+  about |= {name: known[name] for name in ('finetuned', 'distilled') if name in known}
   for name in ('net', 'autoencoder', 'classifier'):  # where released weights came from
-    if 'weights' in (known.get(name) or {}):
+    if name in about and 'weights' in (known.get(name) or {}):
       about[name]['weights'] = known[name]['weights']
-  if parallel.is_main():
-    released.save({**weights, 'net': net}, about, workdir)
+  released.save({**weights, 'net': few}, about, workdir)
   before, after = (
     sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(tree)) / 1e6
-    for tree in (weights['net'], net)
+    for tree in (weights['net'], few)
   )
   print(
     f'{len(paths)} layers with weights of {own.weights} bits and inputs of '
@@ -135,16 +136,16 @@ def _pairs(
 
 
 def at_rows(t: Any, times: str, count: int, random: np.random.RandomState) -> np.ndarray:
-  """Which step of the grid each chain is looked at in, [count]; t is falling, [N]."""
-  t, last = np.asarray(t), len(t) - 1
+  """Which step of the grid each chain is looked at in, [count]; t [N]."""
+  last = len(t) - 1
   if times == 'noise':
     return np.zeros(count, int)
   if times == 'clean':
     return np.full(count, last)
   if times == 'uniform':
     return random.permutation(np.arange(count) % len(t))
-  wanted = np.clip(MEAN + DEVIATION * random.randn(count), 0, 1) * t[0]
-  return np.abs(t[None] - wanted[:, None]).argmin(1)
+  share = np.clip(MEAN + DEVIATION * random.randn(count), 0, 1)
+  return np.round((1 - share) * last).astype(int)
 
 
 def _about(spec, weights):

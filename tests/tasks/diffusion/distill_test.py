@@ -80,6 +80,11 @@ class LossesTest(absltest.TestCase):
     ]
     cls.losses = distill.Losses(cls.spec, data)
 
+  def test_labels(self):
+    self.assertLen(np.unique(np.concatenate([self.losses.labels(n) for n in range(20)])), 10)
+    data = sources.load(self.spec.data)._replace(classes=0)
+    np.testing.assert_array_equal(distill.Losses(self.spec, data).labels(0), 0)
+
   def test_nothing_flows_through_the_judges(self):
     keys = self.losses.keys(0, np.arange(6, dtype=np.uint32))
     labels = self.losses.labels(0)
@@ -123,8 +128,7 @@ class CommandTest(parameterized.TestCase):
       mode,
       os.path.join(self.root, folder),
       *cli.TINY[:3],
-      f'--config.distill.start={self.start}',
-      '--config.distill.batch=8',
+      *([f'--config.distill.start={self.start}', '--config.distill.batch=8'] * (mode == 'distill')),
       *overrides,
     )
 
@@ -150,6 +154,13 @@ class CommandTest(parameterized.TestCase):
     with Store(os.path.join(self.root, 'whole')) as store:
       self.assertEqual((store.latest(), store.about()['distilled']['nodes']), (4, 2))
     whole, start = self.draw('whole'), self.draw('start')
+    for key, words in (('denoiser.guidance=2', 'set denoiser.guidance to 1'),
+                       ('sampler.level=3', 'distilled for sampler.level 5, got 3')):  # fmt: skip
+      code, _, error = self.distill(
+        'whole', f'--config.{key}', '--config.sampler.name=one_step', mode='sample'
+      )
+      self.assertEqual(code, 1)
+      self.assertIn(words, error.splitlines()[-1])
     self.assertGreater(np.abs(whole - start).mean(), 0.1)
     code, _, error = self.distill('again', '--config.distill.steps=2')
     self.assertEqual(code, 0, error)
@@ -163,6 +174,8 @@ class CommandTest(parameterized.TestCase):
     (('--config.distill.start=',), 'distill.start is not set'),
     (('--config.distill.record=5',), 'distill.nodes is 0'),
     (('--config.distill.nodes=9', '--config.distill.record=5'), 'must be at least distill.nodes 9'),
+    (('--config.sampler.steps=5',), 'reads sampler.level'),
+    (('--config.distill.nodes=3', '--config.distill.steps=2'), 'must be at least distill.nodes 3'),
     (('--config.sampler.level=50',), 'too noisy'),
     (('--config.sampler.level=0',), 'sampler.level'),
     (('--config.denoiser.name=empirical',), 'exact'),

@@ -61,7 +61,7 @@ class JacobianTest(absltest.TestCase):
     spec = specs.Spec(net=NET)
     data = sources.load(spec.data)
     self.assertTrue(jacobian.possible(spec, data))
-    few = data._replace(train=data.train[:20], test=data.test[:3])
+    few = data._replace(train=data.train[:20], test=data.test[:20])
     self.assertFalse(jacobian.possible(spec, few))
     exact = specs.Spec(denoiser=specs.Denoiser(name='empirical'))
     self.assertFalse(jacobian.possible(exact, data))
