@@ -1,0 +1,99 @@
+"""The experiments on networks and their derivatives, at a small size."""
+
+import json
+import os
+from unittest import mock
+
+from absl.testing import absltest
+
+from configs import digits
+from experiments.benchmarks import attention_lengths, quantised_memory
+from experiments.studies import attention_kinds, geometry, masked, quantisation
+from gmm_diffusion import tasks
+from helpers import cases
+
+
+def record(workdir, name):
+  with open(os.path.join(workdir, f'{name}.json'), encoding='utf-8') as file:
+    return json.load(file)
+
+
+class NetworksTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.root = cls.enterClassContext(cases.folder())
+    cls.start = os.path.join(cls.root, 'start')
+    config = digits.get_config('runlocal')
+    config.train.steps = 2
+    tasks.run('train', cls.start, config, 'test')
+
+  def folder(self, name):
+    return os.path.join(self.root, name)
+
+  def test_quantisation(self):
+    workdir = self.folder('quantisation')
+    cases.call(
+      quantisation.main, f'--workdir={workdir}', f'--start={self.start}',
+      '--config=digits:runlocal', '--count=30', '--calibration=8', '--rows', 'W8', 'W3',
+      '--set', 'sampler.steps=2',
+    )  # fmt: skip
+    whole, near, far = record(workdir, 'quantisation')['rows']
+    self.assertLess(near['bytes'], whole['bytes'] / 3)
+    self.assertGreater(far['rms']['value'], 3 * near['rms']['value'])
+
+  def test_attention_kinds(self):
+    workdir = self.folder('kinds')
+    cases.call(
+      attention_kinds.main, f'--workdir={workdir}', '--config=digits:runlocal', '--count=30',
+      '--kinds', 'dot', 'soft, rows', '--trainings=1',
+      '--set', 'train.steps=2', 'train.log_every=1', 'net.attention=(4,)', 'sampler.steps=2',
+    )  # fmt: skip
+    dot, soft = record(workdir, 'attention_kinds')['rows']
+    self.assertLess(soft['parameters'], dot['parameters'])  # one projection for queries and keys
+    self.assertEqual((dot['kind'], soft['kind']), ('dot', 'soft, rows'))
+    self.assertGreater(soft['frechet']['value'], 0)
+
+  def test_masked(self):
+    workdir = self.folder('masked')
+    with mock.patch.multiple(masked, EPSILONS=(0.2,), WIDTHS=(0.5,)):
+      cases.call(masked.main, f'--workdir={workdir}', '--count=30', '--steps', '2')
+    found = record(workdir, 'masked')
+    self.assertAlmostEqual(found['bits']['uniform']['value'], 4.087, places=3)
+    self.assertLess(found['bits']['training images, exact']['value'], 3)
+    self.assertLen(found['rows'], 2)
+    self.assertTrue(os.path.exists(os.path.join(workdir, 'masked.png')))
+
+  def test_geometry(self):
+    small = {name: geometry.MACHINES[name] for name in ('IS', 'ELS 3')}
+    with mock.patch.multiple(
+      geometry, MACHINES=small, SIGNALS=(0.5,), GAUGES=(0.0, 3.0), STEPS=(20,)
+    ):
+      cases.call(
+        geometry.main, f'--workdir={self.start}', '--config=digits:runlocal', '--count=2',
+        '--training=20',
+      )  # fmt: skip
+    found = record(self.start, 'geometry')
+    of = {row['model']: row['value'] for row in found['machines'] if row['metric'] == 'asymmetry'}
+    self.assertLess(of['IS'], 1e-9)
+    self.assertGreater(of['ELS 3'], 1e-3)
+    self.assertEqual({row['model'] for row in found['networks']}, {'U-Net', 'training images'})
+    plain, turned = [row['value'] for row in found['gauge'] if row['metric'] == 'rms distance']
+    self.assertGreater(turned, 3 * plain)
+
+  def test_lengths_and_memory(self):
+    workdir = self.folder('benchmarks')
+    out = cases.call(
+      attention_lengths.main, f'--workdir={workdir}', '--tokens', '256', '--repeats=1'
+    )
+    self.assertRegex(out, r'256 tokens, soft, 64 landmarks +[\d.]+ s')
+    cases.call(
+      quantised_memory.main, f'--workdir={workdir}', '--variant=runlocal', '--forms', 'float32',
+      'W4', '--steps=2',
+    )  # fmt: skip
+    whole, few = record(workdir, 'quantised_memory')['rows']
+    self.assertLess(few['weights_bytes'], whole['weights_bytes'] / 3)  # tables of classes stay
+
+
+if __name__ == '__main__':
+  absltest.main()
