@@ -101,7 +101,9 @@ def sample(
   found = draws(noise.sample_keys(seed, ids), tokens)
   x = jnp.full((len(ids), tokens), levels, jnp.int32)
   if known is not None:
-    if np.shape(known)[-1] != tokens or np.max(known) > levels or np.min(known) < 0:
+    traced = isinstance(known, jax.core.Tracer)  # its values are not known yet
+    out = not traced and (np.max(known) > levels or np.min(known) < 0)
+    if np.shape(known)[-1] != tokens or out:
       raise UserError(
         f'known tokens must be {tokens} for each sample, in 0..{levels} where {levels} is the mask'
       )

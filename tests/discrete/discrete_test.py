@@ -109,6 +109,9 @@ class RevealTest(parameterized.TestCase):
     p = probabilities()
     fits = (ALL[:, 1] == 1) & (ALL[:, 3] == 2)
     counts, x = drawn(0, known=known)
+    of = predictors.exact(ITEMS, V, 0.1).predictor
+    again = jax.jit(lambda known: reveal.sample(of, V, L, np.arange(9), known=known).x)(known)
+    np.testing.assert_array_equal(again, x[:9])
     np.testing.assert_array_equal(x[:, [1, 3]], np.broadcast_to([1, 2], (20_000, 2)))
     value = stats.chisquare(counts[fits], 20_000 * p[fits] / p[fits].sum()).pvalue
     self.assertGreater(value, 0.01)
