@@ -41,6 +41,9 @@ def main():
     args.config,
     ['sampler.name=unipc', 'sampler.steps=20', "evaluate.metrics=('frechet',)", *args.set],
   )
+  # one network of features for all
+  evaluate = dataclasses.replace(plain.evaluate, cache=args.workdir)
+  plain = dataclasses.replace(plain, evaluate=evaluate)
   data, rows = sources.load(plain.data), []
   for training in range(args.trainings):
     for kind in tqdm(args.kinds, desc=f'training {training}', unit='kind'):

@@ -62,6 +62,9 @@ def main():
     args.config,
     ['sampler.name=ddim', 'sampler.steps=10', "evaluate.metrics=('frechet',)", *args.set],
   )
+  # one network of features for all
+  evaluate = dataclasses.replace(spec.evaluate, cache=args.workdir)
+  spec = dataclasses.replace(spec, evaluate=evaluate)
   data, rows = sources.load(spec.data), []
   whole = common.load_subject(spec, args.start, args.count)
   x, known = drawn(whole, args.count, args.seed)

@@ -4,6 +4,7 @@ import json
 import os
 from unittest import mock
 
+import numpy as np
 from absl.testing import absltest
 
 from configs import digits
@@ -66,12 +67,13 @@ class NetworksTest(absltest.TestCase):
 
   def test_geometry(self):
     small = {name: geometry.MACHINES[name] for name in ('IS', 'ELS 3')}
-    with mock.patch.multiple(
-      geometry, MACHINES=small, SIGNALS=(0.5,), GAUGES=(0.0, 3.0), STEPS=(20,)
+    with (
+      mock.patch.multiple(geometry, MACHINES=small, SIGNALS=(0.5,), GAUGES=(0.0, 3.0), STEPS=(20,)),
+      mock.patch.multiple(geometry.jacobian, COUNT=4, RATIOS=np.array([0.2, 2.0])),
     ):
       cases.call(
         geometry.main, f'--workdir={self.start}', '--config=digits:runlocal', '--count=2',
-        '--training=20',
+        '--training=20', '--set', 'data.limit=100',
       )  # fmt: skip
     found = record(self.start, 'geometry')
     of = {row['model']: row['value'] for row in found['machines'] if row['metric'] == 'asymmetry'}
