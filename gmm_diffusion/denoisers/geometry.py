@@ -36,10 +36,8 @@ ITERATIONS = 6
 
 
 class Products(NamedTuple):
-  """x_0 [B, ...] and the products of each item's Jacobian with vectors of the same shape: K v and
-  K^T v."""
+  """The products of each item's Jacobian with vectors of the shape of x: K v and K^T v."""
 
-  x0: Array
   right: Callable[[Array], Array]
   left: Callable[[Array], Array]
 
@@ -63,17 +61,17 @@ class Geometry(NamedTuple):
 
 def products(denoiser: Denoiser, x: Array, time: Time, cond: Any = None) -> Products:
   """The Jacobians of x_0 at x [B, ...], which must not depend on each other's items."""
-  x0, pullback = jax.vjp(lambda y: denoiser(y, time, cond).x0, x)
+  _, pullback = jax.vjp(lambda y: denoiser(y, time, cond).x0, x)
   left = lambda v: pullback(v)[0]
   _, back = jax.vjp(left, jnp.zeros_like(x))  # v -> K^T v is linear: any point will do
-  return Products(x0, lambda v: back(v)[0], left)
+  return Products(lambda v: back(v)[0], left)
 
 
 def jacobians(denoiser: Denoiser, x: Array, time: Time, cond: Any = None) -> Array:
   """K of each item [B, D, D], for small D."""
   B, shape = len(x), x.shape[1:]
   D = int(np.prod(shape))
-  _, _, left = products(denoiser, x, time, cond)
+  _, left = products(denoiser, x, time, cond)
 
   def row(unit):
     return left(jnp.broadcast_to(unit.reshape(shape), x.shape)).reshape(B, D)
@@ -94,7 +92,7 @@ def measure(
     cond: passed to the denoiser.
     seed: of the probes.
   """
-  _, right, left = products(denoiser, x, time, cond)
+  right, left = products(denoiser, x, time, cond)
   keys, inner = noise.sample_keys(seed, ids), tuple(range(1, x.ndim))
   dot = lambda u, v: jnp.sum(u * v, inner)
 

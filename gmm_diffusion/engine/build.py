@@ -8,6 +8,7 @@ place.
 import dataclasses
 import hashlib
 import inspect
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -55,7 +56,7 @@ def grid(process: schedules.Schedule, sampler: specs.Sampler) -> StepGrid:
   if sampler.name == 'tuned':
     return tuned.grid(sampler.path or '', process)
   if sampler.name == 'one_step':
-    return one_step.grid(process, sampler.level or one_step.LEVEL)
+    return one_step.grid(process, level(sampler))
   if sampler.times:
     end = {'clean': process.clean, 'first': process.first}
     if sampler.end not in end:
@@ -63,6 +64,11 @@ def grid(process: schedules.Schedule, sampler: specs.Sampler) -> StepGrid:
     return grids.from_times(process, sampler.times, end[sampler.end])
   rho = {} if sampler.rho is None else {'rho': sampler.rho}
   return grids.make(process, sampler.steps, sampler.grid, sampler.end, **rho)
+
+
+def level(sampler: specs.Sampler) -> float:
+  """b / a where one_step calls."""
+  return one_step.LEVEL if sampler.level is None else sampler.level
 
 
 def taken(make: Callable[..., Any], section: Any) -> dict[str, Any]:
@@ -223,11 +229,21 @@ def template(
   return out
 
 
-def refuse_quantised(workdir: str) -> None:
-  """Raises UserError where the weights in a workdir have lost digits that are needed."""
-  with Store(workdir) as store:
+def check_start(section: str, start: str, workdir: str) -> None:
+  """Raises UserError unless `start`, of a section of the config, is the workdir of a network with
+  all its digits, and another than the workdir of the run."""
+  if not start:
+    raise UserError(
+      f'{section}.start is not set; set it to the workdir of the network to start from'
+    )
+  if os.path.realpath(start) == os.path.realpath(workdir):
+    raise UserError(
+      f'{section}.start {start!r} is the --workdir itself; use another --workdir, so that the '
+      f'network is kept'
+    )
+  with Store(start) as store:
     if store.about().get('quantised'):
-      raise UserError(f'the network in {workdir} is quantised; start from the one it was made of')
+      raise UserError(f'the network in {start} is quantised; start from the one it was made of')
 
 
 def random_weights(abstract: Any, seed: int) -> Any:
@@ -280,9 +296,10 @@ def weights(spec: specs.Spec, data: base.Data, workdir: str) -> Any:
     return random_weights(template(spec, data), spec.seed)
   with Store(workdir) as store:
     check_about(store, spec, data)
-    _check_distilled(store.about().get('distilled'), spec)
+    known = store.about()
+    _check_distilled(known.get('distilled'), spec)
     start = time.perf_counter()
-    out = store.weights(template(spec, data, store.about().get('quantised')))
+    out = store.weights(template(spec, data, known.get('quantised')))
   count = sum(leaf.size for leaf in jax.tree.leaves(out))
   print(
     f'read {count:,} parameters as {spec.net.dtype} in {time.perf_counter() - start:.1f} s',
@@ -300,10 +317,10 @@ def _check_distilled(known: dict[str, Any] | None, spec: specs.Spec) -> None:
       f'the network was distilled with guidance {known["guidance"]:g}, which it has in it; set '
       f'denoiser.guidance to 1, got {spec.denoiser.guidance:g}'
     )
-  level = one_step.LEVEL if spec.sampler.level is None else spec.sampler.level
-  if 'one_step' in (spec.sampler.name, *spec.evaluate.samplers) and level != known['level']:
+  asked, found = 'one_step' in (spec.sampler.name, *spec.evaluate.samplers), level(spec.sampler)
+  if asked and found != known['level']:
     raise UserError(
-      f'the network was distilled for sampler.level {known["level"]:g}, got {level:g}'
+      f'the network was distilled for sampler.level {known["level"]:g}, got {found:g}'
     )
 
 

@@ -5,6 +5,7 @@ killed and resumed equals an uninterrupted one, and the number of devices change
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -53,9 +54,8 @@ def updater(
     updates, opt_state = optimiser.update(gradient, state.optimiser, state.params)
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1
-    decay = jnp.minimum(ema_decay(spec), (1 + step) / (10 + step))  # forgets the random start
-    averaged = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)
-    return State(step, params, averaged, opt_state), (loss, optax.tree.norm(gradient))
+    ema = averaged(spec, step, state.ema, params)
+    return State(step, params, ema, opt_state), (loss, optax.tree.norm(gradient))
 
   return parallel.over_devices(update, donate=True)
 
@@ -87,6 +87,27 @@ def check_batch(spec: specs.Train) -> None:
 def ema_decay(spec: specs.Train) -> float:
   """The decay of an update."""
   return 0.5 ** (spec.batch / spec.ema_half_life) if spec.ema_half_life else spec.ema
+
+
+def averaged(spec: specs.Train, step: Any, ema: Any, params: Any) -> Any:
+  """The averaged parameters after `step` updates, the last of which led to `params`."""
+  decay = jnp.minimum(ema_decay(spec), (1 + step) / (10 + step))  # forgets the random start
+  return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
+
+
+def at_constant_rate(
+  spec: specs.Train, steps: int, batch: int, learning_rate: float
+) -> specs.Train:
+  """The settings of a loop of another section, which has its own of these."""
+  return dataclasses.replace(
+    spec,
+    steps=steps,
+    batch=batch,
+    learning_rate=learning_rate,
+    accumulate=1,
+    warmup=0,
+    decay='constant',
+  )
 
 
 def learning_rate(spec: specs.Train) -> optax.Schedule | float:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import sys
 from unittest import mock
 
@@ -50,3 +51,11 @@ def typed(*arguments):
     except SystemExit as end:
       return end.code, out.getvalue(), error.getvalue()
   return 0, out.getvalue(), error.getvalue()
+
+
+def trained(folder):
+  """The workdir of a tiny network of the digits, trained for two steps below a folder."""
+  workdir = os.path.join(folder, 'start')
+  code, _, error = here('digits.py:runlocal', 'train', workdir, *TINY, '--config.train.steps=2')
+  assert not code, error
+  return workdir

@@ -49,15 +49,7 @@ def distill(spec: specs.Spec, data: base.Data, workdir: str) -> None:
   own = spec.distill
   net = dataclasses.replace(spec.net, dtype='float32')  # what is learnt has all its digits
   params = build.weights(dataclasses.replace(spec, net=net), data, own.start)['net']
-  train = dataclasses.replace(
-    spec.train,
-    steps=own.steps,
-    batch=own.batch,
-    learning_rate=own.learning_rate,
-    accumulate=1,
-    warmup=0,
-    decay='constant',
-  )
+  train = trainer.at_constant_rate(spec.train, own.steps, own.batch, own.learning_rate)
   optimiser, losses = trainer.make_optimiser(train), Losses(spec, data)
   nodes = _path(spec, params, losses, optimiser, workdir) if own.nodes else []
   first = nodes[-1] if nodes else params
@@ -94,7 +86,7 @@ class Losses:
   def __init__(self, spec: specs.Spec, data: base.Data):
     self.process = build.schedule(spec.schedule)
     self.shape, self.data, self.spec = build.sample_shape(spec, data), data, spec
-    self.row = one_step.grid(self.process, level(spec))
+    self.row = one_step.grid(self.process, build.level(spec.sampler))
     plain = dataclasses.replace(spec.denoiser, guidance=1.0, guidance_interval=())
     free = dataclasses.replace(spec, denoiser=dataclasses.replace(plain, clip=False))
     # what learns is asked as it is; what answers for the data as the spec says
@@ -197,9 +189,9 @@ def _updater(
     gradient = parallel.mean(jax.grad(of)(own['generator']))
     own, states = dict(own), dict(states)
     moved('generator', gradient, own, states)
-    decay = jnp.minimum(trainer.ema_decay(train), (1 + state.step) / (10 + state.step))
-    ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, own['generator'])
-    after = trainer.State(state.step + 1, own, ema, states)
+    step = state.step + 1
+    ema = trainer.averaged(train, step, state.ema, own['generator'])
+    after = trainer.State(step, own, ema, states)
     return after, (jnp.mean(values), optax.tree.norm(gradient))
 
   mapped, there = parallel.over_devices(update, donate=True), parallel.replicate(teacher)
@@ -237,7 +229,15 @@ def _path(spec: specs.Spec, params: Any, losses: Losses, optimiser: Any, workdir
     return out
 
   rate = own.learning_rate, spec.train.optimiser, spec.train.weight_decay, spec.train.clip_norm
-  on = build.tree_hash(params), level(spec), spec.seed, own.batch, own.nodes, own.record, rate
+  on = (
+    build.tree_hash(params),
+    build.level(spec.sampler),
+    spec.seed,
+    own.batch,
+    own.nodes,
+    own.record,
+    rate,
+  )
   mark = str(on)
   path = os.path.join(workdir, 'nodes.npz')
   found = files.load(path, mark)
@@ -258,13 +258,12 @@ def _preview(spec, data, workdir):
   return loss.preview(dataclasses.replace(spec, sampler=sampler, denoiser=plain), data, workdir)
 
 
-def level(spec: specs.Spec) -> float:
-  """b / a of the call."""
-  return one_step.LEVEL if spec.sampler.level is None else spec.sampler.level
-
-
 def _level_words(spec):
-  words = f' --config.sampler.level={level(spec):g}' if spec.sampler.level is not None else ''
+  words = (
+    f' --config.sampler.level={build.level(spec.sampler):g}'
+    if spec.sampler.level is not None
+    else ''
+  )
   return words + ' --config.denoiser.guidance=1' * (spec.denoiser.guidance != 1)
 
 
@@ -273,7 +272,7 @@ def _about(spec, params):
   own = spec.distill
   return {
     'start': build.tree_hash(params),
-    'level': level(spec),
+    'level': build.level(spec.sampler),
     'nodes': own.nodes,
     'fake_steps': own.fake_steps,
     'guidance': spec.denoiser.guidance,
@@ -284,23 +283,15 @@ def _about(spec, params):
 def _check(spec, data, workdir):
   """Raises UserError on what cannot be distilled."""
   own = spec.distill
-  if not own.start:
-    raise UserError(
-      'distill.start is not set; set it to the workdir where --mode=train left the network'
-    )
-  if os.path.realpath(own.start) == os.path.realpath(workdir):
-    raise UserError(
-      f'distill.start {own.start!r} is the --workdir itself; use another --workdir, so that the '
-      f'network is kept'
-    )
+  build.check_start('distill', own.start, workdir)
   if spec.autoencoder.name or spec.net.weights.format or spec.classifier.scale:
     raise UserError(
       'released weights, latents and models that a classifier guides are not distilled; valid: a '
       'network that was trained here'
     )
-  if level(spec) > _NOISIEST and spec.denoiser.prediction in ('eps', 'score'):
+  if build.level(spec.sampler) > _NOISIEST and spec.denoiser.prediction in ('eps', 'score'):
     raise UserError(
-      f'sampler.level {level(spec):g} is too noisy for a network that predicts '
+      f'sampler.level {build.level(spec.sampler):g} is too noisy for a network that predicts '
       f'{spec.denoiser.prediction}: its error counts b / a times; valid: at most {_NOISIEST:g}'
     )
   if min(own.record, own.steps) < own.nodes:
@@ -309,4 +300,3 @@ def _check(spec, data, workdir):
       f'{own.nodes}'
     )
   parallel.check_batch(own.batch, 'distill.batch')
-  build.refuse_quantised(own.start)

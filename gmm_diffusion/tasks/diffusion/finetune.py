@@ -6,7 +6,6 @@ rematerialised, so memory grows by the states of a step and not by its activatio
 """
 
 import dataclasses
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -37,15 +36,7 @@ def finetune(spec: specs.Spec, data: base.Data, workdir: str) -> None:
   own, made = spec.finetune, drawing.prepare(spec, spec.sampler, data)
   wanted = dataclasses.replace(spec.net, dtype='float32')  # what is learnt has all its digits
   params = build.weights(dataclasses.replace(spec, net=wanted), data, own.start)['net']
-  train = dataclasses.replace(
-    spec.train,
-    steps=own.steps,
-    batch=own.batch,
-    learning_rate=own.learning_rate,
-    accumulate=1,
-    warmup=0,
-    decay='constant',
-  )
+  train = trainer.at_constant_rate(spec.train, own.steps, own.batch, own.learning_rate)
   optimiser = trainer.make_optimiser(train)
   features = features_of(own.features, data, spec.evaluate.cache or workdir)
   labelled = drawing.takes_labels(spec, data)
@@ -123,19 +114,10 @@ def _check(spec: specs.Spec, data: base.Data, workdir: str) -> None:
       'this config is for a pretrained model: it has no data to fine-tune on, or trains in '
       'latents, which is not supported; valid modes: fetch, convert, sample'
     )
-  if not own.start:
-    raise UserError(
-      'finetune.start is not set; set it to the workdir where --mode=train left the network'
-    )
-  if os.path.realpath(own.start) == os.path.realpath(workdir):
-    raise UserError(
-      f'finetune.start {own.start!r} is the --workdir itself; use another --workdir, so that the '
-      f'network is kept'
-    )
+  build.check_start('finetune', own.start, workdir)
   if samplers.resolve(spec.sampler.name, spec.sampler.options())[0] in NOT_SMOOTH:
     raise UserError(
       f'sampler.name {spec.sampler.name!r} has no useful gradient; valid: all samplers but '
       f'{", ".join(NOT_SMOOTH)}'
     )
-  build.refuse_quantised(own.start)
   parallel.check_batch(own.batch, 'finetune.batch')

@@ -6,7 +6,6 @@ that were found at one noise level do not fit the others [PTQ4DM, 2211.15736].
 """
 
 import dataclasses
-import os
 from typing import Any
 
 import jax
@@ -122,7 +121,7 @@ def _pairs(
   """(x_t, labels, t, a, b) with one time of each chain, [count, ...]."""
   spec, data, grid = model.spec, model.data, made.grid
   random = np.random.RandomState(spec.seed)
-  n = at_rows(grid.t, own.times, own.count, random)
+  n = at_rows(len(grid.t), own.times, own.count, random)
   x = []
   for start in tqdm(range(0, own.count, _CHUNK), desc='calibration', unit='part', ncols=80):
     chosen = n[start : start + _CHUNK]
@@ -135,15 +134,15 @@ def _pairs(
   return (np.concatenate(x), labels.astype(np.int32), *time)
 
 
-def at_rows(t: Any, times: str, count: int, random: np.random.RandomState) -> np.ndarray:
-  """Which step of the grid each chain is looked at in, [count]; t [N]."""
-  last = len(t) - 1
+def at_rows(steps: int, times: str, count: int, random: np.random.RandomState) -> np.ndarray:
+  """Which step of the grid each chain is looked at in, [count]."""
+  last = steps - 1
   if times == 'noise':
     return np.zeros(count, int)
   if times == 'clean':
     return np.full(count, last)
   if times == 'uniform':
-    return random.permutation(np.arange(count) % len(t))
+    return random.permutation(np.arange(count) % steps)
   share = np.clip(MEAN + DEVIATION * random.randn(count), 0, 1)
   return np.round((1 - share) * last).astype(int)
 
@@ -160,19 +159,9 @@ def _about(spec, weights):
 def _check(spec, data, workdir):
   """Raises UserError on what cannot be quantised."""
   own = spec.quantise
-  if not own.start:
-    raise UserError(
-      'quantise.start is not set; set it to the workdir where --mode=train or --mode=convert left '
-      'the network'
-    )
-  if os.path.realpath(own.start) == os.path.realpath(workdir):
-    raise UserError(
-      f'quantise.start {own.start!r} is the --workdir itself; use another --workdir, so that the '
-      f'network is kept'
-    )
+  build.check_start('quantise', own.start, workdir)
   if spec.net.weights.format == build.RANDOM:
     raise UserError('the weights are random (net.weights.format): there is nothing to quantise')
   with Store(workdir) as store:
     if store.latest() is not None:
       raise UserError(f'there is a checkpoint in {workdir} already; use another --workdir')
-  build.refuse_quantised(own.start)
