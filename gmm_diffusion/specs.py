@@ -17,6 +17,7 @@ from gmm_diffusion.task_specs import (
   Distill,
   Finetune,
   Quantise,
+  Restoration,
   Segmentation,
   Tune,
 )
@@ -90,6 +91,9 @@ class Schedule:
   sigma_min: float | None = option(None, 'edm: least noise level', '(0, 1e6]')
   sigma_max: float | None = option(None, 'edm: largest noise level', '(0, 1e6]')
   sigma_data: float | None = option(None, 'edm: deviation of the data', '(0, 1e6]')
+  signal_power: float | None = option(None, 'power: how fast the signal falls', '[0, 100]')
+  noise_power: float | None = option(None, 'power: how late noise is added', '[0, 100]')
+  noise_end: float | None = option(None, 'power: deviation of the noise at the end', '(0, 1e6]')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,7 +344,8 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Inverse:
-  """Restoring images from measurements of them (engine.measuring), without training."""
+  """Measurements of images (engine.measuring), to be restored: by any denoiser without training, or
+  by task 'restoration', which learns it."""
 
   operator: str = option(
     '',
@@ -353,7 +358,7 @@ class Inverse:
     'for denoiser empirical',
     ('dps', 'pigdm', 'moment', 'stsl', 'exact'),
   )
-  noise: float = option(0.05, 'deviation of the noise, of images in [-1, 1]', '(0, 1e6]')
+  noise: float = option(0.05, 'deviation of the noise, of images in [-1, 1]', '[0, 1e6]')
   hidden: str = option(
     'middle',
     'mask: what is not seen: middle, bottom, right, random, or the file of an image that is white '
@@ -392,7 +397,9 @@ class Spec:
   """Everything a run depends on."""
 
   task: str = option(
-    'diffusion', 'what is done with it', ('diffusion', 'segmentation', 'creativity')
+    'diffusion',
+    'what is done with it',
+    ('diffusion', 'segmentation', 'creativity', 'restoration'),
   )
   seed: int = option(0, 'of training and sampling', SEED)
   data: Data = Data()
@@ -413,6 +420,7 @@ class Spec:
   segmentation: Segmentation = Segmentation()
   annotate: Annotate = Annotate()
   creativity: Creativity = Creativity()
+  restoration: Restoration = Restoration()
 
   def __post_init__(self):
     options.check(self)

@@ -1,5 +1,5 @@
-"""The settings of the modes finetune, distill, quantise and tune, and of the tasks 'segmentation'
-and 'creativity', in the form of options.py; specs.py has the others."""
+"""The settings of the modes finetune, distill, quantise and tune, and of the tasks 'segmentation',
+'creativity' and 'restoration', in the form of options.py; specs.py has the others."""
 
 import dataclasses
 
@@ -130,3 +130,21 @@ class Creativity:
   images: int = option(0, 'training images that machines see, the first ones; 0 is all', NUMBER)
   pairs: int = option(100, "samples of machines, of the same noise as the networks' first", COUNT)
   probes: int = option(8, 'trajectories to calibrate on', COUNT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Restoration:
+  """Networks that learn to restore what `inverse` measures, or pairs of images
+  (tasks.restoration)."""
+
+  models: tuple[str, ...] = option(
+    ('residual', 'conditional', 'regression'),
+    'each a network: diffusion of the residual, diffusion of the image, or no diffusion',
+  )
+  pairs: str = option(
+    '',
+    "folder of degraded images with the names of those in data.path; '': inverse.operator makes "
+    'them',
+  )
+  images: str = option('', "--mode=sample: folder of degraded images; '': of the test images")
+  steps: tuple[int, ...] = option((1, 2, 5, 10), 'evaluated, for each sampler', '[1, 1000]')

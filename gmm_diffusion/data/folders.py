@@ -37,15 +37,14 @@ def load(spec: specs.Data) -> Data:
       f'there is no folder {spec.path!r}; set data.path to a folder of images '
       f'({", ".join(EXTENSIONS)}, at any depth)'
     )
-  parts = [part for part in PARTS if os.path.isdir(os.path.join(root, part))]
-  parts = parts if len(parts) == len(PARTS) else ['']
-  names = [_names(os.path.join(root, part)) for part in parts]
-  words = _words(root, parts, names, spec.labels)
+  parts = _parts(root)
+  found = [_names(os.path.join(root, part)) for part in parts]
+  words = _words(root, parts, found, spec.labels)
   classes = _classes(words)
   number = {word: i for i, word in enumerate(classes)}
   items = [  # (path, class) of each image of each part
     [(os.path.join(root, part, name), number.get(word, 0)) for name, word in zip(*both)]
-    for part, *both in zip(parts, names, words)
+    for part, *both in zip(parts, found, words)
   ]
   if len(items) == 1:
     out = _held_out(len(items[0]), spec.held_out)
@@ -63,6 +62,19 @@ def load(spec: specs.Data) -> Data:
       f'one'
     )
   return Data(train, train_labels, test, test_labels, len(classes), names=classes)
+
+
+def names(root: str) -> list[str]:
+  """The images below data.path in the order in which `load` reads them, named from there on."""
+  return [
+    os.path.join(part, name) for part in _parts(root) for name in _names(os.path.join(root, part))
+  ]
+
+
+def _parts(root: str) -> list[str]:
+  """The folders of what is trained on and what is held out, or the whole."""
+  parts = [part for part in PARTS if os.path.isdir(os.path.join(root, part))]
+  return parts if len(parts) == len(PARTS) else ['']
 
 
 def _names(folder: str) -> list[str]:

@@ -15,8 +15,9 @@ from gmm_diffusion.maths import marginals
 from gmm_diffusion.types import Array, Denoiser, Prediction, Time
 
 
-def clip_x0(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
-  """Clips x_0 to [low, high] and derives eps again, as guided-diffusion does."""
+def clip_x0(denoiser: Denoiser, low: Array | float = -1.0, high: Array | float = 1.0) -> Denoiser:
+  """Clips x_0 to [low, high], numbers or of its shape, and derives eps again, as guided-diffusion
+  does."""
 
   def denoise(x, time, cond):
     x0 = jnp.clip(denoiser(x, time, cond).x0, low, high)

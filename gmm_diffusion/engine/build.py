@@ -295,7 +295,7 @@ def weights(spec: specs.Spec, data: base.Data, workdir: str) -> Any:
     print('the weights are random: images will be noise', flush=True)
     return random_weights(template(spec, data), spec.seed)
   with Store(workdir) as store:
-    check_about(store, spec, data)
+    check_about(store, about(spec, data))
     known = store.about()
     _check_distilled(known.get('distilled'), spec)
     start = time.perf_counter()
@@ -352,14 +352,15 @@ def exact_denoiser(spec: specs.Denoiser, arrays: Any) -> Denoiser:
   return EXACT[spec.name].make(arrays, **{k: v for k, v in chosen.items() if v is not None})
 
 
-def check_about(store: Store, spec: specs.Spec, data: base.Data) -> None:
-  """Raises UserError unless a checkpoint is there and belongs to the spec."""
-  found = store.difference(about(spec, data))
+def check_about(store: Store, wanted: dict[str, Any]) -> None:
+  """Raises UserError unless a checkpoint is there and was made with what is wanted, such as
+  `about`."""
+  found = store.difference(wanted)
   if found:
-    key, stored, wanted = found
+    key, stored, asked = found
     raise UserError(
       f'the checkpoint in {store.path} was made with {key} = {stored}, the config says '
-      f'{wanted}; use its config, or another --workdir'
+      f'{asked}; use its config, or another --workdir'
     )
 
 

@@ -101,14 +101,25 @@ def time_sampler(spec: specs.Spec, times: Time, least: int = 0) -> Callable[[Any
   return draw
 
 
-def denoising_loss(spec: specs.Spec, data: base.Data) -> Callable[[Any, Any, Any], Any]:
+def denoising_loss(
+  spec: specs.Spec,
+  data: base.Data,
+  given: Callable[[Any, Any], tuple[Any, Callable[[Any], Any]]] | None = None,
+  process: schedules.Schedule | None = None,
+) -> Callable[[Any, Any, Any], Any]:
   """loss_fn(params, step, batch) -> mean loss; batch is (images, labels, positions in the whole
   batch), and with train.noisy the numbers of the noisy items in the data, -1 for clean ones.
 
   All that is drawn for an item, masks inside the network included, depends on (seed, step,
   position) alone.
+
+  Args:
+    spec, data: of the run.
+    given: (images [B, ...] in [-1, 1], a key for each) -> (what is diffused, function of the
+      network's input that adds what else it sees); None diffuses the images.
+    process: the schedule; None is that of the spec.
   """
-  module, process = build.net(spec, data), build.schedule(spec.schedule)
+  module, process = build.net(spec, data), process or build.schedule(spec.schedule)
   times = process.at(process.training_times)
   weights = loss_weights(spec, process, times, int(np.prod(data.shape)))
   draw_times = time_sampler(spec, times)
@@ -134,6 +145,9 @@ def denoising_loss(spec: specs.Spec, data: base.Data) -> Callable[[Any, Any, Any
       x0 = mirrored(x0)
       if spec.train.noisy:  # new noise on the mirror image would show the item a second time
         x_n = mirrored(x_n)
+    add = lambda inputs: inputs
+    if given:
+      x0, add = given(x0, jax.vmap(lambda key: jax.random.fold_in(key, 5))(items))
     index = draw_times(root, keys[:, 0], position)
     if spec.train.noisy:
       noisy = item[0] >= 0
@@ -152,6 +166,7 @@ def denoising_loss(spec: specs.Spec, data: base.Data) -> Callable[[Any, Any, Any
       x, x0 = pick(there, x), pick(aim, x0)
       weight = pick(weight * training.kappa(time, level) ** 2, weight)
     inputs, t = process.network_input(x, time)
+    inputs = add(inputs)
     progress = {'progress': step / spec.train.steps} if build.has_schedule(module) else {}
     apply = functools.partial(module.apply, params, train=True, **progress)
     if build.draws(module):

@@ -18,7 +18,7 @@ from gmm_diffusion.data import base, folders
 from gmm_diffusion.denoisers import inverse
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import noise
-from gmm_diffusion.types import Denoiser
+from gmm_diffusion.types import Array, Denoiser, Key
 
 _STEP = 2**31 - 2  # of the noise, which no sampler reaches
 
@@ -31,6 +31,11 @@ def check(spec: specs.Spec, data: base.Data) -> None:
     raise UserError(
       f'inverse.operator {own.operator!r} measures pixels, and this model makes {what}; set it to '
       "''"
+    )
+  if own.noise == 0:
+    raise UserError(
+      'inverse.noise is 0, and a denoiser is guided by measurements with noise; raise it, such as '
+      'to 0.01'
     )
   if own.method == 'exact' and spec.denoiser.name != 'empirical':
     raise UserError(
@@ -46,18 +51,24 @@ def with_images(spec: specs.Spec, data: base.Data) -> base.Data:
   """The data with the images of inverse.images, if there are any, in the place of the test set."""
   if not spec.inverse.images:
     return data
+  images = images_like(data, spec.inverse.images, 'inverse.images')
+  return data._replace(test=images, test_labels=np.zeros(len(images), np.int32))
+
+
+def images_like(data: base.Data, path: str, key: str) -> np.ndarray:
+  """The images of a folder, which a key names, cropped to the size of the data: uint8 [N, H, W,
+  C]."""
   if not data.is_image or data.shape[0] != data.shape[1]:
-    raise UserError('inverse.images needs a model of square images')
+    raise UserError(f'{key} needs a model of square images')
   own = specs.Data(
     name='folder',
-    path=spec.inverse.images,
+    path=path,
     size=data.shape[0],
     colour='grey' if data.shape[-1] == 1 else 'rgb',
     labels='none',
   )
   found = folders.load(own)
-  images = np.concatenate([np.asarray(found.train), np.asarray(found.test)])
-  return data._replace(test=images, test_labels=np.zeros(len(images), np.int32))
+  return np.concatenate([np.asarray(found.train), np.asarray(found.test)])
 
 
 def operator(own: specs.Inverse, shape: tuple[int, ...]) -> inverse.Operator:
@@ -130,22 +141,31 @@ def numbers(spec: specs.Spec, data: base.Data, ids: np.ndarray) -> np.ndarray:
   return np.asarray(ids, np.int64) // spec.inverse.draws % len(data.test)
 
 
+def measured(own: specs.Inverse, x: Array, keys: Key) -> Array:
+  """y = A x + sigma n of images [B, H, W, C] in [-1, 1], with n of the keys [B]; pure."""
+  y = operator(own, x.shape[1:]).apply(x)
+  drawn = noise.at_step(keys, _STEP, y.shape[1:], y.dtype).normal
+  if own.operator == 'mask':  # nothing is seen there, not even noise
+    drawn = drawn * jnp.asarray(known(own.hidden, x.shape[1:]), y.dtype)[None]
+  return y + own.noise * drawn
+
+
 def measure(spec: specs.Spec, data: base.Data, ids: np.ndarray) -> np.ndarray:
-  """y = A x + sigma n of the images behind samples, float32 [N, ...]."""
-  clean = operator(spec.inverse, data.shape).apply(
-    jnp.asarray(base.to_model(originals(spec, data, ids)))
-  )
+  """`measured` of the images behind samples, float32 [N, ...]."""
   keys = noise.sample_keys(spec.seed, numbers(spec, data, ids))
-  drawn = noise.at_step(keys, _STEP, clean.shape[1:]).normal
-  if spec.inverse.operator == 'mask':  # nothing is seen there, not even noise
-    drawn = drawn * jnp.asarray(known(spec.inverse.hidden, data.shape), drawn.dtype)[None]
-  return np.asarray(clean + spec.inverse.noise * drawn)
+  clean = jnp.asarray(base.to_model(originals(spec, data, ids)))
+  return np.asarray(measured(spec.inverse, clean, keys))
+
+
+def as_image(y: Array, shape: tuple[int, ...]) -> Array:
+  """A measurement [N, ...] in the shape of an image: large pixels where it has fewer."""
+  factor = shape[0] // y.shape[1]
+  return y.repeat(factor, 1).repeat(factor, 2)
 
 
 def shown(y: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-  """A measurement as an image of a shape, uint8 [N, H, W, C]: large pixels where it has fewer."""
-  factor = shape[0] // y.shape[1]
-  return base.to_image(y).repeat(factor, 1).repeat(factor, 2)
+  """The same as uint8, to look at."""
+  return np.asarray(as_image(base.to_image(y), shape))
 
 
 def guided(

@@ -151,7 +151,7 @@ def _sha256(path):
 
 def _check(store, spec, data, workdir):
   """Raises UserError unless a checkpoint was made of the files that the config names."""
-  build.check_about(store, spec, data)
+  build.check_about(store, build.about(spec, data))
   about = store.about()
   for name, weights in _wanted(spec, data).items():
     stored, path = about[name].get('weights'), place(weights, workdir)

@@ -9,8 +9,10 @@ Notation: x_t = a_t x_0 + b_t eps with eps ~ N(0, I). Equations:
   (5) mu       = a_s x_0 + sqrt(b_s^2 - tau^2) eps  [GMM eq. 6, 20]
   (6) tau      = eta (b_s / b_t) sqrt(b_t^2 - (a_t / a_s)^2 b_s^2)   [DDIM eq. 16]
   (7) tau      = eta b_s                            [GMM eq. 20, RFIM]
+  (8) tau      = sqrt(eta) (b_s / b_t) sqrt(b_t^2 - b_s^2)           [RDDM, 2308.13712]
 
-(6) is DDIM's formula for any (a, b): with a^2 + b^2 = 1 the root is sqrt(1 - a_t^2 / a_s^2).
+(6) is DDIM's formula for any (a, b): with a^2 + b^2 = 1 the root is sqrt(1 - a_t^2 / a_s^2). (8)
+has no a_t / a_s: the chain of RDDM moves x_0 and does not scale it.
 """
 
 import jax.numpy as jnp
@@ -90,6 +92,12 @@ def posterior_std(grid: StepGrid, eta: float) -> Array:
 def flow_std(grid: StepGrid, eta: float) -> Array:
   """Equation (7), shape [N], float64, at most b_s."""
   return eta * grid.b_s
+
+
+def residual_std(grid: StepGrid, eta: float) -> Array:
+  """Equation (8), shape [N], float64; eta scales the variance."""
+  inner = np.maximum(grid.b_t**2 - grid.b_s**2, 0.0)
+  return np.sqrt(eta * inner) * grid.b_s / grid.b_t
 
 
 def noise_weight(grid: StepGrid, tau: Array) -> np.ndarray:

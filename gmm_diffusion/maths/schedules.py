@@ -3,6 +3,7 @@
   variance preserving  a_t = sqrt(abar_t), b_t = sqrt(1 - abar_t)   [DDIM eq. 4]
   rectified flow       a_t = 1 - t,        b_t = t                  [GMM eq. 18]
   EDM                  a_t = 1,            b_t = t = sigma          [EDM table 1]
+  powers               a_t = (1 - t)^(p+1), b_t = n t^((q+1)/2)     [RDDM, 2308.13712]
 
 A discrete schedule has integer times 0..T-1. Between them, and down to the clean
 time -1 where abar = 1, log a_t is linear, so that a log-SNR grid of any size has an
@@ -148,10 +149,54 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0
   )
 
 
+def power(signal_power: float = 1.0, noise_power: float = 1.0, noise_end: float = 1.0) -> Schedule:
+  """The signal falls as (1 - t)^(signal_power + 1), the variance rises as t^(noise_power + 1) to
+  noise_end^2. RDDM adds up steps of these sizes, (1 - t)^p and t^q, and is best with p = q = 1; p =
+  0, q = 1 is the rectified flow.
+
+  Raises:
+    UserError: a power is not above -1, or noise_end is not positive.
+  """
+  if min(signal_power, noise_power) <= -1 or not noise_end > 0:
+    raise UserError(
+      f'schedule power needs powers above -1 and noise_end above 0, got {signal_power:g}, '
+      f'{noise_power:g} and {noise_end:g}'
+    )
+  as_float = lambda t: np.asarray(t, np.float64)
+  signal = lambda t: (1 - as_float(t)) ** (signal_power + 1)
+  noise = lambda t: noise_end * as_float(t) ** ((noise_power + 1) / 2)
+
+  def time_of_log_snr(value):
+    # b / a rises with t; halving [0, 1] so often leaves nothing between two numbers of float64
+    value = as_float(value)
+    ratio = np.exp(-np.clip(value, -1400, 1400) / 2)
+    low, high = np.zeros_like(ratio), np.ones_like(ratio)
+    for _ in range(1100):  # down to the least positive number
+      middle = (low + high) / 2
+      beyond = noise(middle) > ratio * signal(middle)
+      low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
+      if np.all((high - low) <= np.spacing(low)):
+        break
+    return np.select([value == np.inf, value == -np.inf], [0.0, 1.0], high)
+
+  return Schedule(
+    signal=signal,
+    noise=noise,
+    time_of_log_snr=time_of_log_snr,
+    clean=0.0,
+    first=1e-3,
+    last=1.0,
+    discrete=False,
+    training_times=np.arange(1, 1001) / 1000,
+    network_input=lambda x, time: (x, 1000 * time.t),
+  )
+
+
 SCHEDULES = {
   'linear': linear,
   'sqrt_linear': sqrt_linear,
   'cosine': cosine,
   'rectified_flow': rectified_flow,
   'edm': edm,
+  'power': power,
 }

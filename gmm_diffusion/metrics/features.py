@@ -275,13 +275,15 @@ def _ahead(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 def stream(features: Features, images: ImageSet, title: str, batch: int = 0) -> Iterator[Extracted]:
   """What the network says of stored images, batch by batch (0: as many as are quick), with a
-  progress bar."""
+  progress bar where there is a title."""
   if features.shape and images.shape != features.shape:
     raise UserError(
       f'{images.what} has images of {sizes(images.shape)}, the features {features.name} need '
       f'{sizes(features.shape)}'
     )
-  with tqdm(total=len(images), desc=title, unit='image', dynamic_ncols=True) as bar:
+  with tqdm(
+    total=len(images), desc=title, unit='image', dynamic_ncols=True, disable=not title
+  ) as bar:
     for part in _ahead(images.batches(batch or _batch(images.shape))):
       yield features.extract(part)
       bar.update(len(part))

@@ -34,6 +34,7 @@ SAMPLERS: dict[str, Callable[..., Kernel]] = {
   'ddim': gaussian.ddim,
   'ddim_gmm': mixture.ddim_gmm,
   'ddim_noise': mixture.ddim_noise,
+  'residual': gaussian.residual,
   'euler': gaussian.euler,
   'rfim': gaussian.rfim,
   'rfim_gmm': mixture.rfim_gmm,

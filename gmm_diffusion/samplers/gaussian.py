@@ -1,4 +1,4 @@
-"""Gaussian reverse kernels: DDPM, DDIM, and the rectified-flow family RFIM with Euler.
+"""Gaussian reverse kernels: DDPM, DDIM, RDDM, and the rectified-flow family RFIM with Euler.
 
 All are x_s = mu + std z with mu = a_s x_0 + sqrt(b_s^2 - tau^2) eps [GMM eq. 6, 20].
 """
@@ -60,6 +60,12 @@ def ddim(eta: float = 0.0) -> Kernel:
 def rfim(eta: float = 0.0) -> Kernel:
   """Rectified-flow implicit model, tau = eta b_s [GMM eq. 20]. eta = 0 is Euler's method."""
   return _implicit(marginals.flow_std, eta)
+
+
+def residual(eta: float = 0.0) -> Kernel:
+  """RDDM's kernel [2308.13712], tau of marginals (8); eta = 0 is DDIM. For denoisers/residual.py,
+  and any other."""
+  return _implicit(marginals.residual_std, eta)
 
 
 def euler() -> Kernel:

@@ -12,6 +12,7 @@ from gmm_diffusion.tasks import effects
 from gmm_diffusion.tasks.creativity import modes as creativity
 from gmm_diffusion.tasks.diffusion import modes as diffusion
 from gmm_diffusion.tasks.diffusion import tune
+from gmm_diffusion.tasks.restoration import modes as restoration
 from gmm_diffusion.tasks.segmentation import modes as segmentation
 
 MODES = (
@@ -30,6 +31,10 @@ TASKS = {  # task -> mode -> loop(spec, workdir, command)
   },
   'creativity': {
     mode: functools.partial(creativity.run, mode) for mode in ('train', 'evaluate', 'all')
+  },
+  'restoration': {
+    mode: functools.partial(restoration.run, mode)
+    for mode in ('train', 'sample', 'evaluate', 'all')
   },
 }
 
@@ -58,6 +63,8 @@ def run(mode: str, workdir: str, config: Any, command: str, given: Sequence[str]
   files.make_workdir(workdir)
   spec = tune.located(spec, workdir)
   TASKS[spec.task][mode](spec, workdir, command)
-  if parallel.is_main():  # what was restored belongs to that run alone, not to the model
-    model = dataclasses.replace(spec, inverse=specs.Inverse())
+  if parallel.is_main():
+    model = spec
+    if spec.task == 'diffusion':  # what was restored belongs to that run alone, not to the model
+      model = dataclasses.replace(spec, inverse=specs.Inverse())
     records.remember(workdir, model, anew=mode in MAKES_WEIGHTS)

@@ -20,6 +20,10 @@ SECTIONS = {  # what each task reads, besides task and seed
   ),
   'segmentation': ('data', 'train', 'segmentation', 'annotate'),
   'creativity': ('data', 'schedule', 'net', 'denoiser', 'train', 'sampler', 'sample', 'creativity'),
+  'restoration': (
+    'data', 'schedule', 'net', 'denoiser', 'train', 'sampler', 'sample', 'inverse', 'evaluate',
+    'restoration',
+  ),
 }  # fmt: skip
 DATA = {  # what each data set reads, besides its name and the limit
   'digits': (),
@@ -29,7 +33,7 @@ DATA = {  # what each data set reads, besides its name and the limit
   'tfds': ('dataset', 'path', 'size', 'colour', 'stream'),
   'none': ('size', 'classes', 'dataset'),
 }
-INSTEAD = {  # mode -> {an option that it does not read: the one that it does}
+INSTEAD = {  # of diffusion: mode -> {an option that it does not read: the one that it does}
   'sample': {'evaluate.count': 'sample.count', 'evaluate.samplers': 'sampler.name'},
   'evaluate': {'sample.count': 'evaluate.count', 'sampler.name': 'evaluate.samplers'},
   'all': {'sample.count': 'evaluate.count', 'sampler.name': 'evaluate.samplers'},
@@ -43,6 +47,12 @@ OF_LOSS = (  # what only the loss of a denoiser reads
   'loss', 'gamma', 'times', 'log_mean', 'log_deviation', 'low_discrepancy', 'label_dropout',
   'noisy', 'noise_level',
 )  # fmt: skip
+RESTORES = {  # what task 'restoration' reads of sections that it has in common with 'diffusion'
+  'inverse': ('operator', 'noise', 'hidden', 'factor', 'width', 'draws'),
+  'evaluate': ('samplers', 'count', 'features', 'inception', 'cache', 'reference_count'),
+  'sample': ('count', 'batch'),
+  'denoiser': ('prediction', 'clip'),
+}
 NEEDS = {  # an option of training -> what it belongs to: another option, and its values
   'weight_decay': ('optimiser', ('adamw',)),
   'decay_from': ('decay', ('rsqrt',)),
@@ -59,6 +69,8 @@ def check(spec: specs.Spec, mode: str, given: Sequence[str]) -> None:
     reason = ''
     if name and section not in SECTIONS[spec.task]:
       reason = f'task {spec.task!r} does not read the section {section!r}'
+    elif spec.task == 'restoration' and name not in RESTORES.get(section, (name,)):
+      reason = f"task 'restoration' reads {_keys(section, RESTORES[section])}"
     elif section in REASONS:
       reason = REASONS[section](spec, mode, name)
     if spec.task == 'diffusion' and key in INSTEAD.get(mode, {}):
@@ -166,9 +178,9 @@ def _train(spec, mode, name):
     return 'train.noisy is 0, so that all items are clean'
   if name == 'ema' and spec.train.ema_half_life:
     return 'train.ema_half_life says how long weights are averaged'
+  if name == 'sample_every' and spec.task in ('segmentation', 'restoration'):
+    return f'task {spec.task!r} shows no samples while it trains'
   if spec.task == 'segmentation':
-    if name == 'sample_every':
-      return 'segmentation has no samples'
     return 'segmentation has one loss' if name in OF_LOSS else ''
   if spec.denoiser.name in EXACT:
     return f'denoiser {spec.denoiser.name!r} is exact and has nothing to train'
@@ -206,7 +218,7 @@ def _sampler(spec, mode, name):
     return "sampler.end is 'first', so that no step ends at clean data"
   if name.startswith('churn_') and not own.churn:
     return 'sampler.churn is 0, so that nothing is added'
-  compared = spec.evaluate.samplers if spec.task == 'diffusion' else ()
+  compared = spec.evaluate.samplers if spec.task in ('diffusion', 'restoration') else ()
   names = {
     'sample': (own.name,),
     'finetune': (own.name,),
@@ -267,7 +279,7 @@ def _sample(spec, mode, name):
 
 def _inverse(spec, mode, name):
   own = spec.inverse
-  if mode != 'sample':
+  if mode != 'sample' and spec.task == 'diffusion':
     return f'--mode={mode} restores nothing'
   if not own.operator and name != 'operator':
     return "inverse.operator is '', so that nothing is measured"
@@ -285,6 +297,14 @@ def _evaluate(spec, mode, name):
     return 'evaluate.reference is used as a whole'
   if own.features != 'inception' and name == 'inception':
     return f"evaluate.features is {own.features!r}; set it to 'inception'"
+  return ''
+
+
+def _restoration(spec, mode, name):
+  if name == 'images' and mode != 'sample':
+    return f'--mode={mode} restores test images'
+  if name == 'steps' and mode == 'sample':
+    return '--mode=sample reads sampler.steps'
   return ''
 
 
@@ -318,4 +338,5 @@ REASONS = {
   'tune': _tune,
   'annotate': _annotate,
   'segmentation': _segmentation,
+  'restoration': _restoration,
 }

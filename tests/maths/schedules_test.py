@@ -49,6 +49,25 @@ class SchedulesTest(parameterized.TestCase):
     )
     np.testing.assert_allclose(schedules.edm().at([0.002, 80.0])[1:], [[1, 1], [0.002, 80]])
 
+  def test_powers(self):
+    t = np.linspace(0, 1, 11)
+    np.testing.assert_allclose(schedules.power().at(t)[1:], [(1 - t) ** 2, t])
+    line = schedules.power(0.0, 1.0).at(t)
+    np.testing.assert_array_equal(line, schedules.rectified_flow().at(t))
+    own = schedules.power(0.5, 3.0, 0.1).at(t)
+    np.testing.assert_allclose(own[1:], [(1 - t) ** 1.5, 0.1 * t**2], atol=1e-16)
+
+  def test_powers_at_the_ends(self):
+    schedule = schedules.power(2.0, 3.0, 0.1)
+    np.testing.assert_allclose(schedule.time_of_log_snr([-np.inf, np.inf]), [1, 0], atol=1e-300)
+    t = schedule.time_of_log_snr([700.0, -150.0])  # as far as times are distinct numbers
+    np.testing.assert_allclose(schedule.log_snr(t), [700, -150], rtol=1e-6)
+
+  @parameterized.parameters((-1.0, 1.0, 1.0), (1.0, -2.0, 1.0), (1.0, 1.0, 0.0))
+  def test_bad_powers(self, signal, noise, end):
+    with self.assertRaisesRegex(UserError, 'needs powers above -1 and noise_end above 0, got'):
+      schedules.power(signal, noise, end)
+
   @parameterized.parameters(*schedules.SCHEDULES)
   def test_log_snr_inverse(self, name):
     schedule = schedules.SCHEDULES[name]()
@@ -56,7 +75,7 @@ class SchedulesTest(parameterized.TestCase):
     @given(st.floats(0, 1))
     def check(u):
       t = schedule.first + u * (
-        schedule.last * (0.999 if name == 'rectified_flow' else 1) - schedule.first
+        schedule.last * (0.999 if name in ('rectified_flow', 'power') else 1) - schedule.first
       )
       back = schedule.time_of_log_snr(schedule.log_snr(t))
       np.testing.assert_allclose(back, t, rtol=1e-8, atol=1e-8)

@@ -1,0 +1,102 @@
+"""Degraded images: measurements by `inverse`, in the shape of the image, or those of a folder."""
+
+import dataclasses
+import os
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from gmm_diffusion import specs
+from gmm_diffusion.data import base, folders
+from gmm_diffusion.engine import measuring
+from gmm_diffusion.errors import UserError
+from gmm_diffusion.types import Array, Key
+
+
+class Pairs(NamedTuple):
+  """Degraded images beside those of the data, uint8 [N, H, W, C]."""
+
+  train: Any
+  test: Any
+
+
+def check(spec: specs.Spec, data: base.Data) -> None:
+  """Raises UserError unless the spec says what is restored, of images."""
+  if not data.is_image or not len(data.train):
+    raise UserError(
+      f'data {spec.data.name!r} has no images to restore; valid: digits, folder, tfds'
+    )
+  if bool(spec.inverse.operator) == bool(spec.restoration.pairs):
+    raise UserError(
+      'task restoration needs either inverse.operator (identity, mask, box or blur), or the folder '
+      'restoration.pairs of degraded images, and not both'
+    )
+  if spec.inverse.operator:
+    measuring.operator(spec.inverse, data.shape).apply(jnp.zeros((1, *data.shape)))
+
+
+def load(spec: specs.Spec, data: base.Data) -> Pairs | None:
+  """The images of restoration.pairs, if there are any.
+
+  Raises:
+    UserError: they are not those of data.path by name, or have another shape.
+  """
+  path = spec.restoration.pairs
+  if not path:
+    return None
+  if spec.data.name != 'folder' or spec.data.skip_unreadable:
+    raise UserError(
+      "restoration.pairs needs data.name 'folder' without data.skip_unreadable, so that each image "
+      'has its pair'
+    )
+  names = [
+    [os.path.splitext(name)[0] for name in folders.names(os.path.expanduser(root))]
+    for root in (spec.data.path, path)
+  ]
+  if names[0] != names[1]:
+    odd = sorted(set(names[0]) ^ set(names[1])) or ['the order of their names']
+    raise UserError(
+      f'the images of restoration.pairs {path} and data.path {spec.data.path} differ in '
+      f'{odd[0]!r}; give each pair the same name, but for its ending'
+    )
+  found = folders.load(dataclasses.replace(spec.data, path=path, labels='none'))
+  limit = spec.data.limit or len(found.train)
+  pairs = Pairs(found.train[:limit], found.test)
+  if pairs.train.shape != data.train.shape or pairs.test.shape != data.test.shape:
+    raise UserError(
+      f'the images of restoration.pairs are {_size(pairs.train)}, those of data.path '
+      f'{_size(data.train)}; set data.size and data.colour'
+    )
+  return pairs
+
+
+def _size(images):
+  return f'{len(images)} of {" x ".join(map(str, images.shape[1:]))}'
+
+
+def degraded(own: specs.Inverse, x: Array, keys: Key) -> Array:
+  """Images [B, H, W, C] as `inverse` measures them, in their own shape and range; pure."""
+  return measuring.as_image(measuring.measured(own, x, keys), x.shape[1:])
+
+
+def of_training(spec: specs.Spec, pairs: Pairs | None):
+  """(images as the batch has them, keys) -> (x_0, x_in)."""
+  if pairs is not None:
+    return lambda x, keys: tuple(jnp.split(x, 2, -1))
+  return lambda x, keys: (x, degraded(spec.inverse, x, keys))
+
+
+def of_test(spec: specs.Spec, data: base.Data, pairs: Pairs | None, count: int) -> np.ndarray:
+  """x_in of the first test images, float32 [count, H, W, C]. Noise belongs to the image."""
+  if pairs is not None:
+    return base.to_model(pairs.test[:count])
+  one = dataclasses.replace(spec, inverse=dataclasses.replace(spec.inverse, draws=1))
+  return np.asarray(measuring.as_image(measuring.measure(one, data, np.arange(count)), data.shape))
+
+
+def own_images(spec: specs.Spec, data: base.Data) -> tuple[np.ndarray, list[str]]:
+  """(x_in float32 [N, H, W, C], names) of restoration.images."""
+  path = os.path.expanduser(spec.restoration.images)
+  images = measuring.images_like(data, path, 'restoration.images')
+  return base.to_model(images), folders.names(path)
