@@ -16,6 +16,7 @@ from gmm_diffusion.task_specs import (
   Creativity,
   Distill,
   Finetune,
+  Masked,
   Quantise,
   Restoration,
   Segmentation,
@@ -399,7 +400,7 @@ class Spec:
   task: str = option(
     'diffusion',
     'what is done with it',
-    ('diffusion', 'segmentation', 'creativity', 'restoration'),
+    ('diffusion', 'segmentation', 'creativity', 'restoration', 'masked'),
   )
   seed: int = option(0, 'of training and sampling', SEED)
   data: Data = Data()
@@ -421,6 +422,7 @@ class Spec:
   annotate: Annotate = Annotate()
   creativity: Creativity = Creativity()
   restoration: Restoration = Restoration()
+  masked: Masked = Masked()
 
   def __post_init__(self):
     options.check(self)

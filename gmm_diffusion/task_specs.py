@@ -1,5 +1,5 @@
 """The settings of the modes finetune, distill, quantise and tune, and of the tasks 'segmentation',
-'creativity' and 'restoration', in the form of options.py; specs.py has the others."""
+'creativity', 'restoration' and 'masked', in the form of options.py; specs.py has the others."""
 
 import dataclasses
 
@@ -148,3 +148,27 @@ class Restoration:
   )
   images: str = option('', "--mode=sample: folder of degraded images; '': of the test images")
   steps: tuple[int, ...] = option((1, 2, 5, 10), 'evaluated, for each sampler', '[1, 1000]')
+
+
+@dataclasses.dataclass(frozen=True)
+class Masked:
+  """Masked diffusion of images with few levels (tasks.masked)."""
+
+  levels: int = option(17, 'to which each channel is rounded', '[2, 256]')
+  predictor: str = option(
+    'network',
+    'what says what masked pixels may be: network; exact: the training images',
+    ('network', 'exact'),
+  )
+  epsilon: float = option(0.2, 'exact: probability that a pixel is anything', '(0, 1]')
+  width: float = option(0.5, 'exact: how far a pixel may be off, in levels', '[0, 256]')
+  order: str = option(
+    'first_hitting',
+    'of the pixels: as many in each call, or ancestral',
+    ('first_hitting', 'ancestral'),
+  )
+  calls: int = option(0, '--mode=sample: of the predictor for an image; 0: one a pixel', '[0, 1e6]')
+  compared: tuple[int, ...] = option(
+    (64, 32, 16, 8, 4, 2, 1), 'calls that are evaluated', '[1, 1e6]'
+  )
+  draws: int = option(64, 'of the masked pixels, for the bound on the bits of an image', COUNT)

@@ -14,36 +14,23 @@ from tqdm import tqdm
 from experiments.lib import common
 from gmm_diffusion import specs
 from gmm_diffusion.data import image_sets, sources
-from gmm_diffusion.discrete import predictors, process, reveal
+from gmm_diffusion.discrete import pixels, predictors, process, reveal
 from gmm_diffusion.metrics import features as features_lib
 from gmm_diffusion.metrics import frechet, references
 from gmm_diffusion.metrics.estimates import Estimate, of_mean
 from gmm_diffusion.reports import images
+from gmm_diffusion.tasks.masked import evaluate
 
 LEVELS, CHOOSE = 17, 300
 EPSILONS, WIDTHS = (0.01, 0.03, 0.1, 0.2), (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 
 
-def tokens(x: np.ndarray) -> np.ndarray:
-  """uint8 digits -> levels [N, 64]."""
-  return np.round(x.reshape(len(x), -1) / 255 * (LEVELS - 1)).astype(np.int32)
-
-
-def pictures(x: np.ndarray) -> np.ndarray:
-  """Levels [N, 64] -> uint8 digits; masks are grey."""
-  grey = np.where(x == LEVELS, (LEVELS - 1) / 2, x)
-  return np.round(grey * 255 / (LEVELS - 1)).astype(np.uint8).reshape(-1, 8, 8, 1)
+def pictures(x) -> np.ndarray:
+  return pixels.pictures(np.asarray(x), LEVELS, (8, 8, 1))
 
 
 def bits(nats) -> Estimate:
   return of_mean(process.bits_per_token(nats, 64))
-
-
-def independent(train: np.ndarray, test: np.ndarray) -> np.ndarray:
-  """-log p of pixels that do not know of each other, with one count added to each level."""
-  counts = np.stack([np.bincount(column, minlength=LEVELS) + 1 for column in train.T])
-  p = counts / counts.sum(1, keepdims=True)
-  return -np.log(p[np.arange(64)[None], test]).sum(1)
 
 
 def chosen(train: np.ndarray) -> tuple[float, float]:
@@ -63,12 +50,12 @@ def main():
   parser.add_argument('--steps', type=int, nargs='*', default=[64, 32, 16, 8, 4, 2, 1])
   args = parser.parse_args()
   data = sources.load(specs.Data())
-  train, test = tokens(data.train), tokens(data.test)
+  train, test = (pixels.tokens(x, LEVELS) for x in (data.train, data.test))
   epsilon, width = chosen(train)
   found = predictors.exact(train, LEVELS, epsilon, width)
   known = {
     'uniform': bits(np.full(len(test), 64 * np.log(LEVELS))),
-    'independent pixels': bits(independent(train, test)),
+    'independent pixels': bits(evaluate.independent(train, test, LEVELS)),
     'training images, exact': bits(-np.asarray(found.log_prob(test))),
   }
   for name, value in known.items():
@@ -84,7 +71,7 @@ def main():
           reveal.sample(found.predictor, LEVELS, 64, ids, 0, steps, order).x
         )
       )
-      x = pictures(np.asarray(draw(np.arange(args.count, dtype=np.uint32))))
+      x = pictures(draw(np.arange(args.count, dtype=np.uint32)))
       value = frechet.frechet_distance(features.extract(x).features, reference.moments)
       rows.append({'order': order, 'steps': steps, 'frechet': value.record()})
       print(f'{order}, {steps} calls: frechet {value}', flush=True)
@@ -92,7 +79,7 @@ def main():
         strips.append(x[:10])
   hidden = np.where(np.arange(64) % 8 >= 4, LEVELS, test[:10])
   inpainted = reveal.sample(found.predictor, LEVELS, 64, np.arange(10), known=hidden).x
-  strips += [pictures(hidden), pictures(np.asarray(inpainted)), data.test[:10]]
+  strips += [pictures(hidden), pictures(inpainted), data.test[:10]]
   images.save(os.path.join(args.workdir, 'masked.png'), images.grid(np.concatenate(strips), 10))
   common.save(
     args.workdir,

@@ -90,7 +90,7 @@ def seen(y: Array, x_in: Array) -> Array:
 
 def check(schedule: Schedule, prediction: str) -> None:
   """Raises UserError for a prediction that says nothing of x_0 where the schedule begins."""
-  if prediction in ('eps', 'score') and schedule.at(np.float64(schedule.last)).a == 0:
+  if prediction in ('eps', 'score') and schedule.at(np.asarray(schedule.last)).a == 0:
     raise UserError(
       f'prediction {prediction!r} says nothing of x_0 at the end of this schedule, where a = 0; '
       f'valid: x0, v, velocity'

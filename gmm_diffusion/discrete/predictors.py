@@ -62,9 +62,9 @@ def exact(
   Raises:
     UserError: a token is out of range.
   """
-  items = np.asarray(items)
-  if items.min() < 0 or items.max() >= levels:
-    raise UserError(f'tokens must be in 0..{levels - 1}, got {items.min()}..{items.max()}')
+  traced = isinstance(items, jax.core.Tracer)  # its values are not known yet
+  if not traced and (np.min(items) < 0 or np.max(items) >= levels):
+    raise UserError(f'tokens must be in 0..{levels - 1}, got {np.min(items)}..{np.max(items)}')
   theta = table(levels, epsilon, width)
   J, L = items.shape
   log_theta = np.log(theta)
@@ -73,7 +73,7 @@ def exact(
     like = jnp.asarray(np.vstack([log_theta.T, np.zeros(levels)]), jnp.result_type(float))
     q = like[x]  # [B, L, k]
     middle = jnp.mean(q, -1, keepdims=True)  # is the same for all items
-    hot = jnp.asarray(np.eye(levels)[items].reshape(J, -1), q.dtype)
+    hot = jax.nn.one_hot(items, levels, dtype=q.dtype).reshape(J, -1)
     q = (q - middle).reshape(len(x), -1)
     found = mixtures.posterior(q, mixtures.units(hot), values(hot), block)
     # q . h - |q - h|^2 / 2 is (|q|^2 + L) / 2

@@ -121,8 +121,8 @@ def net_options(spec: specs.Net) -> dict[str, Any]:
   return taken(NETS[spec.name], spec)
 
 
-def net(spec: specs.Spec, data: base.Data) -> Any:
-  """The network of a spec."""
+def net(spec: specs.Spec, data: base.Data, channels: int = 0) -> Any:
+  """The network of a spec; it has as many output channels as samples, or `channels`."""
   if not data.is_image:
     raise UserError(
       f'data {spec.data.name!r} has no network to train; use --config.denoiser.name=mixture or '
@@ -150,7 +150,7 @@ def net(spec: specs.Spec, data: base.Data) -> Any:
   return _module(
     NETS[spec.net.name],
     spec.net,
-    out_channels=C * (1 + spec.net.learn_sigma),
+    out_channels=channels or C * (1 + spec.net.learn_sigma),
     classes=label_count(spec, data),
     dtype=jnp.dtype(spec.net.dtype),
   )

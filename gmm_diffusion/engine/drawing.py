@@ -10,8 +10,9 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -42,6 +43,7 @@ _NUMBERS = (
   'offsets_seed',
   'eta',
 )
+_LETTERS = 60  # that settings take in the name of a set; the hash stands for the others
 _AT_ONCE = 25  # samples in one call of `draw_over_parts`
 # Settings of a section of the spec that samples do not depend on: weights count by their hash.
 _FREE = ('weights', 'dropout', 'batch')
@@ -87,23 +89,58 @@ class Drawer(NamedTuple):
   """A sampler on a model with a seed.
 
   Attributes:
-    made: the sampler.
+    sampler: its name.
+    name: of the set of samples: sampler-steps-what differs-hash; letters, digits, '.', '_' and '-'
+      only.
+    settings, report: of the sampler, for records.
     seed: of the noise.
     draw: (ids, advance) -> {'x': samples of these ids as in Samples, 'nfe', 'seconds'}; one trace
       for all calls.
     labels: ids -> classes int32 [N], or None where the samples have none.
     weights: their hash.
     mark: changes when anything changes that the samples depend on.
-    words: what more belongs into the name of the set, such as what is restored.
   """
 
-  made: Prepared
+  sampler: str
+  name: str
+  settings: dict[str, Any]
+  report: Report
   seed: int
   draw: Callable[[Any, shards.Advance], shards.Arrays]
   labels: Callable[[np.ndarray], np.ndarray] | None
   weights: str
   mark: str
-  words: tuple[str, ...] = ()
+
+
+def mark_of(depends: Any) -> str:
+  """Twelve digits that change with what samples depend on, JSON."""
+  return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def name_of(parts: Sequence[str], seed: int, mark: str) -> str:
+  """The name of a set of samples of such parts, the first two of which always belong to it."""
+  first, rest, text = parts[:2], parts[2:], ''
+  for word in (*rest, *[f'seed{seed}'] * bool(seed)):
+    text += f'-{word}' if len(text) + len(word) < _LETTERS else ''
+  return f'{"-".join(first)}{text}-{mark[:8]}'
+
+
+def _different(sampler):
+  """Words for what is set to other than the defaults, where it has an effect: what a variant
+  overrides does not."""
+  default, taken = dataclasses.asdict(specs.Sampler()), settings(sampler)
+  for key, value in dataclasses.asdict(sampler).items():
+    known = key in ('name', 'steps') or value in (None, default[key])
+    if not known and taken.get(key) == value:
+      yield _word(key, value)
+
+
+def _word(key, value):
+  if isinstance(value, bool):
+    return key if value else f'no_{key}'
+  numbers = value if isinstance(value, (tuple, list)) else [value]
+  text = '_'.join(f'{one:g}' if isinstance(one, float) else str(one) for one in numbers)
+  return re.sub(r'[^\w.]', '_', text if isinstance(value, str) else f'{key}{text}')
 
 
 def prepare(spec: specs.Spec, sampler: specs.Sampler, data: base.Data) -> Prepared:
@@ -249,16 +286,26 @@ class Model:
     known = takes_labels(self.spec, self.data)
     labels = functools.partial(labels_of, self.spec, self.data) if known else None
     depends = [settings(made.sampler), facts(self.spec, self.hash), self.data.shape, seed]
-    own = self.spec.inverse
-    words: tuple[str, ...] = ()
+    own, words = self.spec.inverse, []
     if own.operator:
-      words = own.operator, own.method
+      words = [own.operator, own.method]
       depends += [
         build.tree_hash(np.asarray(self.data.test)),
         *measuring.facts(self.spec, self.data),
       ]
-    mark = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
-    return Drawer(made, seed, draw, labels, self.hash, mark, words)
+    mark, sampler = mark_of(depends), made.sampler
+    parts = [sampler.name, str(len(made.grid.t)), *words, *_different(sampler)]
+    return Drawer(
+      sampler.name,
+      name_of(parts, seed, mark),
+      dataclasses.asdict(sampler),
+      made.report,
+      seed,
+      draw,
+      labels,
+      self.hash,
+      mark,
+    )
 
   def sample(self, made: Prepared, count: int, seed: int | None = None) -> Samples:
     """Samples with ids 0..count-1, in memory."""

@@ -13,21 +13,18 @@ that the samples depend on, such as unipc-10-order3-3f9a1c2b. In samples/ of a w
   NAME-n100-restored.png  true, measured and restored images, where inverse.operator is set
 """
 
-import dataclasses
 import os
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from gmm_diffusion import files, specs
+from gmm_diffusion import files
 from gmm_diffusion.engine import drawing, shards
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.reports import images, records
 
-_WORDS = 60  # letters that settings may take in a name; the hash stands for the others
 _GIF = 16  # samples in a .gif
 
 
@@ -46,44 +43,16 @@ class Stored(NamedTuple):
   seconds: float
 
 
-def name_of(source: drawing.Drawer) -> str:
-  """sampler-steps-what differs-hash; letters, digits, '.', '_' and '-' only."""
-  sampler = source.made.sampler
-  taken = drawing.settings(sampler)
-  words = [_word(key, value) for key, value in _different(sampler) if taken.get(key) == value]
-  words = [*source.words, *words, *[f'seed{source.seed}'] * bool(source.seed)]
-  text = ''
-  for word in words:
-    text += f'-{word}' if len(text) + len(word) < _WORDS else ''
-  return f'{sampler.name}-{len(source.made.grid.t)}{text}-{source.mark[:8]}'
-
-
-def _different(sampler):
-  """(key, value) that are not the defaults; those that a variant overrides are not seen here."""
-  default = dataclasses.asdict(specs.Sampler())
-  for key, value in dataclasses.asdict(sampler).items():
-    if key not in ('name', 'steps') and value not in (None, default[key]):
-      yield key, value
-
-
-def _word(key, value):
-  if isinstance(value, bool):
-    return key if value else f'no_{key}'
-  numbers = value if isinstance(value, (tuple, list)) else [value]
-  text = '_'.join(f'{one:g}' if isinstance(one, float) else str(one) for one in numbers)
-  return re.sub(r'[^\w.]', '_', text if isinstance(value, str) else f'{key}{text}')
-
-
 def write(run: Run, source: drawing.Drawer, count: int) -> Stored:
   """Samples with ids 0..count-1 to files, with a record.
 
   What is there is not drawn again; any number of processes may do this at the same time.
   """
-  folder = os.path.join(run.workdir, 'samples', name_of(source))
+  folder = os.path.join(run.workdir, 'samples', source.name)
   path = f'{folder}-n{count}'
   record = _finished(path, source.mark, count)
   if record is None:
-    title = f'sampling {source.made.sampler.name}'
+    title = f'sampling {source.sampler}'
     shards.fill(folder, source.mark, count, run.spec.sample.shard, source.draw, title)
     with files.locked(folder):
       record = _finished(path, source.mark, count)
@@ -106,7 +75,7 @@ def _finished(path: str, mark: str, count: int) -> dict[str, Any] | None:
 
 def _gather(run, source, folder, count):
   """Makes the .npz and the .png of the parts; returns the record, which marks them as finished."""
-  data, sampler, path = run.data, source.made.sampler, f'{folder}-n{count}'
+  data, path = run.data, f'{folder}-n{count}'
   first, seconds = None, 0.0
 
   def blocks():
@@ -125,16 +94,16 @@ def _gather(run, source, folder, count):
   images.save(path + '.png', images.picture(first['x'], data.train))
   record = {
     'kind': 'samples',
-    'sampler': sampler.name,
+    'sampler': source.sampler,
     'set': os.path.basename(path),
     'n': count,
     'seed': source.seed,
     'nfe': int(first['nfe']),
-    'settings': dataclasses.asdict(sampler),
+    'settings': source.settings,
     'fingerprint': source.mark,
     'weights': source.weights,
     'seconds': seconds,
-    'report': source.made.report,
+    'report': source.report,
     **records.common(run.spec, run.command),
   }
   files.write_json(path + '.json', record)

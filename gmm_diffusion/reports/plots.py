@@ -1,6 +1,7 @@
 """Plots as PNG, drawn without a display and without any state of matplotlib's."""
 
 import io
+from collections.abc import Iterable
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -21,6 +22,14 @@ def png(figure: Figure, path: str = '') -> bytes:
   if path:
     files.write(path, lambda name: figure.savefig(name, format='png'))
   return buffer.getvalue()
+
+
+def over_calls(axis: Any, calls: Iterable[int]) -> None:
+  """An axis over numbers of calls, each of them marked."""
+  axis.set(xscale='log', xlabel='calls')
+  axis.set_xticks(sorted(set(calls)), [str(n) for n in sorted(set(calls))])
+  axis.set_xticks([], minor=True)
+  axis.grid(alpha=0.3)
 
 
 def training_curve(path: str, curve: list[dict[str, float]]) -> None:

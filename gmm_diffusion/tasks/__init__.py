@@ -12,6 +12,7 @@ from gmm_diffusion.tasks import effects
 from gmm_diffusion.tasks.creativity import modes as creativity
 from gmm_diffusion.tasks.diffusion import modes as diffusion
 from gmm_diffusion.tasks.diffusion import tune
+from gmm_diffusion.tasks.masked import modes as masked
 from gmm_diffusion.tasks.restoration import modes as restoration
 from gmm_diffusion.tasks.segmentation import modes as segmentation
 
@@ -35,6 +36,9 @@ TASKS = {  # task -> mode -> loop(spec, workdir, command)
   'restoration': {
     mode: functools.partial(restoration.run, mode)
     for mode in ('train', 'sample', 'evaluate', 'all')
+  },
+  'masked': {
+    mode: functools.partial(masked.run, mode) for mode in ('train', 'sample', 'evaluate', 'all')
   },
 }
 

@@ -24,6 +24,7 @@ SECTIONS = {  # what each task reads, besides task and seed
     'data', 'schedule', 'net', 'denoiser', 'train', 'sampler', 'sample', 'inverse', 'evaluate',
     'restoration',
   ),
+  'masked': ('data', 'net', 'train', 'sample', 'inverse', 'evaluate', 'masked'),
 }  # fmt: skip
 DATA = {  # what each data set reads, besides its name and the limit
   'digits': (),
@@ -47,12 +48,22 @@ OF_LOSS = (  # what only the loss of a denoiser reads
   'loss', 'gamma', 'times', 'log_mean', 'log_deviation', 'low_discrepancy', 'label_dropout',
   'noisy', 'noise_level',
 )  # fmt: skip
-RESTORES = {  # what task 'restoration' reads of sections that it has in common with 'diffusion'
-  'inverse': ('operator', 'noise', 'hidden', 'factor', 'width', 'draws'),
-  'evaluate': ('samplers', 'count', 'features', 'inception', 'cache', 'reference_count'),
-  'sample': ('count', 'batch'),
-  'denoiser': ('prediction', 'clip'),
-}
+READ = {  # task -> what it reads of sections that it shares with 'diffusion', if not all
+  'restoration': {
+    'inverse': ('operator', 'noise', 'hidden', 'factor', 'width', 'draws'),
+    'evaluate': ('samplers', 'count', 'features', 'inception', 'cache', 'reference_count'),
+    'sample': ('count', 'batch'),
+    'denoiser': ('prediction', 'clip'),
+  },
+  'masked': {
+    'inverse': ('operator', 'hidden', 'images', 'draws'),
+    'evaluate': (
+      'count', 'store', 'metrics', 'features', 'inception', 'cache', 'reference',
+      'reference_count', 'neighbours',
+    ),
+    'sample': ('count', 'batch', 'shard', 'label', 'png'),
+  },
+}  # fmt: skip
 NEEDS = {  # an option of training -> what it belongs to: another option, and its values
   'weight_decay': ('optimiser', ('adamw',)),
   'decay_from': ('decay', ('rsqrt',)),
@@ -69,8 +80,8 @@ def check(spec: specs.Spec, mode: str, given: Sequence[str]) -> None:
     reason = ''
     if name and section not in SECTIONS[spec.task]:
       reason = f'task {spec.task!r} does not read the section {section!r}'
-    elif spec.task == 'restoration' and name not in RESTORES.get(section, (name,)):
-      reason = f"task 'restoration' reads {_keys(section, RESTORES[section])}"
+    elif name not in READ.get(spec.task, {}).get(section, (name,)):
+      reason = f'task {spec.task!r} reads {_keys(section, READ[spec.task][section])}'
     elif section in REASONS:
       reason = REASONS[section](spec, mode, name)
     if spec.task == 'diffusion' and key in INSTEAD.get(mode, {}):
@@ -178,10 +189,10 @@ def _train(spec, mode, name):
     return 'train.noisy is 0, so that all items are clean'
   if name == 'ema' and spec.train.ema_half_life:
     return 'train.ema_half_life says how long weights are averaged'
-  if name == 'sample_every' and spec.task in ('segmentation', 'restoration'):
+  if name == 'sample_every' and spec.task in ('segmentation', 'restoration', 'masked'):
     return f'task {spec.task!r} shows no samples while it trains'
-  if spec.task == 'segmentation':
-    return 'segmentation has one loss' if name in OF_LOSS else ''
+  if spec.task in ('segmentation', 'masked'):
+    return f'task {spec.task!r} has one loss' if name in OF_LOSS else ''
   if spec.denoiser.name in EXACT:
     return f'denoiser {spec.denoiser.name!r} is exact and has nothing to train'
   if spec.net.weights.format:
@@ -279,6 +290,9 @@ def _sample(spec, mode, name):
 
 def _inverse(spec, mode, name):
   own = spec.inverse
+  if spec.task == 'masked':
+    unused = mode == 'sample' and not own.operator and name != 'operator'
+    return "inverse.operator is '', so that nothing is hidden" if unused else ''
   if mode != 'sample' and spec.task == 'diffusion':
     return f'--mode={mode} restores nothing'
   if not own.operator and name != 'operator':
@@ -305,6 +319,15 @@ def _restoration(spec, mode, name):
     return f'--mode={mode} restores test images'
   if name == 'steps' and mode == 'sample':
     return '--mode=sample reads sampler.steps'
+  return ''
+
+
+def _masked(spec, mode, name):
+  own = spec.masked
+  if name in ('epsilon', 'width') and own.predictor == 'network' and mode in ('train', 'sample'):
+    return "masked.predictor is 'network'; it belongs to 'exact'"
+  if name in ('order', 'calls') and mode in ('train', 'evaluate', 'all'):
+    return 'it belongs to --mode=sample; --mode=evaluate reads masked.compared'
   return ''
 
 
@@ -339,4 +362,5 @@ REASONS = {
   'annotate': _annotate,
   'segmentation': _segmentation,
   'restoration': _restoration,
+  'masked': _masked,
 }

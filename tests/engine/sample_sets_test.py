@@ -12,7 +12,7 @@ from PIL import Image
 from configs import digits, toy
 from gmm_diffusion import specs, tasks
 from gmm_diffusion.data import sources
-from gmm_diffusion.engine import drawing, sample_sets, shards
+from gmm_diffusion.engine import drawing, shards
 from gmm_diffusion.errors import UserError
 from helpers import cases
 
@@ -127,7 +127,7 @@ class NamesTest(parameterized.TestCase):
     data = sources.load(spec.data)
     model = drawing.Model(spec, data, np.zeros(1, np.float32))
     made = drawing.prepare(spec, specs.Sampler(**options), data)
-    self.assertRegex(sample_sets.name_of(model.drawer(made, 1)), f'^{start}[0-9a-f]{{8}}$')
+    self.assertRegex(model.drawer(made, 1).name, f'^{start}[0-9a-f]{{8}}$')
 
   def test_the_hash_is_of_what_samples_depend_on(self):
     spec = specs.from_config({'denoiser': {'name': 'empirical'}})

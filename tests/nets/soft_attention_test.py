@@ -27,13 +27,15 @@ class BlockTest(parameterized.TestCase):
 
   @parameterized.parameters('none', 'landmarks', 'rows')
   def test_moves_with_the_image(self, normalise):
-    block = soft_attention.SoftAttentionBlock(2, 2, normalise)
-    x = jnp.asarray(np.random.RandomState(0).randn(2, 6, 6, 8), jnp.float32)
+    self.enter_context(
+      jax.enable_x64(True)
+    )  # the inverse makes roundings some hundred times larger
+    block = soft_attention.SoftAttentionBlock(2, 2, normalise, dtype=jnp.float64)
+    x = jnp.asarray(np.random.RandomState(0).randn(2, 6, 6, 8))
     variables = drawn(block, x)
     moved = block.apply(variables, jnp.roll(x, (2, 4), (1, 2)))
-    np.testing.assert_allclose(
-      moved, jnp.roll(block.apply(variables, x), (2, 4), (1, 2)), atol=1e-4
-    )
+    expected = jnp.roll(block.apply(variables, x), (2, 4), (1, 2))
+    np.testing.assert_allclose(moved, expected, atol=1e-11)
 
   def test_is_posterior_means_where_each_token_is_a_landmark(self):
     block = soft_attention.SoftAttentionBlock(1, 1, 'rows')

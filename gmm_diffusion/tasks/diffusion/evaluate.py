@@ -302,7 +302,7 @@ def _of_samplers(found, todo, model, one, shared):
       'control': control,
       'settings': dataclasses.asdict(made.sampler),
       'weights': model.hash,
-      'set': sample_sets.name_of(source),
+      'set': source.name,
       'seconds': seconds,
       **shared,
     }
@@ -339,7 +339,7 @@ def features_of(
   """(Extracted, the first samples, evaluations, seconds) of a sampler; kept in files by range of
   ids, as the samples are if asked for."""
   e, kept = run.spec.evaluate, sorted(metrics.kinds(found.names)[0])
-  title, stored = source.made.sampler.name, None
+  title, stored = source.sampler, None
   if e.store:
     stored = sample_sets.write(run, source, e.count)
 
@@ -359,7 +359,7 @@ def features_of(
     }
 
   where = (
-    os.path.join(run.workdir, 'features', found.features.name, sample_sets.name_of(source)),
+    os.path.join(run.workdir, 'features', found.features.name, source.name),
     f'{source.mark} {found.features.name} {kept}',
     e.count,
     run.spec.sample.shard,

@@ -113,8 +113,8 @@ def _curves(rows):
           [row.calls for row in members], [v.value for v in values], [v.half for v in values],
           color=f'C{number}', label=curve, marker='o', markersize=3, capsize=2,
         )  # fmt: skip
-    panel.set(xscale='log', xlabel='calls of the network', title=metric)
-    panel.grid(alpha=0.3)
+    panel.set(title=metric)
+    plots.over_calls(panel, [row.calls for row in rows[1:]])
   axes[0, 0].legend(fontsize=7)
   return plots.png(figure)
 
