@@ -21,6 +21,7 @@ from experiments.studies import (
   samplers_as_tables,
 )
 from gmm_diffusion import tasks
+from gmm_diffusion.metrics import features
 from helpers import cases, released_files
 
 
@@ -31,7 +32,10 @@ class ExperimentsTest(absltest.TestCase):
     config = digits.get_config('runlocal')
     config.train.steps = 2
     tasks.run('train', start, config, 'test')
-    with mock.patch.object(finetuning, 'VARIANTS', {'one': ('ddim', 'energy', 'identity')}):
+    with (
+      mock.patch.object(finetuning, 'VARIANTS', {'one': ('ddim', 'energy', 'identity')}),
+      mock.patch.dict(features.SETTINGS, steps=10),
+    ):
       cases.call(
         finetuning.main, f'--workdir={workdir}', f'--start={start}', '--config=digits:runlocal',
         '--steps=2', '--updates=2', '--count=30', '--seeds', '0', '1', '--set', 'train.steps=2',

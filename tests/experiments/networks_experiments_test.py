@@ -11,6 +11,7 @@ from configs import digits
 from experiments.benchmarks import attention_lengths, quantised_memory
 from experiments.studies import attention_kinds, geometry, masked, quantisation
 from gmm_diffusion import tasks
+from gmm_diffusion.metrics import features
 from helpers import cases
 
 
@@ -24,6 +25,7 @@ class NetworksTest(absltest.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     cls.root = cls.enterClassContext(cases.folder())
+    cls.enterClassContext(mock.patch.dict(features.SETTINGS, steps=10))
     cls.start = os.path.join(cls.root, 'start')
     config = digits.get_config('runlocal')
     config.train.steps = 2

@@ -10,6 +10,7 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 
 from gmm_diffusion.metrics import features
+from gmm_diffusion.tasks.diffusion import jacobian
 from helpers import cases, creativity_config
 
 FOLDER = os.path.join(cases.ROOT, 'experiments', 'notebooks')
@@ -42,7 +43,10 @@ class NotebooksTest(parameterized.TestCase):
     return shown, scope
 
   def test_ddim_gmm(self):
-    with mock.patch.dict(features.SETTINGS, steps=10):  # of the feature network
+    with (
+      mock.patch.dict(features.SETTINGS, steps=10),  # of the feature network
+      mock.patch.object(jacobian, 'COUNT', 4),
+    ):
       shown, scope = self.run_cells('ddim_gmm_colab.ipynb')
     self.assertLen(shown, 3)
     self.assertIn('its control', shown[2])

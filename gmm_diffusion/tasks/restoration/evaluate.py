@@ -64,7 +64,7 @@ def evaluate(this: Run, pairs: inputs.Pairs | None) -> None:
   start, spec, data = time.perf_counter(), this.spec, this.data
   count = min(spec.evaluate.count, len(data.test))
   true, x_in = np.asarray(data.test[:count]), inputs.of_test(spec, data, pairs, count)
-  bench = _bench(this, count)
+  bench = bench_of(this, count)
   degraded = base.to_image(x_in)
   rows = [Row(DEGRADED, '', 0, values_of(degraded[:, None], true, bench), degraded)]
   _say(rows[-1])
@@ -105,7 +105,7 @@ def evaluate(this: Run, pairs: inputs.Pairs | None) -> None:
   print(f'report: {path}')
 
 
-def _bench(this: Run, count: int) -> quality.Bench:
+def bench_of(this: Run, count: int) -> quality.Bench:
   """Features and reference for the Frechet distance, or where images are too few for it, the kernel
   distance."""
   of = lambda name: dataclasses.replace(

@@ -25,7 +25,7 @@ def records(workdir):
 class AllTest(absltest.TestCase):
   def test_digits(self):
     workdir = os.path.join(self.create_tempdir().full_path, 'run')
-    code, out, error = cli.main('digits.py:runlocal', 'all', workdir)
+    code, out, error = cli.main('digits.py:runlocal', 'all', workdir, optimised=True)
     self.assertEqual(code, 0, error[-3000:])
     self.assertNotIn('Warning', error)
     self.assertIn('training', error)  # the progress bar

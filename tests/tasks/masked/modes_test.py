@@ -16,6 +16,7 @@ from gmm_diffusion.engine import measuring
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import noise
+from gmm_diffusion.metrics import features
 from gmm_diffusion.tasks.masked import evaluate, models, report
 from helpers import cases, cli
 
@@ -47,6 +48,7 @@ class CommandTest(absltest.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     cls.workdir = cls.enterClassContext(cases.folder())
+    cls.enterClassContext(absltest.mock.patch.dict(features.SETTINGS, steps=10))
     cls.first = cli.here('masked.py:runlocal', 'all', cls.workdir, *SMALL, *FEW)
 
   def test_all(self):

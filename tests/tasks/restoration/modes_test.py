@@ -17,7 +17,7 @@ from gmm_diffusion.engine import loss
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import noise
-from gmm_diffusion.metrics import restoration
+from gmm_diffusion.metrics import features, restoration
 from gmm_diffusion.metrics.estimates import of_mean
 from gmm_diffusion.tasks.restoration import evaluate, inputs, models
 from helpers import cases, cli
@@ -62,6 +62,7 @@ class CommandTest(absltest.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     cls.workdir = cls.enterClassContext(cases.folder())
+    cls.enterClassContext(absltest.mock.patch.dict(features.SETTINGS, steps=10))
     cls.first = cli.here('restore.py:runlocal', 'all', cls.workdir, *SMALL)
 
   def test_all_evaluates_every_network(self):
