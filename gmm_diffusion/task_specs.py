@@ -171,4 +171,9 @@ class Masked:
   compared: tuple[int, ...] = option(
     (64, 32, 16, 8, 4, 2, 1), 'calls that are evaluated', '[1, 1e6]'
   )
+  counts: str = option(
+    'uniform',
+    'first_hitting: pixels of each call: uniform, cosine, or best, those that lose least',
+    ('uniform', 'cosine', 'best'),
+  )
   draws: int = option(64, 'of the masked pixels, for the bound on the bits of an image', COUNT)

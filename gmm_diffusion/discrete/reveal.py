@@ -41,11 +41,16 @@ def draws(keys: Key, tokens: int) -> Draw:
   return Draw(*jnp.moveaxis(jax.vmap(each)(keys), 1, 0))
 
 
-def grid(steps: int) -> StepGrid:
-  """Steps that are equally long in t, the expected share of masks."""
-  if steps < 1:
-    raise UserError(f'masked diffusion needs at least 1 step, got {steps}')
-  t = 1 - np.arange(steps + 1) / steps
+def grid(steps: int, counts: Array | None = None) -> StepGrid:
+  """Steps that are equally long in t, the expected share of masks; or with so many tokens each as
+  `counts` says, int [steps]."""
+  if steps < 1 or (counts is not None and (len(counts) != steps or np.min(counts) < 1)):
+    raise UserError(
+      f'masked diffusion needs at least 1 step, and with counts one of at least 1 for each, got '
+      f'{steps} steps' + ('' if counts is None else f' and counts {list(counts)}')
+    )
+  each = np.ones(steps) if counts is None else np.asarray(counts)
+  t = 1 - np.concatenate([[0], np.cumsum(each)]) / np.sum(each)
   return StepGrid(t[:-1], t[1:], 1 - t[:-1], t[:-1], 1 - t[1:], t[1:])
 
 
@@ -84,6 +89,7 @@ def sample(
   order: str = 'first_hitting',
   known: Array | None = None,
   cond: Any = None,
+  counts: Array | None = None,
 ) -> Result:
   """Samples of ids [B]: Result.x is int32 [B, L]. Pure; a sample does not depend on the others.
 
@@ -97,7 +103,14 @@ def sample(
     order: a name in ORDERS.
     known: tokens to start from, [L] or [B, L], with V where they are to be drawn; None knows none.
     cond: passed to the predictor.
+    counts: tokens of each call, in place of `steps`, for first_hitting: positive numbers with the
+      sum L, as of discrete.counts; None is as many in each.
   """
+  if counts is not None and (order != 'first_hitting' or np.sum(counts) != tokens):
+    raise UserError(
+      f"counts belong to order 'first_hitting' and have the sum {tokens}, got {order!r} and "
+      f'{np.sum(counts)}'
+    )
   found = draws(noise.sample_keys(seed, ids), tokens)
   x = jnp.full((len(ids), tokens), levels, jnp.int32)
   if known is not None:
@@ -108,7 +121,7 @@ def sample(
         f'known tokens must be {tokens} for each sample, in 0..{levels} where {levels} is the mask'
       )
     x = jnp.broadcast_to(jnp.asarray(known, jnp.int32), x.shape)
-  steps_ = grid(steps or tokens)
+  steps_ = grid(steps or tokens) if counts is None else grid(len(counts), counts)
   # the loop hands both on and looks into neither
   plain: Any = lambda x, time, cond: predictor(x, cond)
   same: Any = lambda n: found

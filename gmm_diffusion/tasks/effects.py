@@ -326,8 +326,10 @@ def _masked(spec, mode, name):
   own = spec.masked
   if name in ('epsilon', 'width') and own.predictor == 'network' and mode in ('train', 'sample'):
     return "masked.predictor is 'network'; it belongs to 'exact'"
-  if name in ('order', 'calls') and mode in ('train', 'evaluate', 'all'):
-    return 'it belongs to --mode=sample; --mode=evaluate reads masked.compared'
+  if name in ('order', 'calls', 'counts') and mode in ('train', 'evaluate', 'all'):
+    return 'it belongs to --mode=sample; --mode=evaluate compares all with masked.compared calls'
+  if name == 'counts' and own.order == 'ancestral':
+    return "masked.order 'ancestral' draws how many pixels a call reveals"
   return ''
 
 

@@ -1,5 +1,6 @@
 """How well masked images are known, in bits, and what several pixels in one call cost."""
 
+import itertools
 import os
 import time
 from typing import NamedTuple
@@ -8,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gmm_diffusion import metrics, parallel
-from gmm_diffusion.discrete import pixels, predictors, process, reveal
+from gmm_diffusion.discrete import counts, pixels, predictors, process
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.metrics import features as features_lib
@@ -22,13 +23,15 @@ _SHOWN = 12  # images that are filled in
 
 
 class Row(NamedTuple):
-  """Samples: by which order, in how many calls, what metrics say, and the first ones."""
+  """Samples: by which of models.SCHEMES, in how many calls, what metrics say, the first ones, the
+  name of the set, and what the counts lose, in nats an image (None where they are drawn)."""
 
-  order: str
+  scheme: str
   calls: int
   values: dict[str, Estimate]
   images: np.ndarray
   set: str
+  lost: float | None
 
 
 def check(this: Run) -> None:
@@ -50,14 +53,20 @@ def evaluate(this: Run) -> None:
   bench = quality.bench(spec, data, this.workdir, data.shape, count)
   bits = bits_of(this, model)
   rows, tokens = [], int(np.prod(data.shape))
-  for order in reveal.ORDERS:
-    for calls in dict.fromkeys(min(calls, tokens) for calls in spec.masked.compared):
-      source = model.drawer(order, calls, count)
-      sample, first, _, _ = quality.features_of(bench, source, this)
-      values = metrics.compare(sample, bench.reference, bench.names, bench.neighbours)
-      rows.append(Row(order, calls, values, first, f'{source.name}-n{count}'))
-      shown = '  '.join(f'{name} {value}' for name, value in values.items())
-      print(f'{order}, {calls} calls: {shown}', flush=True)
+  every = dict.fromkeys(min(calls, tokens) for calls in spec.masked.compared)
+  for scheme, calls in itertools.product(models.SCHEMES, every):
+    order, name = models.SCHEMES[scheme]
+    each, lost = model.counts(name, calls), None
+    if name != 'uniform' and (each == model.counts('uniform', calls)).all():
+      continue
+    if order == 'first_hitting':
+      lost = counts.total(model.cost, each)
+    source = model.drawer(order, calls, count, None, name)
+    sample, first, _, _ = quality.features_of(bench, source, this)
+    values = metrics.compare(sample, bench.reference, bench.names, bench.neighbours)
+    rows.append(Row(scheme, calls, values, first, f'{source.name}-n{count}', lost))
+    shown = '  '.join(f'{name} {value}' for name, value in values.items())
+    print(f'{scheme}, {calls} calls: {shown}', flush=True)
   true = np.asarray(data.test[:_SHOWN])
   given = report.hide(spec, data, true)
   filled = model.drawer('first_hitting', 0, len(true), given).draw(
@@ -68,7 +77,8 @@ def evaluate(this: Run) -> None:
   shared = {'seed': spec.seed, 'weights': model.hash, **records.common(spec, this.command)}
   facts = {'n': count, **quality.facts_of(bench), **shared}
   new = [
-    {'kind': 'metric', 'sampler': row.order, 'metric': name, 'set': row.set, 'nfe': row.calls,
+    {'kind': 'metric', 'sampler': row.scheme, 'metric': name, 'set': row.set, 'nfe': row.calls,
+     'nats_lost': row.lost,
      **value.record(), **facts}
     for row in rows
     for name, value in row.values.items()

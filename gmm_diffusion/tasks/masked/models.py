@@ -1,6 +1,7 @@
 """The predictor of masked diffusion: a network that is trained here, or the training images."""
 
 import functools
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,14 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmm_diffusion import parallel, specs
+from gmm_diffusion import files, parallel, specs
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.data import base
-from gmm_diffusion.discrete import pixels, predictors, process, reveal
+from gmm_diffusion.discrete import counts, pixels, predictors, process, reveal
 from gmm_diffusion.discrete.process import Predictor
 from gmm_diffusion.engine import build, drawing, trainer
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.maths import noise
+
+SCHEMES = {  # what is compared: (order, counts)
+  'first hitting': ('first_hitting', 'uniform'),
+  'first hitting, cosine counts': ('first_hitting', 'cosine'),
+  'first hitting, best counts': ('first_hitting', 'best'),
+  'ancestral': ('ancestral', 'uniform'),
+}
+_COUNTED = 128  # training images from which the best counts are found
 
 
 def net(spec: specs.Spec, data: base.Data) -> Any:
@@ -99,7 +108,7 @@ class Model:
 
   def __init__(self, run: Run):
     """Reads the weights; raises UserError where there are none of this network."""
-    self.spec, self.data = run.spec, run.data
+    self.spec, self.data, self.workdir = run.spec, run.data, run.workdir
     self.levels, self.tokens = run.spec.masked.levels, int(np.prod(run.data.shape))
     if run.spec.masked.predictor == 'exact':
       weights = pixels.tokens(np.asarray(run.data.train), self.levels)
@@ -138,18 +147,66 @@ class Model:
     nats = self._mapped('bits', fn, len(images))(self._weights, batch, advance)
     return process.bits_per_token(nats, self.tokens)
 
+  @functools.cached_property
+  def cost(self) -> np.ndarray:
+    """counts.lost of training images, kept in the workdir."""
+    count = min(_COUNTED, len(self.data.train))
+    mark = f'counts {self.settings()} {self.hash} {count} {self.spec.seed}'
+    path = os.path.join(self.workdir, f'counts-{drawing.mark_of(mark)}.npz')
+
+    def make():
+      ids = np.arange(count, dtype=np.uint32)
+
+      def fn(weights, batch):
+        x, labels, ids = batch
+        keys = noise.sample_keys(self.spec.seed, ids)
+        return counts.known(self.predictor(weights), x, keys, self.levels, labels)
+
+      x = pixels.tokens(np.asarray(self.data.train[:count]), self.levels)
+      found = self._mapped('cost', fn, count)(
+        self._weights, (x, self.data.train_labels[:count], ids)
+      )
+      return {'lost': counts.lost(found)}
+
+    return files.kept(path, mark, make, lambda found: 'lost' in found)['lost']
+
+  def counts(self, name: str, calls: int) -> np.ndarray:
+    """The tokens of each call, by a name in counts.NAMES."""
+    if name == 'best':
+      return counts.best(self.cost, calls)
+    return getattr(counts, name)(self.tokens, calls)
+
+  def settings(self) -> dict[str, Any]:
+    """What samples depend on besides order, counts and weights."""
+    own = self.spec.masked
+    out = {'levels': own.levels, 'predictor': own.predictor}
+    return out | ({'epsilon': own.epsilon, 'width': own.width} if own.predictor == 'exact' else {})
+
   def drawer(
-    self, order: str, calls: int, count: int, known: np.ndarray | None = None
+    self,
+    order: str,
+    calls: int,
+    count: int,
+    known: np.ndarray | None = None,
+    name: str = 'uniform',
   ) -> drawing.Drawer:
-    """A drawing.Drawer of images, by so many calls of the predictor (0: one a token). known: tokens
-    [K, L] that are given, to one sample after another in turn."""
+    """A drawing.Drawer of images.
+
+    Args:
+      order: a name in reveal.ORDERS.
+      calls: of the predictor; 0 is one a token.
+      count: of samples in one draw, at most.
+      known: tokens [K, L] that are given, to one sample after another in turn.
+      name: of the counts, for first_hitting.
+    """
     calls, shape = calls or self.tokens, self.data.shape
+    each = self.counts(name, calls) if order == 'first_hitting' else None
 
     def fn(weights, batch):
       ids, labels, start = batch
       found = reveal.sample(
         self.predictor(weights), self.levels, self.tokens, ids, self.spec.seed, calls, order,
-        start, labels,
+        start, labels, each,
       )  # fmt: skip
       return found.x
 
@@ -157,19 +214,18 @@ class Model:
       begin, ids = time.perf_counter(), np.asarray(ids, np.uint32)
       given = np.full((1, self.tokens), self.levels, np.int32) if known is None else known
       batch = ids, self.labels(ids), given[ids % len(given)]
-      x = self._mapped((order, calls), fn, count)(self._weights, batch, advance)
+      x = self._mapped((order, calls, name), fn, count)(self._weights, batch, advance)
       images = pixels.pictures(x, self.levels, shape)
       return {'x': images, 'nfe': np.int64(calls), 'seconds': time.perf_counter() - begin}
 
-    own = self.spec.masked
-    settings = {'order': order, 'calls': calls, 'levels': own.levels, 'predictor': own.predictor}
-    if own.predictor == 'exact':
-      settings |= {'epsilon': own.epsilon, 'width': own.width}
+    settings = {'order': order, 'calls': calls, **self.settings()}
+    settings['counts'] = None if each is None else each.tolist()
     takes = drawing.takes_labels(self.spec, self.data)
     depends = [settings, self.hash, self.spec.sample.label, list(shape), self.spec.seed]
     depends += [] if known is None else [build.tree_hash(known)]
     mark = drawing.mark_of(depends)
-    words = [order, str(calls), own.predictor, *['restored'] * (known is not None)]
+    words = [order, str(calls), self.spec.masked.predictor, name]
+    words += ['restored'] * (known is not None)
     return drawing.Drawer(
       order,
       drawing.name_of(words, self.spec.seed, mark),

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gmm_diffusion import specs
+from gmm_diffusion import specs, task_specs
 from gmm_diffusion.data import base, sources
 from gmm_diffusion.engine import measuring, sample_sets
 from gmm_diffusion.engine.runs import Run
@@ -54,10 +54,21 @@ def sample(this: Run) -> None:
       raise UserError('there are no test images to restore; set inverse.images to a folder')
     ids = np.arange(count)
     known = report.hide(spec, data, measuring.originals(spec, data, ids))
-  source = models.Model(this).drawer(own.order, own.calls, count, known)
+  _check_calls(own, data)
+  source = models.Model(this).drawer(own.order, own.calls, count, known, own.counts)
   out = sample_sets.write(this, source, count)
   print(
     f'{count} samples, {out.nfe} calls of the predictor each, {out.seconds:.1f} s: {out.path}, .png'
   )
   if spec.sample.png:
     print(f'images: {sample_sets.write_images(this, out, count)}')
+
+
+def _check_calls(own: task_specs.Masked, data: base.Data) -> None:
+  """Raises UserError where there are more calls than pixels to reveal."""
+  tokens = int(np.prod(data.shape))
+  if own.order == 'first_hitting' and own.calls > tokens:
+    raise UserError(
+      f'masked.calls {own.calls} are more than the {tokens} tokens of an image; valid: 0..{tokens},'
+      f" or any with masked.order 'ancestral'"
+    )

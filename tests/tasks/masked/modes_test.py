@@ -1,6 +1,7 @@
 """Task 'masked' as its users run it, and the pieces that the package adds to discrete/."""
 
 import dataclasses
+import glob
 import json
 import os
 
@@ -63,9 +64,18 @@ class CommandTest(absltest.TestCase):
     samples = {
       (record['sampler'], record['nfe']) for record in found if record.get('metric') == 'frechet'
     }
-    self.assertEqual(
-      samples, {(order, n) for order in ('first_hitting', 'ancestral') for n in (4, 2)}
-    )
+    plain = {(scheme, n) for scheme in ('first hitting', 'ancestral') for n in (4, 2)}
+    self.assertContainsSubset(plain, samples)
+    self.assertIn(('first hitting, cosine counts', 4), samples)
+    lost = {
+      (record['sampler'], record['nfe']): record['nats_lost']
+      for record in found
+      if record.get('metric') == 'frechet'
+    }
+    self.assertLess(lost['first hitting', 4], lost['first hitting', 2])
+    self.assertIsNone(lost['ancestral', 4])
+    best = min(lost[key] for key in lost if key[1] == 4 and key[0] != 'ancestral')
+    self.assertEqual(lost.get(('first hitting, best counts', 4), lost['first hitting', 4]), best)
     with open(os.path.join(self.workdir, 'report.html'), encoding='utf-8') as file:
       page = file.read()
     for words in ('filled in', 'Bits of a token', 'first hitting, 2 calls'):
@@ -76,12 +86,18 @@ class CommandTest(absltest.TestCase):
     code, out, _ = cli.here('masked.py:runlocal', 'train', self.workdir, *SMALL)
     self.assertEqual((code, out.count('already trained to step 2')), (0, 1))
 
+  def stored(self, pattern):
+    (path,) = glob.glob(os.path.join(self.workdir, 'samples', pattern))
+    return path
+
   def test_samples(self):
-    settings = ('--config.sample.count=5', '--config.masked.calls=3')
+    settings = (
+      '--config.sample.count=5', '--config.masked.calls=3', '--config.masked.counts=cosine',
+    )  # fmt: skip
     code, out, error = cli.here('masked.py:runlocal', 'sample', self.workdir, *SMALL, *settings)
     self.assertEqual(code, 0, error[-500:])
     self.assertIn('5 samples, 3 calls of the predictor each', out)
-    with np.load(cases.sample_set(self.workdir, 'first_hitting-3-network', '-n5.npz')) as file:
+    with np.load(self.stored('first_hitting-3-network-cosine-*-n5.npz')) as file:
       x = file['arr_0']
     self.assertEqual((x.shape, x.dtype), ((5, 8, 8, 1), np.uint8))
     self.assertTrue(np.isin(x, np.round(np.arange(17) * 255 / 16)).all())
@@ -93,7 +109,7 @@ class CommandTest(absltest.TestCase):
     )  # fmt: skip
     code, _, error = cli.here('masked.py:runlocal', 'sample', self.workdir, *SMALL, *settings)
     self.assertEqual(code, 0, error[-500:])
-    with np.load(cases.sample_set(self.workdir, 'first_hitting-2-network-restored')) as file:
+    with np.load(self.stored('first_hitting-2-network-uniform-restored-*-n4.npz')) as file:
       x = file['arr_0']
     true = sources.load(specs.Data()).test[[0, 0, 1, 1]]
     np.testing.assert_array_equal(x[:, :4], true[:, :4])
@@ -234,7 +250,7 @@ class PiecesTest(parameterized.TestCase):
 
   def test_keys_without_effect(self):
     for key, mode, words in (
-      ('masked.calls', 'evaluate', 'reads masked.compared'),
+      ('masked.calls', 'evaluate', 'compares all with masked.compared calls'),
       ('masked.width', 'train', "masked.predictor is 'network'"),
       ('inverse.hidden', 'sample', 'nothing is hidden'),
       ('train.loss', 'train', "task 'masked' has one loss"),
