@@ -10,6 +10,7 @@ import numpy as np
 
 from gmm_diffusion.data import base
 from gmm_diffusion.engine.runs import Run
+from gmm_diffusion.metrics.estimates import difference
 from gmm_diffusion.reports import images, page, plots
 from gmm_diffusion.tasks.restoration import models
 from gmm_diffusion.tasks.restoration.rows import DEGRADED, Row
@@ -85,8 +86,10 @@ def _table(rows):
     for name in names
     if name != 'spread'
   }
+  apart = _apart(rows)
   cells = [
-    [row.name, row.calls, *[str(row.values.get(name, '')) for name in names]] for row in rows
+    [row.name, row.calls, *[str(row.values.get(name, '')) for name in names], *extra]
+    for row, extra in zip(rows, apart or [()] * len(rows))
   ]
   kinds = [
     'quiet'
@@ -96,7 +99,19 @@ def _table(rows):
     else ''
     for row in rows
   ]
-  return page.table(['', 'calls', *names], cells, kinds)
+  head = ['', 'calls', *names, *['PSNR minus that of the regression'] * bool(apart)]
+  return page.table(head, cells, kinds)
+
+
+def _apart(rows):
+  """A cell for each row: PSNR against the regression, image by image; none without one."""
+  plain = next((row.values['PSNR'] for row in rows if row.model == models.REGRESSION), None)
+  if plain is None:
+    return []
+  mine = models.RESIDUAL, models.CONDITIONAL
+  return [
+    (str(difference(row.values['PSNR'], plain)) if row.model in mine else '',) for row in rows
+  ]
 
 
 def _curves(rows):
