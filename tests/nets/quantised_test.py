@@ -64,6 +64,11 @@ def made(name):
   return build.net(spec, data), variables, build.layers(spec, data), arguments
 
 
+def applied(module, weights, *arguments):
+  """quantised.apply, compiled as a whole."""
+  return jax.jit(lambda *given: quantised.apply(module, *given))(weights, *arguments)
+
+
 class QuantisedTest(parameterized.TestCase):
   @parameterized.product(name=list(NETS), bits=(8, 4))
   def test_weights_are_the_rounded_ones(self, name, bits):
@@ -75,7 +80,7 @@ class QuantisedTest(parameterized.TestCase):
       step = few['quantised'][path]['step'].reshape((1,) * (layer['kernel'].ndim - 1) + (-1,))
       layer['kernel'] = quantise.rounded(layer['kernel'], step, *quantise.limits(bits, True))
     np.testing.assert_allclose(
-      quantised.apply(module, few, *arguments), module.apply(expected, *arguments), atol=1e-5
+      applied(module, few, *arguments), jax.jit(module.apply)(expected, *arguments), atol=1e-5
     )
     kernels = sum('kernel' in str(p[-1]) for p, _ in jax.tree_util.tree_leaves_with_path(variables))
     self.assertLen(paths, kernels)  # every convolution and dense layer
@@ -102,11 +107,11 @@ class QuantisedTest(parameterized.TestCase):
 
   def test_inputs_are_rounded_and_nothing_else(self):
     module, variables, paths, arguments = made('unet')
-    whole = module.apply(variables, *arguments)
+    whole = jax.jit(module.apply)(variables, *arguments)
     fine = {path: (2.0**-12, -(2**20), 2**20) for path in paths}
     few = quantised.of(variables, paths, 8, {})
-    near = quantised.apply(module, few, *arguments)
-    finest = quantised.apply(module, quantised.of(variables, paths, 8, fine), *arguments)
+    near = applied(module, few, *arguments)
+    finest = applied(module, quantised.of(variables, paths, 8, fine), *arguments)
     np.testing.assert_allclose(finest, near, atol=5e-3)
     first = paths[0]
     one = fine | {first: (0.5, -1, 1)}
@@ -130,9 +135,8 @@ class QuantisedTest(parameterized.TestCase):
     module, variables, paths, (x, t, labels) = made('unet')
     fine = quantised.of(variables, paths, 8, {path: (2.0**-10, -(2**20), 2**20) for path in paths})
     plain = quantised.of(variables, paths, 8, {})
-    of = lambda weights: jax.grad(
-      lambda x: jnp.sum(jnp.sin(quantised.apply(module, weights, x, t, labels)))
-    )(x)
+    summed = lambda x, weights: jnp.sum(jnp.sin(quantised.apply(module, weights, x, t, labels)))
+    of = lambda weights: jax.jit(jax.grad(summed))(x, weights)
     found, expected = of(fine), of(plain)
     self.assertLess(np.abs(found - expected).max(), 0.1 * np.abs(expected).max())
 

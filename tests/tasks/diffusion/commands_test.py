@@ -227,7 +227,9 @@ from gmm_diffusion import parallel, specs
 from gmm_diffusion.data import sources
 from gmm_diffusion.engine import build, drawing as sample
 workdir, out = sys.argv[1:3]
-spec = specs.from_config(digits.get_config('runlocal'))
+config = digits.get_config('runlocal')
+config.net.update(channels=8, multipliers=(1,), head_channels=8)
+spec = specs.from_config(config)
 data = sources.load(spec.data)
 weights = build.weights(spec, data, workdir)
 ids = np.arange(70, dtype=np.uint32)
@@ -251,7 +253,7 @@ class DevicesTest(absltest.TestCase):
   def test_samples_do_not_depend_on_batch_or_devices(self):
     root = self.create_tempdir().full_path
     workdir = os.path.join(root, 'run')
-    code, _, error = cli.here('digits.py:runlocal', 'train', workdir)
+    code, _, error = cli.here('digits.py:runlocal', 'train', workdir, *cli.TINY)
     self.assertEqual(code, 0, error[-3000:])
     found = {}
     for devices, batches in ((1, ('64', '7', '1')), (2, ('7',)), (4, ('7',))):
