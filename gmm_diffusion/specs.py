@@ -225,6 +225,7 @@ class Denoiser:
 class Train:
   """Optimiser and loop."""
 
+  start: str = option('', "the workdir of a network to start from; '': random weights")
   steps: int = option(1000, 'optimiser updates', '[1, 100000000]')
   batch: int = option(128, 'items of an update, over all devices', BATCH)
   accumulate: int = option(

@@ -8,7 +8,6 @@ place.
 import dataclasses
 import hashlib
 import inspect
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -227,23 +226,6 @@ def template(
     bits, inputs = few_bits['weights'], bool(few_bits['activations'])
     out['net'] = quantised.template(out['net'], layers(spec, data), bits, inputs)
   return out
-
-
-def check_start(section: str, start: str, workdir: str) -> None:
-  """Raises UserError unless `start`, of a section of the config, is the workdir of a network with
-  all its digits, and another than the workdir of the run."""
-  if not start:
-    raise UserError(
-      f'{section}.start is not set; set it to the workdir of the network to start from'
-    )
-  if os.path.realpath(start) == os.path.realpath(workdir):
-    raise UserError(
-      f'{section}.start {start!r} is the --workdir itself; use another --workdir, so that the '
-      f'network is kept'
-    )
-  with Store(start) as store:
-    if store.about().get('quantised'):
-      raise UserError(f'the network in {start} is quantised; start from the one it was made of')
 
 
 def random_weights(abstract: Any, seed: int) -> Any:

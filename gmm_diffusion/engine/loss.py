@@ -12,7 +12,7 @@ import numpy as np
 
 from gmm_diffusion import specs
 from gmm_diffusion.data import base
-from gmm_diffusion.engine import build, drawing, trainer
+from gmm_diffusion.engine import build, drawing, starts, trainer
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import grids, marginals, schedules, training
 from gmm_diffusion.reports import images
@@ -224,6 +224,12 @@ def train(spec: specs.Spec, data: base.Data, workdir: str) -> None:
     params = build.init(module, data.shape, spec.seed)
     return trainer.State(jnp.zeros((), jnp.int32), params, params, optimiser.init(params))
 
+  def begun(state):
+    if not spec.train.start:
+      return state
+    params = starts.weights(spec, data, spec.train.start, workdir, state.params)
+    return state._replace(params=params, ema=params)  # the optimiser begins at zero anyway
+
   noisy = noisy_items(spec, len(data.train))
   if spec.train.noisy == 1 and spec.sampler.end == 'clean':
     print(
@@ -249,6 +255,7 @@ def train(spec: specs.Spec, data: base.Data, workdir: str) -> None:
     {**build.about(spec, data), **PLAIN},
     workdir,
     ahead=spec.data.stream,
+    begun=begun,
     show=preview(spec, data, workdir) if spec.train.sample_every else lambda step, ema: None,
   )
 

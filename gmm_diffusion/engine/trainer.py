@@ -149,6 +149,7 @@ def fit(
   about: dict[str, Any],
   workdir: str,
   ahead: bool = False,
+  begun: Callable[[State], State] = lambda state: state,
   show: Callable[[int, Any], None] = lambda step, ema: None,
   section: str = 'train',
 ) -> None:
@@ -161,6 +162,7 @@ def fit(
     batch: (step, this host's part of the batch) -> host arrays with a leading batch axis.
     about: what the weights belong to.
     workdir: where checkpoints/, training.json and training.png go.
+    begun: what else is done to `fresh` where nothing was trained yet; not compiled.
     ahead: several threads call `batch`, before it is needed.
     show: called with (step, averaged parameters) every spec.sample_every steps, by the first host.
     section: of the config, where the learning rate is set.
@@ -169,7 +171,7 @@ def fit(
     UserError: the loss is not finite; or SIGTERM or SIGINT came, when everything is saved.
   """
   with contextlib.closing(Store(workdir, create=True)) as store:
-    state, curve = _started(store, fresh, about, workdir)
+    state, curve = _started(store, fresh, begun, about, workdir)
     start = int(state.step)
     if start >= spec.steps:
       print(f'already trained to step {start}')
@@ -294,10 +296,10 @@ def _in_turn(batch, start, stop):
   return map(batch, range(start, stop))
 
 
-def _started(store, fresh, about, workdir) -> tuple[State, list[dict[str, float]]]:
+def _started(store, fresh, begun, about, workdir) -> tuple[State, list[dict[str, float]]]:
   """The state to go on from, and the loss so far."""
   if store.latest() is None:
-    return fresh(), []
+    return begun(fresh()), []
   if store.difference(about):
     raise UserError(
       f'{store.path} holds the checkpoint of another network; use another --workdir, or remove '

@@ -189,6 +189,8 @@ def _train(spec, mode, name):
     return 'train.noisy is 0, so that all items are clean'
   if name == 'ema' and spec.train.ema_half_life:
     return 'train.ema_half_life says how long weights are averaged'
+  if name == 'start' and spec.task != 'diffusion':
+    return f'task {spec.task!r} trains from random weights'
   if name == 'sample_every' and spec.task in ('segmentation', 'restoration', 'masked'):
     return f'task {spec.task!r} shows no samples while it trains'
   if spec.task in ('segmentation', 'masked'):

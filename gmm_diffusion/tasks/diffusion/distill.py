@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from gmm_diffusion import files, parallel, specs
 from gmm_diffusion.data import base
-from gmm_diffusion.engine import build, drawing, loss, trainer
+from gmm_diffusion.engine import build, drawing, loss, starts, trainer
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import marginals
 from gmm_diffusion.samplers import one_step
@@ -283,7 +283,7 @@ def _about(spec, params):
 def _check(spec, data, workdir):
   """Raises UserError on what cannot be distilled."""
   own = spec.distill
-  build.check_start('distill', own.start, workdir)
+  starts.check('distill', own.start, workdir)
   if spec.autoencoder.name or spec.net.weights.format or spec.classifier.scale:
     raise UserError(
       'released weights, latents and models that a classifier guides are not distilled; valid: a '

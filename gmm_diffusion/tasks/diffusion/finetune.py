@@ -15,7 +15,7 @@ import numpy as np
 
 from gmm_diffusion import parallel, samplers, specs
 from gmm_diffusion.data import base
-from gmm_diffusion.engine import build, drawing, loss, trainer
+from gmm_diffusion.engine import build, drawing, loss, starts, trainer
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import kernels
 from gmm_diffusion.metrics import features as features_lib
@@ -114,7 +114,7 @@ def _check(spec: specs.Spec, data: base.Data, workdir: str) -> None:
       'this config is for a pretrained model: it has no data to fine-tune on, or trains in '
       'latents, which is not supported; valid modes: fetch, convert, sample'
     )
-  build.check_start('finetune', own.start, workdir)
+  starts.check('finetune', own.start, workdir)
   if samplers.resolve(spec.sampler.name, spec.sampler.options())[0] in NOT_SMOOTH:
     raise UserError(
       f'sampler.name {spec.sampler.name!r} has no useful gradient; valid: all samplers but '

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from gmm_diffusion import specs, task_specs
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.data import base
-from gmm_diffusion.engine import build, drawing, released
+from gmm_diffusion.engine import build, drawing, released, starts
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import quantise as maths
 from gmm_diffusion.nets import quantised
@@ -159,7 +159,7 @@ def _about(spec, weights):
 def _check(spec, data, workdir):
   """Raises UserError on what cannot be quantised."""
   own = spec.quantise
-  build.check_start('quantise', own.start, workdir)
+  starts.check('quantise', own.start, workdir)
   if spec.net.weights.format == build.RANDOM:
     raise UserError('the weights are random (net.weights.format): there is nothing to quantise')
   with Store(workdir) as store:
