@@ -21,7 +21,7 @@ from gmm_diffusion import samplers, specs
 from gmm_diffusion.data import base, sources
 from gmm_diffusion.denoisers import exact, geometry, score_machines
 from gmm_diffusion.engine import build, drawing
-from gmm_diffusion.maths import marginals, noise, schedules
+from gmm_diffusion.maths import grids, marginals, noise, schedules
 from gmm_diffusion.metrics.estimates import Estimate, of_mean, of_ratio
 from gmm_diffusion.reports import plots
 from gmm_diffusion.tasks.diffusion import jacobian
@@ -104,7 +104,7 @@ def of_denoiser(denoiser, schedule, data) -> list[jacobian.Level]:
   eps = noise.at_step(noise.sample_keys(0, ids), 0, x0.shape[1:]).normal
   ask = jax.jit(lambda x, time: geometry.measure(denoiser, x, time, ids, None, 1))
   out = []
-  for t in tqdm(jacobian.times(process), desc='levels', unit='level'):
+  for t in tqdm(grids.nearest(process, jacobian.RATIOS), desc='levels', unit='level'):
     time = process.at(t)
     single = Time(*(np.float32(part) for part in time))
     found = jax.tree.map(np.asarray, ask(marginals.diffuse(x0, eps, single), single))

@@ -31,6 +31,15 @@ from gmm_diffusion.maths.schedules import Schedule
 from gmm_diffusion.types import StepGrid
 
 
+def nearest(schedule: Schedule, ratios) -> np.ndarray:
+  """The times with b / a nearest to these ratios, rising, float64: whole where the schedule is
+  discrete, each once, and none without signal, where eps does not say what x_0 is."""
+  wanted = schedule.time_of_log_snr(-2 * np.log(ratios))
+  wanted = np.clip(wanted, schedule.first, schedule.last)
+  wanted = np.unique(np.round(wanted) if schedule.discrete else wanted)
+  return wanted[schedule.signal(wanted) > 0]
+
+
 def from_times(schedule: Schedule, times, end: float | None = None) -> StepGrid:
   """Steps through the given times.
 

@@ -11,8 +11,7 @@ from gmm_diffusion import specs
 from gmm_diffusion.data import base
 from gmm_diffusion.denoisers import geometry
 from gmm_diffusion.engine import build, drawing
-from gmm_diffusion.maths import marginals, noise
-from gmm_diffusion.maths.schedules import Schedule
+from gmm_diffusion.maths import grids, marginals, noise
 from gmm_diffusion.metrics.estimates import Estimate, of_mean, of_ratio
 from gmm_diffusion.reports import page, plots
 from gmm_diffusion.types import Time
@@ -64,20 +63,13 @@ def find(model: drawing.Model) -> list[Level]:
     return geometry.measure(denoiser, x, Time(*time), ids, cond, _PROBES)
 
   out = []
-  for t in tqdm(times(schedule), desc='geometry of the model', unit='level', dynamic_ncols=True):
+  times = grids.nearest(schedule, RATIOS)
+  for t in tqdm(times, desc='geometry of the model', unit='level', dynamic_ncols=True):
     time = schedule.at(t)
     each = [np.full(COUNT, part, np.float32) for part in time]
     found = model.ask('geometry', bind, measure, (x0, ids, known, *each))
     out.append(level(time, geometry.Geometry(*found)))
   return out
-
-
-def times(schedule: Schedule) -> np.ndarray:
-  """The times of the levels, as near as the schedule has them: whole where it is discrete, and none
-  without signal, where eps does not say what x_0 is."""
-  wanted = np.clip(schedule.time_of_log_snr(-2 * np.log(RATIOS)), schedule.first, schedule.last)
-  wanted = np.unique(np.round(wanted) if schedule.discrete else wanted)
-  return wanted[schedule.signal(wanted) > 0]
 
 
 def level(time: Time, found: geometry.Geometry) -> Level:

@@ -61,7 +61,7 @@ def write(
     *[strip(calls(row.calls), row.images) for row in of_first],
   ]
   names = list(rows[0].values)
-  lost = lambda row: '' if row.lost is None else f'{row.lost:.1f}'
+  lost = lambda row: '' if row.lost is None else f'{abs(round(row.lost, 1)):g}'
   cells = [[f'{row.scheme}, {calls(row.calls)}', lost(row), *row.values.values()] for row in rows]
   sections: list[page.Section] = [
     ('Samples, first hitting', samples),
