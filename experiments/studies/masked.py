@@ -118,7 +118,7 @@ def main():
   print('LSD, factor of each step: ' + ', '.join(f'{one:.2f}' for one in phi))
   rows = restored(found.predictor, train, test[: args.count], args.noise, args.steps)
   settings = {'epsilon': epsilon, 'width': width, 'count': args.count, 'noise': args.noise}
-  common.save(args.workdir, 'masked', {**settings, 'draws': DRAWS, 'lsd': phi, 'rows': rows})
+  common.save(args.workdir, 'masked_exact', {**settings, 'draws': DRAWS, 'lsd': phi, 'rows': rows})
 
 
 if __name__ == '__main__':

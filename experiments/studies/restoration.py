@@ -114,7 +114,7 @@ def main():
     rows += mine
     print(f'\n{problem}\n{table(mine)}', flush=True)
   settings = {name: getattr(args, name) for name in ('count', 'draws', 'noise', 'guided_steps')}
-  common.save(args.workdir, 'restoration', {**settings, 'rows': rows})
+  common.save(args.workdir, 'restoration_methods', {**settings, 'rows': rows})
 
 
 if __name__ == '__main__':

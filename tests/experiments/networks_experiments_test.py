@@ -61,7 +61,7 @@ class NetworksTest(absltest.TestCase):
     workdir = self.folder('masked')
     with mock.patch.multiple(masked, EPSILONS=(0.2,), WIDTHS=(0.5,), DRAWS=2):
       cases.call(masked.main, f'--workdir={workdir}', '--count=6', '--steps=2')
-    found = record(workdir, 'masked')
+    found = record(workdir, 'masked_exact')
     self.assertLen(found['lsd'], 7)
     self.assertLess(max(found['lsd']), 0.7)  # of an exact predictor, which has no errors
     of = {(row['problem'], row['method'], row['metric']): row['value'] for row in found['rows']}
