@@ -9,7 +9,7 @@ from absl.testing import absltest
 
 from configs import digits
 from experiments.benchmarks import attention_lengths, quantised_memory
-from experiments.studies import attention_kinds, geometry, masked, quantisation
+from experiments.studies import attention_kinds, geometry, masked, quantisation, restoration
 from gmm_diffusion import tasks
 from gmm_diffusion.metrics import features
 from helpers import cases
@@ -69,6 +69,26 @@ class NetworksTest(absltest.TestCase):
       of['2 x super-resolution', f'anchors, {n} gradient steps', 'misfit'] for n in (100, 0)
     ]
     self.assertLess(misfit[0], misfit[1] / 2)
+
+  def test_restoration(self):
+    workdir = self.folder('restoration')
+    with mock.patch.object(restoration, 'METHODS', ('exact', 'pigdm')):
+      cases.call(
+        restoration.main, f'--workdir={workdir}', f'--start={self.start}',
+        '--config=restore:runlocal', '--unconditional=digits:runlocal', '--count=8', '--draws=2',
+        '--steps', '1', '--guided-steps=2', '--problems', 'super-resolution, 2 x',
+        '--set', 'train.steps=2', 'net.name=cnn', 'net.channels=8',
+      )  # fmt: skip
+    rows = record(workdir, 'restoration_methods')['rows']
+    of = {(row['method'], row['metric']): row for row in rows}
+    methods = {method for method, _ in of}
+    self.assertContainsSubset(
+      {'degraded', 'regression', 'residual ddim 1', 'guided, pigdm', 'training images, exact'},
+      methods,
+    )
+    self.assertGreater(
+      of['training images, exact', 'PSNR']['value'], of['guided, pigdm', 'PSNR']['value']
+    )
 
   def test_geometry(self):
     small = {name: geometry.MACHINES[name] for name in ('IS', 'ELS 3')}
