@@ -6,6 +6,7 @@ what a value means in detail stands where it is used.
 """
 
 import dataclasses
+import os
 from typing import Any
 
 from gmm_diffusion import options
@@ -64,6 +65,12 @@ class Data:
   masks: str = option('', 'segmentation: folder of their masks')
   split: str = option('test', 'segmentation: what is evaluated', ('val', 'test'))
   limit: int = option(0, 'only so many training items, the first ones; 0 is all', NUMBER)
+
+  @property
+  def title(self) -> str:
+    """What the data are called on pages."""
+    folder = os.path.basename(os.path.normpath(self.path)) if self.name == 'folder' else ''
+    return self.dataset or folder or self.name
 
 
 @dataclasses.dataclass(frozen=True)

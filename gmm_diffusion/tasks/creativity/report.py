@@ -296,7 +296,7 @@ def write(run: Run, found: Found) -> None:
   ]
   page.document(
     at('report.html'),
-    f'Where images come from: {spec.data.dataset or spec.data.name}, {spec.sampler.steps} steps',
+    f'Where images come from: {spec.data.title}, {spec.sampler.steps} steps',
     lead(found),
     sections,
     run.command,

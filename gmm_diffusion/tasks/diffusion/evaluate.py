@@ -398,7 +398,7 @@ def _strip(x: np.ndarray, data: base.Data) -> bytes:
 
 def _title(spec):
   eta = samplers.resolve('ddim', spec.sampler.options())[1]['eta']
-  return f'{spec.data.dataset or spec.data.name}: {spec.sampler.steps} steps, eta {eta:g}'
+  return f'{spec.data.title}: {spec.sampler.steps} steps, eta {eta:g}'
 
 
 def _about(spec, data, new) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def tune(one: Run) -> None:
   if parallel.is_main():
     path = os.path.join(one.workdir, 'tuned.html')
     found = [files.read_json(path_of(one.workdir, n), {}) for n in spec.tune.calls]
-    name = spec.data.dataset or spec.data.name
+    name = spec.data.title
     words = tune_page.write(
       path,
       f'{name}: the best sampler',

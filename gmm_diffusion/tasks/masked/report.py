@@ -77,7 +77,7 @@ def write(
       ],
     ),
   ]
-  title = f'Masked diffusion of {spec.data.dataset or spec.data.name}'
+  title = f'Masked diffusion of {spec.data.title}'
   page.document(
     path, title, lead(bits, rows), sections, this.command, facts, dataclasses.asdict(spec)
   )

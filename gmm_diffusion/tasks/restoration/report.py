@@ -35,7 +35,7 @@ def write(this: Run, rows: Sequence[Row], true: np.ndarray, facts: dict[str, Any
     ('Against the number of calls', [page.figure(_curves(rows), smooth=True)]),
     ('Table', [_table(rows), *NOTES]),
   ]
-  title = f'Restoration of {this.spec.data.dataset or this.spec.data.name}: {what(this)}'
+  title = f'Restoration of {this.spec.data.title}: {what(this)}'
   page.document(
     path, title, lead(rows), sections, this.command, facts, dataclasses.asdict(this.spec)
   )
