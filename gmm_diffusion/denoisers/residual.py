@@ -65,7 +65,7 @@ def conditional(
 ) -> Denoiser:
   """The same of x itself, from noise alone: conditional diffusion, to compare with."""
   out = plain_network(
-    lambda x, t, cond: apply(jnp.concatenate([x, _like(x, cond[1])], -1), t, cond[0]),
+    lambda x, t, cond: apply(beside(x, _like(x, cond[1])), t, cond[0]),
     schedule,
     prediction,
   )
@@ -85,7 +85,12 @@ def of(denoiser: Denoiser) -> Denoiser:
 
 def seen(y: Array, x_in: Array) -> Array:
   """What a network of residuals sees: x_t = y_t + x_in, and x_in, [B, H, W, 2 C]."""
-  return jnp.concatenate([y + x_in, x_in], -1)
+  return beside(y + x_in, x_in)
+
+
+def beside(x: Array, x_in: Array) -> Array:
+  """Both images as channels of one, [B, H, W, 2 C]."""
+  return jnp.concatenate([x, x_in], -1)
 
 
 def check(schedule: Schedule, prediction: str) -> None:

@@ -139,6 +139,8 @@ def net(spec: specs.Spec, data: base.Data, channels: int = 0) -> Any:
       f'or net.labels to '
       "'null' or 'plain' with classes (a context of one's own enters in Python, see nets/unet.py)"
     )
+  if spec.net.name == 'dit' and not label_count(spec, data):
+    raise UserError("net 'dit' needs classes, with net.labels 'null' or 'plain'; use unet without")
   H, W, C = sample_shape(spec, data)
   levels = net_options(spec.net).get('multipliers', (1,))
   if H % 2 ** (len(levels) - 1) or W % 2 ** (len(levels) - 1):

@@ -55,15 +55,17 @@ def with_images(spec: specs.Spec, data: base.Data) -> base.Data:
   return data._replace(test=images, test_labels=np.zeros(len(images), np.int32))
 
 
-def images_like(data: base.Data, path: str, key: str) -> np.ndarray:
-  """The images of a folder, which a key names, cropped to the size of the data: uint8 [N, H, W,
-  C]."""
+def images_like(data: base.Data, path: str, key: str, factor: int = 1) -> np.ndarray:
+  """The images of a folder, which a key names, cropped to the size of the data, or so many times
+  smaller: uint8 [N, H, W, C]."""
   if not data.is_image or data.shape[0] != data.shape[1]:
     raise UserError(f'{key} needs a model of square images')
+  if not os.path.isdir(os.path.expanduser(path)):
+    raise UserError(f'there is no folder {path!r}; set {key} to a folder of images')
   own = specs.Data(
     name='folder',
     path=path,
-    size=data.shape[0],
+    size=data.shape[0] // factor,
     colour='grey' if data.shape[-1] == 1 else 'rgb',
     labels='none',
   )

@@ -14,6 +14,8 @@ from gmm_diffusion.data import base
 from gmm_diffusion.engine import build
 from gmm_diffusion.errors import UserError
 
+_OF_CLASSES = 'label_emb', 'y_embedder', 'context_emb'  # in names of parameters
+
 
 def check(section: str, start: str, workdir: str) -> None:
   """Raises UserError unless `start`, of a section of the config, is the workdir of a network with
@@ -43,7 +45,8 @@ def weights(spec: specs.Spec, data: base.Data, start: str, workdir: str, fresh: 
   check('train', start, workdir)
   wanted = build.about(spec, data)
   wanted = {key: wanted[key] for key in ('net', 'schedule', 'prediction')}
-  wanted['net'] = {key: value for key, value in wanted['net'].items() if key != 'labels'}
+  free = 'labels', 'attention'
+  wanted['net'] = {key: value for key, value in wanted['net'].items() if key not in free}
   with Store(start) as store:
     build.check_about(store, wanted)
     about = store.about()
@@ -52,17 +55,27 @@ def weights(spec: specs.Spec, data: base.Data, start: str, workdir: str, fresh: 
         f'the network in {start} makes images of {about["shape"][-1]} channels, the data have '
         f'{data.shape[-1]}; set data.colour'
       )
-    own = dataclasses.replace(spec.net, labels=about['net']['labels'], dtype='float32')
-    there = data._replace(classes=about['classes'])
+    known = {'labels': about['net']['labels'], 'dtype': 'float32'}
+    if 'attention' in about['net']:
+      known['attention'] = tuple(about['net']['attention'])
+    own = dataclasses.replace(spec.net, **known)
+    there = data._replace(train=np.zeros((1, *about['shape']), np.uint8), classes=about['classes'])
     template = build.template(dataclasses.replace(spec, net=own), there)
     found = store.weights({'net': template['net']})['net']
   known = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(found)}
+  same = (about['net']['labels'], about['classes']) == (spec.net.labels, data.classes)
   anew = []
 
   def pick(path, leaf):
     name = jax.tree_util.keystr(path)
-    if name in known and known[name].shape == leaf.shape:
+    of_classes = any(part in name for part in _OF_CLASSES)
+    if name in known and known[name].shape == leaf.shape and (same or not of_classes):
       return known[name]
+    if not of_classes:
+      raise UserError(
+        f'the network in {start} has no {name} as it is wanted here; images of another size have '
+        f'attention on other levels: set net.attention to the sides of the same levels'
+      )
     anew.append(name)
     return np.asarray(leaf)
 

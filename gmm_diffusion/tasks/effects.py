@@ -34,10 +34,25 @@ DATA = {  # what each data set reads, besides its name and the limit
   'tfds': ('dataset', 'path', 'size', 'colour', 'stream'),
   'none': ('size', 'classes', 'dataset'),
 }
-INSTEAD = {  # of diffusion: mode -> {an option that it does not read: the one that it does}
-  'sample': {'evaluate.count': 'sample.count', 'evaluate.samplers': 'sampler.name'},
-  'evaluate': {'sample.count': 'evaluate.count', 'sampler.name': 'evaluate.samplers'},
-  'all': {'sample.count': 'evaluate.count', 'sampler.name': 'evaluate.samplers'},
+# task -> {an option that --mode=evaluate or --mode=sample does not read: the one that it does}
+EVALUATES = {
+  'diffusion': {'sample.count': 'evaluate.count', 'sampler.name': 'evaluate.samplers'},
+  'restoration': {
+    'sample.count': 'evaluate.count',
+    'sampler.name': 'evaluate.samplers',
+    'sampler.steps': 'restoration.steps',
+    'sampler.times': 'restoration.steps',
+  },
+  'masked': {'sample.count': 'evaluate.count', 'masked.calls': 'masked.compared'},
+}
+SAMPLES = {
+  'diffusion': {'evaluate.count': 'sample.count', 'evaluate.samplers': 'sampler.name'},
+  'restoration': {
+    'evaluate.count': 'sample.count',
+    'evaluate.samplers': 'sampler.name',
+    'restoration.steps': 'sampler.steps',
+  },
+  'masked': {'evaluate.count': 'sample.count', 'masked.compared': 'masked.calls'},
 }
 
 TRAINS = (  # what --mode=finetune and --mode=distill read of the section train
@@ -84,9 +99,10 @@ def check(spec: specs.Spec, mode: str, given: Sequence[str]) -> None:
       reason = f'task {spec.task!r} reads {_keys(section, READ[spec.task][section])}'
     elif section in REASONS:
       reason = REASONS[section](spec, mode, name)
-    if spec.task == 'diffusion' and key in INSTEAD.get(mode, {}):
+    instead = {'sample': SAMPLES, 'evaluate': EVALUATES, 'all': EVALUATES}.get(mode, {})
+    if key in instead.get(spec.task, {}):
       elbo = spec.train.loss == 'elbo' and mode == 'all' and section == 'sampler'
-      reason = '' if elbo else f'--mode={mode} reads {INSTEAD[mode][key]}'
+      reason = '' if elbo else f'--mode={mode} reads {instead[spec.task][key]}'
     if reason:
       raise UserError(f'config key {key!r} has no effect: {reason}')
 
@@ -121,6 +137,10 @@ def _schedule(spec, mode, name):
 def _net(spec, mode, name):
   if spec.denoiser.name in EXACT:
     return f'denoiser {spec.denoiser.name!r} is exact and has no network'
+  if spec.task == 'masked' and spec.masked.predictor == 'exact' and name != 'labels':
+    return "masked.predictor is 'exact', which has no network"
+  if name.startswith('weights.') and spec.task != 'diffusion':
+    return f'task {spec.task!r} trains its own networks'
   if name.startswith('weights.'):
     return _weights('net', spec.net.weights, name)
   options = build.net_options(spec.net)
@@ -193,6 +213,8 @@ def _train(spec, mode, name):
     return f'task {spec.task!r} trains from random weights'
   if name == 'sample_every' and spec.task in ('segmentation', 'restoration', 'masked'):
     return f'task {spec.task!r} shows no samples while it trains'
+  if spec.task == 'masked' and spec.masked.predictor == 'exact':
+    return "masked.predictor is 'exact' and has nothing to train"
   if spec.task in ('segmentation', 'masked'):
     return f'task {spec.task!r} has one loss' if name in OF_LOSS else ''
   if spec.denoiser.name in EXACT:
@@ -292,9 +314,10 @@ def _sample(spec, mode, name):
 
 def _inverse(spec, mode, name):
   own = spec.inverse
-  if spec.task == 'masked':
-    unused = mode == 'sample' and not own.operator and name != 'operator'
-    return "inverse.operator is '', so that nothing is hidden" if unused else ''
+  if spec.task == 'masked' and mode != 'sample':
+    return '' if name == 'hidden' else f'--mode={mode} reads inverse.hidden'
+  if spec.task == 'restoration' and name == 'draws':
+    return ''
   if mode != 'sample' and spec.task == 'diffusion':
     return f'--mode={mode} restores nothing'
   if not own.operator and name != 'operator':
@@ -319,8 +342,6 @@ def _evaluate(spec, mode, name):
 def _restoration(spec, mode, name):
   if name == 'images' and mode != 'sample':
     return f'--mode={mode} restores test images'
-  if name == 'steps' and mode == 'sample':
-    return '--mode=sample reads sampler.steps'
   return ''
 
 
@@ -328,8 +349,8 @@ def _masked(spec, mode, name):
   own = spec.masked
   if name in ('epsilon', 'width') and own.predictor == 'network' and mode in ('train', 'sample'):
     return "masked.predictor is 'network'; it belongs to 'exact'"
-  if name in ('order', 'calls', 'counts') and mode in ('train', 'evaluate', 'all'):
-    return 'it belongs to --mode=sample; --mode=evaluate compares all with masked.compared calls'
+  if name in ('order', 'counts') and mode in ('evaluate', 'all'):
+    return f'--mode={mode} compares all of them'
   if name == 'counts' and own.order == 'ancestral':
     return "masked.order 'ancestral' draws how many pixels a call reveals"
   return ''

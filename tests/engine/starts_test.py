@@ -78,6 +78,21 @@ class StartTest(absltest.TestCase):
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), found[name], known[name]
       )
 
+  def test_attention_of_other_sizes(self):
+    """The same levels have other sides."""
+    net = dataclasses.replace(NET, attention=(8,))
+    start = self.create_tempdir().full_path
+    loss.train(spec_of(net=net, steps=1), self.data, start)
+    large = self.data._replace(train=self.data.train.repeat(2, 1).repeat(2, 2))
+    loss.train(
+      spec_of(start, dataclasses.replace(net, attention=(16,)), steps=1),
+      large,
+      self.create_tempdir().full_path,
+    )
+    with self.assertRaisesRegex(UserError, 'set net.attention to the sides of the same levels'):
+      other = dataclasses.replace(net, multipliers=(1.0,), attention=(16,))
+      loss.train(spec_of(self.start, other), large, self.create_tempdir().full_path)
+
   def test_what_is_refused(self):
     for spec, words in (
       (spec_of('/nowhere'), 'no checkpoint in /nowhere'),

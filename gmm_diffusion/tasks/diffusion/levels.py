@@ -43,7 +43,8 @@ def possible(spec: specs.Spec, data: base.Data) -> bool:
 def find(model: drawing.Model) -> list[Level]:
   """The errors at each level, with the same noise on all of them."""
   spec, data = model.spec, model.data
-  plain = dataclasses.replace(spec, denoiser=dataclasses.replace(spec.denoiser, clip=False))
+  own = dataclasses.replace(spec.denoiser, clip=False, guidance=1.0, guidance_interval=())
+  plain = dataclasses.replace(spec, denoiser=own, classifier=specs.Classifier())
   model, bind = model.on(plain), build.denoiser(plain, data)
   schedule, takes = build.schedule(spec.schedule), drawing.takes_labels(spec, data)
   items = []

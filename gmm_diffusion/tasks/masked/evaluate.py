@@ -3,7 +3,7 @@
 import itertools
 import os
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -19,6 +19,8 @@ from gmm_diffusion.tasks.diffusion import evaluate as quality
 from gmm_diffusion.tasks.masked import models, report
 
 _MOST = 2**28  # one-hot values of training images, for the exact predictor beside a network
+_MOST_TOKENS = 1024  # of an image, up to which the best counts are found
+_BLOCK = 4096  # images at a time
 _SHOWN = 12  # images that are filled in
 
 
@@ -54,12 +56,16 @@ def evaluate(this: Run) -> None:
   bits = bits_of(this, model)
   rows, tokens = [], int(np.prod(data.shape))
   every = dict.fromkeys(min(calls, tokens) for calls in spec.masked.compared)
-  for scheme, calls in itertools.product(models.SCHEMES, every):
+  schemes = dict(models.SCHEMES)
+  if tokens > _MOST_TOKENS:
+    print(f'left out: best counts, for which {tokens} calls of the predictor are too many')
+    del schemes['first hitting, best counts']
+  for scheme, calls in itertools.product(schemes, every):
     order, name = models.SCHEMES[scheme]
     each, lost = model.counts(name, calls), None
     if name != 'uniform' and (each == model.counts('uniform', calls)).all():
       continue
-    if order == 'first_hitting':
+    if order == 'first_hitting' and tokens <= _MOST_TOKENS:
       lost = counts.total(model.cost, each)
     source = model.drawer(order, calls, count, None, name)
     sample, first, _, _ = quality.features_of(bench, source, this)
@@ -69,9 +75,8 @@ def evaluate(this: Run) -> None:
     print(f'{scheme}, {calls} calls: {shown}', flush=True)
   true = np.asarray(data.test[:_SHOWN])
   given = report.hide(spec, data, true)
-  filled = model.drawer('first_hitting', 0, len(true), given).draw(
-    np.arange(len(true)), lambda n: None
-  )['x']
+  fill = model.drawer('first_hitting', 0, len(true), given, 'uniform', data.test_labels[:_SHOWN])
+  filled = fill.draw(np.arange(len(true)), lambda n: None)['x']
   if not parallel.is_main():
     return
   shared = {'seed': spec.seed, 'weights': model.hash, **records.common(spec, this.command)}
@@ -109,15 +114,15 @@ def bits_of(this: Run, model: models.Model) -> dict[str, Estimate]:
   bound."""
   spec, data, levels = this.spec, this.data, this.spec.masked.levels
   test = np.asarray(data.test)
-  known, tokens = (np.asarray(pixels.tokens(np.asarray(x), levels)) for x in (data.train, test))
+  tokens = np.asarray(pixels.tokens(test, levels))
   L = tokens.shape[1]
   estimate = lambda nats: of_mean(process.bits_per_token(nats, L))
   out = {
     'nothing': Estimate(*[float(np.log2(levels))] * 3),
-    'each pixel by itself': estimate(independent(known, tokens, levels)),
+    'each pixel by itself': estimate(independent(levels_of(data.train, levels), tokens)),
   }
-  if known.size * levels <= _MOST:
-    own = spec.masked
+  if len(data.train) * L * levels <= _MOST:
+    own, known = spec.masked, pixels.tokens(np.asarray(data.train), levels)
     exact = predictors.exact(known, levels, own.epsilon, own.width)
     out['training images, smoothed'] = estimate(-np.asarray(exact.log_prob(tokens)))
   if spec.masked.predictor == 'network':
@@ -128,9 +133,17 @@ def bits_of(this: Run, model: models.Model) -> dict[str, Estimate]:
   return out
 
 
-def independent(train: np.ndarray, test: np.ndarray, levels: int) -> np.ndarray:
-  """-log p [N] of tokens [N, L] that do not know of each other, with one count added to each level
-  of each place in the training tokens."""
-  counts = np.stack([np.bincount(column, minlength=levels) + 1 for column in train.T])
-  p = counts / counts.sum(1, keepdims=True)
+def levels_of(images: Any, levels: int) -> np.ndarray:
+  """How often each place of the images has each level, [L, V]."""
+  out = np.zeros((int(np.prod(images.shape[1:])), levels))
+  for start in range(0, len(images), _BLOCK):
+    x = np.asarray(pixels.tokens(np.asarray(images[start : start + _BLOCK]), levels))
+    np.add.at(out, (np.arange(x.shape[1])[None], x), 1)
+  return out
+
+
+def independent(counted: np.ndarray, test: np.ndarray) -> np.ndarray:
+  """-log p [N] of tokens [N, L] that do not know of each other, of `levels_of` of the training
+  images with one added to each number."""
+  p = (counted + 1) / (counted + 1).sum(1, keepdims=True)
   return -np.log(p[np.arange(test.shape[1])[None], test]).sum(1)

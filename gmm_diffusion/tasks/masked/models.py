@@ -25,6 +25,7 @@ SCHEMES = {  # what is compared: (order, counts)
   'first hitting, best counts': ('first_hitting', 'best'),
   'ancestral': ('ancestral', 'uniform'),
 }
+_AT_ONCE = 8
 _COUNTED = 128  # training images from which the best counts are found
 
 
@@ -59,7 +60,8 @@ def loss(spec: specs.Spec, data: base.Data) -> Callable[[Any, Any, Any], Any]:
     if spec.data.flip:
       flip = jax.vmap(jax.random.bernoulli)(keys[:, 2])[:, None, None, None]
       images = jnp.where(flip, images[:, :, ::-1], images)
-    apply = functools.partial(module.apply, params, train=True)
+    progress = {'progress': step / spec.train.steps} if build.has_schedule(module) else {}
+    apply = functools.partial(module.apply, params, train=True, **progress)
     if build.draws(module):
       one = lambda hot, t, label, key: apply(
         hot[None], t[None], label[None], rngs={'dropout': key}
@@ -163,10 +165,11 @@ class Model:
         return counts.known(self.predictor(weights), x, keys, self.levels, labels)
 
       x = pixels.tokens(np.asarray(self.data.train[:count]), self.levels)
-      found = self._mapped('cost', fn, count)(
-        self._weights, (x, self.data.train_labels[:count], ids)
-      )
-      return {'lost': counts.lost(found)}
+      batch, tables = (x, self.data.train_labels[:count], ids), []
+      for start in range(0, count, _AT_ONCE):  # each item has L^2 numbers
+        part = jax.tree.map(lambda leaf, start=start: leaf[start : start + _AT_ONCE], batch)
+        tables.append(np.mean(self._mapped('cost', fn, _AT_ONCE)(self._weights, part), 0))
+      return {'lost': counts.lost(np.stack(tables))}
 
     return files.kept(path, mark, make, lambda found: 'lost' in found)['lost']
 
@@ -189,6 +192,7 @@ class Model:
     count: int,
     known: np.ndarray | None = None,
     name: str = 'uniform',
+    classes: np.ndarray | None = None,
   ) -> drawing.Drawer:
     """A drawing.Drawer of images.
 
@@ -198,7 +202,11 @@ class Model:
       count: of samples in one draw, at most.
       known: tokens [K, L] that are given, to one sample after another in turn.
       name: of the counts, for first_hitting.
+      classes: [K], of what is known; None has those of sample.label in turn.
     """
+    labels = self.labels
+    if classes is not None and drawing.takes_labels(self.spec, self.data):
+      labels = lambda ids: classes[ids % len(classes)]
     calls, shape = calls or self.tokens, self.data.shape
     each = self.counts(name, calls) if order == 'first_hitting' else None
 
@@ -213,7 +221,7 @@ class Model:
     def draw(ids, advance):
       begin, ids = time.perf_counter(), np.asarray(ids, np.uint32)
       given = np.full((1, self.tokens), self.levels, np.int32) if known is None else known
-      batch = ids, self.labels(ids), given[ids % len(given)]
+      batch = ids, labels(ids), given[ids % len(given)]
       x = self._mapped((order, calls, name), fn, count)(self._weights, batch, advance)
       images = pixels.pictures(x, self.levels, shape)
       return {'x': images, 'nfe': np.int64(calls), 'seconds': time.perf_counter() - begin}
@@ -222,7 +230,7 @@ class Model:
     settings['counts'] = None if each is None else each.tolist()
     takes = drawing.takes_labels(self.spec, self.data)
     depends = [settings, self.hash, self.spec.sample.label, list(shape), self.spec.seed]
-    depends += [] if known is None else [build.tree_hash(known)]
+    depends += [] if known is None else [build.tree_hash((known, labels(np.arange(len(known)))))]
     mark = drawing.mark_of(depends)
     words = [order, str(calls), self.spec.masked.predictor, name]
     words += ['restored'] * (known is not None)
@@ -233,7 +241,7 @@ class Model:
       [],
       self.spec.seed,
       draw,
-      self.labels if takes else None,
+      labels if takes else None,
       self.hash,
       mark,
     )

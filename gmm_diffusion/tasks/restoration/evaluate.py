@@ -47,6 +47,11 @@ def check(this: Run) -> None:
       f'there are {len(this.data.test)} test images, and an evaluation needs at least 3; set '
       f'data.held_out'
     )
+  if not todo(spec):
+    raise UserError(
+      'there is nothing to evaluate: evaluate.samplers or restoration.steps is empty, got '
+      f'{spec.evaluate.samplers} and {spec.restoration.steps}'
+    )
   for _, sampler in todo(spec):
     if sampler is None:
       continue

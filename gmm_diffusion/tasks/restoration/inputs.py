@@ -61,8 +61,7 @@ def load(spec: specs.Spec, data: base.Data) -> Pairs | None:
       f'{odd[0]!r}; give each pair the same name, but for its ending'
     )
   found = folders.load(dataclasses.replace(spec.data, path=path, labels='none'))
-  limit = spec.data.limit or len(found.train)
-  pairs = Pairs(found.train[:limit], found.test)
+  pairs = Pairs(found.train, found.test)
   if pairs.train.shape != data.train.shape or pairs.test.shape != data.test.shape:
     raise UserError(
       f'the images of restoration.pairs are {_size(pairs.train)}, those of data.path '
@@ -97,6 +96,12 @@ def of_test(spec: specs.Spec, data: base.Data, pairs: Pairs | None, count: int) 
 
 def own_images(spec: specs.Spec, data: base.Data) -> tuple[np.ndarray, list[str]]:
   """(x_in float32 [N, H, W, C], names) of restoration.images."""
-  path = os.path.expanduser(spec.restoration.images)
-  images = measuring.images_like(data, path, 'restoration.images')
-  return base.to_model(images), folders.names(path)
+  path, own = os.path.expanduser(spec.restoration.images), spec.inverse
+  factor = own.factor if own.operator == 'box' else 1
+  images = measuring.images_like(data, path, 'restoration.images', factor)
+  names = folders.names(path)
+  stems = [os.path.splitext(name)[0] for name in names]
+  for number, stem in enumerate(stems):
+    if stem in stems[:number]:
+      raise UserError(f'two images of {path} are called {stem!r}; rename one of them')
+  return np.asarray(measuring.as_image(base.to_model(images), data.shape)), names

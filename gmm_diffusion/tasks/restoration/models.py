@@ -23,6 +23,7 @@ from gmm_diffusion.data import base
 from gmm_diffusion.denoisers import residual
 from gmm_diffusion.engine import build, drawing, loss, trainer
 from gmm_diffusion.engine.runs import Run
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import schedules
 from gmm_diffusion.samplers.base import Kernel
 from gmm_diffusion.tasks.restoration import inputs
@@ -38,10 +39,14 @@ def of(run: Run, model: str) -> Run:
 
 
 def _spec(spec, model):
-  """A regression predicts x_0, whatever denoiser.prediction says."""
+  """A regression predicts x_0 at one time, whatever is said of predictions and times."""
   if model != REGRESSION:
     return spec
-  return dataclasses.replace(spec, denoiser=dataclasses.replace(spec.denoiser, prediction='x0'))
+  return dataclasses.replace(
+    spec,
+    denoiser=dataclasses.replace(spec.denoiser, prediction='x0'),
+    train=dataclasses.replace(spec.train, loss='simple', times='uniform'),
+  )
 
 
 def process(spec: specs.Spec, model: str) -> schedules.Schedule:
@@ -74,7 +79,7 @@ def given(spec: specs.Spec, pairs: inputs.Pairs | None, model: str) -> Callable[
   def apart(x, keys):
     x0, x_in = of_batch(x, keys)
     if model == CONDITIONAL:
-      return x0, lambda x: jnp.concatenate([x, x_in], -1)
+      return x0, lambda x: residual.beside(x, x_in)
     if model == REGRESSION:
       return x0 - x_in, lambda y: _regressed(x_in)
     return x0 - x_in, lambda y: residual.seen(y, x_in)
@@ -84,7 +89,7 @@ def given(spec: specs.Spec, pairs: inputs.Pairs | None, model: str) -> Callable[
 
 def _regressed(x_in):
   """What the network of a regression sees."""
-  return jnp.concatenate([jnp.zeros_like(x_in), x_in], -1)
+  return residual.beside(jnp.zeros_like(x_in), x_in)
 
 
 def train(run: Run, pairs: inputs.Pairs | None, model: str) -> None:
@@ -166,6 +171,12 @@ class Restorer:
     fn, steps = self._regression() if sampler is None else self._sampling(sampler)
     shared = self._weights, parallel.replicate(steps, local=True)
     out, calls = parallel.map_batches(fn, size)(shared, (ids, x_in), advance)
+    finite = np.isfinite(out).all((1, 2, 3))
+    if not finite.all():
+      raise UserError(
+        f'{np.sum(~finite)} of {len(out)} images restored by {self.model} are not finite; take '
+        f'other steps, or compute in net.dtype float32'
+      )
     return base.to_image(out), int(calls[0])
 
   def _regression(self):

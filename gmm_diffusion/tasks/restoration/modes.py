@@ -8,7 +8,7 @@ from tqdm import tqdm
 from gmm_diffusion import parallel, specs
 from gmm_diffusion.data import base, sources
 from gmm_diffusion.denoisers import residual
-from gmm_diffusion.engine import build
+from gmm_diffusion.engine import build, trainer
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.reports import images
@@ -20,7 +20,7 @@ _SHOWN = 10  # images in the picture
 def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
   """Runs a mode: train, sample, evaluate, or all (train, then evaluate)."""
   this = Run(spec, sources.load(spec.data), workdir, command)
-  check(spec, this.data)
+  check(mode, spec, this.data)
   pairs = inputs.load(spec, this.data)
   if mode in ('evaluate', 'all'):
     evaluate.check(this)
@@ -34,8 +34,10 @@ def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
     evaluate.evaluate(this, pairs)
 
 
-def check(spec: specs.Spec, data: base.Data) -> None:
+def check(mode: str, spec: specs.Spec, data: base.Data) -> None:
   """Raises UserError on a bad setting before anything slow starts."""
+  if mode in ('train', 'all'):
+    trainer.check_batch(spec.train)
   wanted = spec.restoration.models
   for name in wanted or ('',):
     if name not in models.MODELS:
@@ -48,6 +50,11 @@ def check(spec: specs.Spec, data: base.Data) -> None:
       "task restoration needs net.labels 'none', train.noisy 0 and net.learn_sigma False: its "
       'networks know no classes, learn from clean images, and no variance'
     )
+  if spec.train.loss == 'elbo':
+    raise UserError(
+      "train.loss 'elbo' has no weights where there is no signal, at which restoration begins; "
+      'valid: simple, min_snr, p2'
+    )
   residual.check(build.schedule(spec.schedule), spec.denoiser.prediction)
   build.net(spec, data)
 
@@ -58,6 +65,8 @@ def sample(this: Run, pairs: inputs.Pairs | None) -> None:
   spec, data, model = this.spec, this.data, this.spec.restoration.models[0]
   if spec.restoration.images:
     x_in, names = inputs.own_images(spec, data)
+  elif not len(data.test):
+    raise UserError('there are no test images to restore; set restoration.images to a folder')
   else:
     count = min(spec.sample.count, len(data.test))
     x_in = inputs.of_test(spec, data, pairs, count)
@@ -65,7 +74,7 @@ def sample(this: Run, pairs: inputs.Pairs | None) -> None:
   chosen = None if model == models.REGRESSION else spec.sampler
   if chosen is not None:
     models.prepared(spec, data, chosen)
-  draws = spec.inverse.draws
+  draws = spec.inverse.draws if chosen else 1
   ids = np.arange(len(x_in) * draws, dtype=np.uint32)
   with tqdm(total=len(ids), desc=f'restoring, {model}', unit='image', dynamic_ncols=True) as bar:
     restored, calls = models.Restorer(this, model).restore(

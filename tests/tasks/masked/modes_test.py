@@ -11,14 +11,14 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from gmm_diffusion import specs, task_specs, tasks
-from gmm_diffusion.data import sources
+from gmm_diffusion.data import sources, streams
 from gmm_diffusion.discrete import pixels, predictors, process
 from gmm_diffusion.engine import measuring
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import noise
 from gmm_diffusion.metrics import features
-from gmm_diffusion.tasks.masked import evaluate, models, report
+from gmm_diffusion.tasks.masked import evaluate, models, modes, report
 from helpers import cases, cli
 
 SMALL = (
@@ -206,8 +206,10 @@ class PiecesTest(parameterized.TestCase):
     self.assertLen(set(values), 4)  # each draws its own masks, dropout and mirror images
 
   def test_pixels_by_themselves(self):
-    train = np.array([[0, 1], [0, 1], [1, 1]])
-    found = evaluate.independent(train, np.array([[0, 0]]), 2)
+    train = np.array([[0, 255], [0, 255], [255, 255]], np.uint8).reshape(3, 1, 2, 1)
+    counted = evaluate.levels_of(train, 2)
+    np.testing.assert_array_equal(counted, [[2, 1], [0, 3]])
+    found = evaluate.independent(counted, np.array([[0, 0]]))
     np.testing.assert_allclose(found, -np.log(3 / 5) - np.log(1 / 5))
 
   def test_bits_do_not_depend_on_the_batch(self):
@@ -226,6 +228,30 @@ class PiecesTest(parameterized.TestCase):
     nats = process.bound(exact.predictor, pixels.tokens(images, 17), keys, 17, 3)
     np.testing.assert_allclose(found[0], process.bits_per_token(nats, 64), rtol=1e-5)
 
+  def test_what_is_filled_in_has_the_class_of_its_image(self):
+    spec = spec_of(net=dataclasses.replace(NET, labels='plain'))
+    data = sources.load(spec.data)
+    given = report.hide(spec, data, data.test[:3])
+    model, seen = models.Model.__new__(models.Model), []
+    model.spec, model.data, model.levels, model.tokens = spec, data, 17, 64
+    model.hash, model._weights, model._kept, model.workdir = 'x', {}, {}, ''
+    model._mapped = lambda *_: (
+      lambda weights, batch, advance: seen.append(batch) or given[[0, 1, 2]]
+    )
+    source = model.drawer('ancestral', 1, 3, given, 'uniform', data.test_labels[:3])
+    source.draw(np.arange(3), lambda n: None)
+    np.testing.assert_array_equal(seen[0][1], data.test_labels[:3])
+    np.testing.assert_array_equal(source.labels(np.arange(4)), data.test_labels[[0, 1, 2, 0]])
+    other = model.drawer('ancestral', 1, 3, given, 'uniform', data.test_labels[1:4])
+    self.assertNotEqual(source.mark, other.mark)
+
+  def test_data_have_the_levels_of_the_samples(self):
+    data = sources.load(specs.Data())
+    found = modes.rounded(data.train, 3)
+    self.assertEqual(set(np.unique(found)), {0, 128, 255})
+    stream = streams.Stream(lambda n: data.train[n], str, 5)
+    np.testing.assert_array_equal(modes.rounded(stream, 3).read(), found[:5])
+
   def test_hides_what_it_is_told(self):
     spec = spec_of(inverse=specs.Inverse(hidden='right'))
     data = sources.load(spec.data)
@@ -242,6 +268,18 @@ class PiecesTest(parameterized.TestCase):
     ('train', dict(data=specs.Data(name='toy')), "data 'toy' has no images"),
     ('sample', dict(inverse=specs.Inverse(operator='blur')), "must be '' or 'mask', got 'blur'"),
     ('all', dict(evaluate=specs.Evaluate(metrics=('fid',))), "unknown evaluate.metrics 'fid'"),
+    ('all', dict(inverse=specs.Inverse(hidden='rihgt')), "unknown inverse.hidden 'rihgt'"),
+    ('all', dict(masked=task_specs.Masked(compared=())), 'at least one number of calls'),
+    ('all', dict(sample=specs.Sample(label='3')), "sample.label '3' needs a conditional model"),
+    ('all', dict(train=specs.Train(batch=6, accumulate=4)), 'train.accumulate 4 does not divide'),
+    (
+      'sample',
+      dict(
+        masked=task_specs.Masked(predictor='exact'), net=dataclasses.replace(NET, labels='plain')
+      ),
+      "'exact' knows no classes",
+    ),
+    ('train', dict(net=specs.Net(name='dit', labels='none')), "net 'dit' needs classes"),
   )
   def test_bad_settings(self, mode, sections, words):
     with self.assertRaisesRegex(UserError, words):
@@ -250,9 +288,12 @@ class PiecesTest(parameterized.TestCase):
 
   def test_keys_without_effect(self):
     for key, mode, words in (
-      ('masked.calls', 'evaluate', 'compares all with masked.compared calls'),
+      ('masked.calls', 'evaluate', 'reads masked.compared'),
+      ('masked.counts', 'evaluate', 'compares all of them'),
+      ('inverse.operator', 'evaluate', 'reads inverse.hidden'),
+      ('sample.count', 'all', 'reads evaluate.count'),
       ('masked.width', 'train', "masked.predictor is 'network'"),
-      ('inverse.hidden', 'sample', 'nothing is hidden'),
+      ('inverse.hidden', 'sample', 'nothing is measured'),
       ('train.loss', 'train', "task 'masked' has one loss"),
       ('sample.gif', 'sample', "task 'masked' reads sample.count"),
       ('sampler.steps', 'sample', "does not read the section 'sampler'"),

@@ -19,7 +19,8 @@ from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import noise
 from gmm_diffusion.metrics import features, restoration
 from gmm_diffusion.metrics.estimates import of_mean
-from gmm_diffusion.tasks.restoration import evaluate, inputs, models
+from gmm_diffusion.tasks import effects
+from gmm_diffusion.tasks.restoration import evaluate, inputs, models, modes
 from helpers import cases, cli
 
 SMALL = (
@@ -221,6 +222,54 @@ class PiecesTest(parameterized.TestCase):
     process = models.process(spec, 'regression')
     np.testing.assert_array_equal(process.training_times, [1.0])
 
+  @parameterized.parameters('min_snr', 'p2')
+  def test_a_regression_has_no_weights(self, kind):
+    spec = spec_of(train=specs.Train(batch=6, loss=kind))
+    own = models.of(Run(spec, None, '', ''), 'regression').spec
+    process = models.process(spec, 'regression')
+    times = process.at(process.training_times)
+    np.testing.assert_array_equal(loss.loss_weights(own, process, times, 64), [1.0])
+
+  def test_what_is_not_finite_is_no_image(self):
+    spec = spec_of()
+    data = sources.load(spec.data)
+    one = models.Restorer.__new__(models.Restorer)
+    one.spec, one.data, one.model, one._weights = spec, data, 'residual', {}
+    one._sampling = lambda sampler: (lambda shared, batch: (batch[1] * np.nan, batch[0]), ())
+    with self.assertRaisesRegex(UserError, '2 of 2 images restored by residual are not finite'):
+      one.restore(spec.sampler, np.zeros((2, 8, 8, 1), np.float32), np.arange(2))
+
+  def test_own_images_are_as_those_of_the_training(self):
+    folder = self.create_tempdir().full_path
+    small = np.random.RandomState(0).randint(0, 256, (4, 4), np.uint8)
+    Image.fromarray(small).save(os.path.join(folder, 'a.png'))
+    spec = spec_of(restoration=task_specs.Restoration(images=folder))
+    data = sources.load(spec.data)
+    x_in, names = inputs.own_images(spec, data)
+    self.assertEqual(names, ['a.png'])
+    expected = base.to_model(small.repeat(2, 0).repeat(2, 1))
+    np.testing.assert_array_equal(x_in[0, ..., 0], expected)
+    Image.fromarray(small).save(os.path.join(folder, 'a.webp'))
+    with self.assertRaisesRegex(UserError, "two images of .* are called 'a'"):
+      inputs.own_images(spec, data)
+    nowhere = spec_of(restoration=task_specs.Restoration(images='/nowhere'))
+    with self.assertRaisesRegex(UserError, "no folder '/nowhere'; set restoration.images"):
+      inputs.own_images(nowhere, data)
+
+  def test_no_test_images(self):
+    spec = spec_of()
+    data = sources.load(spec.data)
+    empty = Run(spec, data._replace(test=data.test[:0]), '', '')
+    with self.assertRaisesRegex(UserError, 'no test images to restore; set restoration.images'):
+      modes.sample(empty, None)
+
+  def test_draws_of_pairs_have_an_effect(self):
+    spec = spec_of(
+      inverse=specs.Inverse(), restoration=task_specs.Restoration(pairs='x'),
+      data=specs.Data(name='folder', path='y'),
+    )  # fmt: skip
+    effects.check(spec, 'all', ['inverse.draws'])
+
   def test_values(self):
     random = np.random.RandomState(0)
     true = random.randint(0, 256, (5, 8, 8, 1), np.uint8)
@@ -256,6 +305,15 @@ class PiecesTest(parameterized.TestCase):
     (dict(data=specs.Data(name='toy')), "data 'toy' has no images to restore"),
     (dict(evaluate=specs.Evaluate(samplers=('tuned',))), 'has steps of its own'),
     (dict(evaluate=specs.Evaluate(samplers=('dimm',))), "unknown sampler 'dimm'"),
+    (
+      dict(
+        evaluate=specs.Evaluate(samplers=()),
+        restoration=task_specs.Restoration(models=('residual',)),
+      ),
+      'there is nothing to evaluate',
+    ),
+    (dict(train=specs.Train(batch=6, loss='elbo')), "train.loss 'elbo' has no weights"),
+    (dict(train=specs.Train(batch=6, accumulate=4)), 'train.accumulate 4 does not divide'),
   )
   def test_bad_settings(self, sections, words):
     workdir = self.create_tempdir().full_path
@@ -267,6 +325,9 @@ class PiecesTest(parameterized.TestCase):
       ('inverse.method', 'train', "task 'restoration' reads inverse.operator"),
       ('restoration.images', 'evaluate', 'restores test images'),
       ('restoration.steps', 'sample', 'reads sampler.steps'),
+      ('sampler.name', 'all', 'reads evaluate.samplers'),
+      ('sampler.steps', 'evaluate', 'reads restoration.steps'),
+      ('net.weights.format', 'train', 'trains its own networks'),
       ('train.sample_every', 'train', 'shows no samples while it trains'),
       ('tune.tier', 'train', "does not read the section 'tune'"),
     ):
