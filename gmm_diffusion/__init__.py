@@ -4,6 +4,7 @@ The public names; each is imported when it is first used, so that `import gmm_di
 
   load(config or workdir) -> model; model.sample(16, sampler='unipc', steps=10)
   fid(a, b): Frechet distance of two sets of images
+  restore(images, workdir): degraded images, by a network that was trained to restore them
   run(mode, workdir, config, command): what the command line does
   samplers, score_machines: samplers and exact denoisers by name
   ProbabilisticAttention, Session: attention as inference, and interactive segmentation with it
@@ -19,6 +20,7 @@ __version__ = '0.1.0'
 _PLACES = {  # name -> (module, name in it or '' for the module itself)
   'load': ('api', 'load'),
   'fid': ('api', 'fid'),
+  'restore': ('api', 'restore'),
   'run': ('tasks', 'run'),
   'samplers': ('samplers', ''),
   'score_machines': ('denoisers.score_machines', ''),

@@ -16,12 +16,15 @@ import numpy as np
 from gmm_diffusion import command_line, specs
 from gmm_diffusion.data import base, image_sets, sources
 from gmm_diffusion.engine import build, drawing, released
+from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.metrics import features as features_lib
 from gmm_diffusion.metrics import frechet, references
 from gmm_diffusion.metrics.estimates import Estimate
 from gmm_diffusion.reports import records
 from gmm_diffusion.tasks.diffusion import tune
+from gmm_diffusion.tasks.restoration import inputs
+from gmm_diffusion.tasks.restoration import models as restoration
 
 CACHE = '~/.cache/gmm_diffusion'  # statistics of references, and where Inception weights are sought
 
@@ -140,6 +143,49 @@ def _config(source: str) -> Any:
     return runpy.run_path(path)['get_config'](arg)
   except ValueError as error:
     raise UserError(str(error)) from error
+
+
+def restore(
+  images: np.ndarray,
+  workdir: str,
+  draws: int = 1,
+  model: str = '',
+  sampler: str = '',
+  seed: int | None = None,
+  **options: Any,
+) -> np.ndarray:
+  """Degraded images restored by a network of task 'restoration', uint8 [N, H, W, C]; with several
+  draws [N, draws, H, W, C].
+
+  Args:
+    images: uint8 [N, H, W, C] of the size that the network restores, or as much smaller as its
+      inverse.factor says.
+    workdir: where the network was trained.
+    draws: restored images for each; a regression has one.
+    model: a name in restoration.models of the run; '' is the first.
+    sampler: a name in samplers.NAMES; '' is that of the config.
+    seed: of the noise; None is that of the config.
+    **options: settings of the sampler and its grid, such as steps=2.
+
+  Raises:
+    UserError: there is no such network, a bad value, or images of another size.
+  """
+  workdir = os.path.expanduser(workdir)
+  spec = specs.from_config(records.config_of(workdir))
+  if spec.task != 'restoration':
+    raise UserError(f'{workdir} is a run of task {spec.task!r}; restore needs one of restoration')
+  changes: dict[str, Any] = {'sampler': {**options, **({'name': sampler} if sampler else {})}}
+  spec = _changed(spec, changes | ({} if seed is None else {'seed': seed}))
+  chosen = model or spec.restoration.models[0]
+  if chosen not in spec.restoration.models:
+    raise UserError(f'unknown model {model!r}; valid here: {", ".join(spec.restoration.models)}')
+  network = restoration.Restorer(
+    Run(spec, restoration.shape_of(workdir, chosen), workdir, ''), chosen
+  )
+  regression = chosen == restoration.REGRESSION
+  x_in = inputs.shown(spec, network.data, images).repeat(1 if regression else draws, 0)
+  found, _ = network.restore(None if regression else spec.sampler, x_in, np.arange(len(x_in)))
+  return found if len(found) == len(images) else found.reshape(-1, draws, *found.shape[1:])
 
 
 def fid(

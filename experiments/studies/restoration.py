@@ -40,7 +40,7 @@ def problem_settings(args, problem: str) -> list[str]:
 def trained(args, problem: str) -> list[dict]:
   """Rows of the networks that were trained for a problem."""
   workdir = os.path.join(args.workdir, problem.replace(' ', '_').replace(',', ''))
-  changes = [*problem_settings(args, problem), "evaluate.samplers=('ddim','residual')"]
+  changes = [*problem_settings(args, problem), "evaluate.samplers=('ddim',)"]
   spec = common.spec_of(
     args.config, [*changes, 'sampler.eta=0.0', f'restoration.steps={tuple(args.steps)}', *args.set]
   )

@@ -94,6 +94,21 @@ def of_test(spec: specs.Spec, data: base.Data, pairs: Pairs | None, count: int) 
   return np.asarray(measuring.as_image(measuring.measure(one, data, np.arange(count)), data.shape))
 
 
+def shown(spec: specs.Spec, data: base.Data, images: np.ndarray) -> np.ndarray:
+  """x_in float32 [N, H, W, C] of degraded images uint8; those of 'box' may have their own, smaller
+  size."""
+  H, W, C = data.shape
+  factor = spec.inverse.factor if spec.inverse.operator == 'box' else 1
+  valid = (H, W, C), (H // factor, W // factor, C)
+  if images.dtype != np.uint8 or images.shape[1:] not in valid:
+    raise UserError(
+      f'images must be uint8 [N, {H}, {W}, {C}]'
+      + (f', or [N, {valid[1][0]}, {valid[1][1]}, {C}]' if factor > 1 else '')
+      + f', got {images.dtype} {list(images.shape)}'
+    )
+  return np.asarray(measuring.as_image(base.to_model(images), data.shape))
+
+
 def own_images(spec: specs.Spec, data: base.Data) -> tuple[np.ndarray, list[str]]:
   """(x_in float32 [N, H, W, C], names) of restoration.images."""
   path, own = os.path.expanduser(spec.restoration.images), spec.inverse
@@ -104,4 +119,4 @@ def own_images(spec: specs.Spec, data: base.Data) -> tuple[np.ndarray, list[str]
   for number, stem in enumerate(stems):
     if stem in stems[:number]:
       raise UserError(f'two images of {path} are called {stem!r}; rename one of them')
-  return np.asarray(measuring.as_image(base.to_model(images), data.shape)), names
+  return shown(spec, data, images), names

@@ -123,6 +123,14 @@ def train(run: Run, pairs: inputs.Pairs | None, model: str) -> None:
   )
 
 
+def shape_of(workdir: str, model: str) -> base.Data:
+  """Data without items, of the shape of what a trained network restores."""
+  with Store(os.path.join(workdir, model)) as store:
+    known = store.about()
+  images, labels = np.zeros((0, *known['shape']), np.uint8), np.zeros(0, np.int32)
+  return base.Data(images, labels, images, labels, known['classes'])
+
+
 def denoiser(spec: specs.Spec, data: base.Data, model: str, params: Any) -> Denoiser:
   """The Denoiser of a network with these weights, for cond = (None, x_in)."""
   module, own = build.net(spec, data), spec.denoiser

@@ -11,6 +11,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from PIL import Image
 
+import gmm_diffusion
 from gmm_diffusion import specs, task_specs, tasks
 from gmm_diffusion.data import base, sources
 from gmm_diffusion.engine import loss
@@ -117,6 +118,29 @@ class CommandTest(absltest.TestCase):
     self.assertIn('6 images, 2 network evaluations each', out)
     with Image.open(os.path.join(self.workdir, 'restored.png')) as sheet:
       self.assertEqual(sheet.size[1] // sheet.size[0], 1)  # 3 columns, 3 rows
+
+  def test_from_python(self):
+    images = sources.load(specs.Data()).test[:4]
+    found = gmm_diffusion.restore(images, self.workdir, steps=2)
+    self.assertEqual((found.shape, found.dtype), ((4, 8, 8, 1), np.uint8))
+    twice = gmm_diffusion.restore(images, self.workdir, draws=2, steps=2, sampler='unipc')
+    self.assertEqual(twice.shape, (4, 2, 8, 8, 1))
+    self.assertGreater(np.abs(twice[:, 0].astype(int) - twice[:, 1]).max(), 0)
+    small = images[:, ::2, ::2]
+    large = small.repeat(2, 1).repeat(2, 2)
+    one, other = (
+      gmm_diffusion.restore(x, self.workdir, draws=3, model='regression') for x in (small, large)
+    )
+    np.testing.assert_array_equal(one, other)
+    self.assertEqual(one.shape, images.shape)
+    for arguments, options, words in (
+      ((images[:, :3], self.workdir), {}, r'uint8 \[N, 8, 8, 1\], or \[N, 4, 4, 1\], got uint8'),
+      ((images, self.workdir), {'model': 'gan'}, "unknown model 'gan'; valid here: residual"),
+      ((images, self.workdir), {'stepz': 3}, "unknown config key 'sampler.stepz'"),
+      ((images, os.path.join(self.workdir, 'residual')), {}, 'holds no finished run'),
+    ):
+      with self.assertRaisesRegex(UserError, words):
+        gmm_diffusion.restore(*arguments, **options)
 
   def test_the_same_image_however_many_are_drawn(self):
     settings = config_of(self.workdir, 'config.json')
