@@ -149,9 +149,9 @@ def fit(
   about: dict[str, Any],
   workdir: str,
   ahead: bool = False,
-  begun: Callable[[State], State] = lambda state: state,
   show: Callable[[int, Any], None] = lambda step, ema: None,
   section: str = 'train',
+  begun: Callable[[State], State] = lambda state: state,
 ) -> None:
   """Trains from the latest checkpoint of the workdir, if there is one, to spec.steps.
 
@@ -162,10 +162,10 @@ def fit(
     batch: (step, this host's part of the batch) -> host arrays with a leading batch axis.
     about: what the weights belong to.
     workdir: where checkpoints/, training.json and training.png go.
-    begun: what else is done to `fresh` where nothing was trained yet; not compiled.
     ahead: several threads call `batch`, before it is needed.
     show: called with (step, averaged parameters) every spec.sample_every steps, by the first host.
     section: of the config, where the learning rate is set.
+    begun: what else is done to `fresh` where nothing was trained yet; not compiled.
 
   Raises:
     UserError: the loss is not finite; or SIGTERM or SIGINT came, when everything is saved.
