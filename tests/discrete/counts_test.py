@@ -3,6 +3,7 @@ least."""
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -39,12 +40,14 @@ def enumerated(log_prob, predictor, p):
 class LostTest(cases.X64TestCase):
   def test_is_the_total_correlation(self):
     found = predictors.exact(ITEMS, V, 0.1)
-    log_prob = lambda x: np.asarray(found.log_prob(jnp.asarray(x)))
+    of_all, predictor = jax.jit(found.log_prob), jax.jit(found.predictor)
+    log_prob = lambda x: np.asarray(of_all(jnp.asarray(x)))
     p = np.exp(log_prob(ALL))
-    expected = enumerated(log_prob, found.predictor, p)
+    expected = enumerated(log_prob, lambda x: predictor(x, None), p)
     draws = np.random.RandomState(0).choice(len(ALL), 20_000, p=p / p.sum())
     keys = noise.sample_keys(0, np.arange(len(draws), dtype=np.uint32))
-    table = counts.lost(counts.known(found.predictor, jnp.asarray(ALL[draws]), keys, V))
+    known = jax.jit(lambda x, keys: counts.known(found.predictor, x, keys, V))
+    table = counts.lost(known(jnp.asarray(ALL[draws]), keys))
     finite = np.isfinite(expected)
     np.testing.assert_array_equal(np.isfinite(table), finite)
     np.testing.assert_allclose(table[finite], expected[finite], atol=0.03)

@@ -15,7 +15,7 @@ from gmm_diffusion.engine import build, loss
 from gmm_diffusion.errors import UserError
 from helpers import cases, cli
 
-NET = specs.Net(channels=8, multipliers=(1.0,), blocks=1, attention=(), head_channels=8)
+NET = specs.Net(name='cnn', channels=8, blocks=1)
 TRAIN = specs.Train(steps=2, batch=8, warmup=0, log_every=1, label_dropout=0.0)
 
 
@@ -80,7 +80,10 @@ class StartTest(absltest.TestCase):
 
   def test_attention_of_other_sizes(self):
     """The same levels have other sides."""
-    net = dataclasses.replace(NET, attention=(8,))
+    plain = specs.Net(channels=8, multipliers=(1.0,), blocks=1, attention=(), head_channels=8)
+    without = self.create_tempdir().full_path
+    loss.train(spec_of(net=plain, steps=1), self.data, without)
+    net = dataclasses.replace(plain, attention=(8,))
     start = self.create_tempdir().full_path
     loss.train(spec_of(net=net, steps=1), self.data, start)
     large = self.data._replace(train=self.data.train.repeat(2, 1).repeat(2, 2))
@@ -90,8 +93,8 @@ class StartTest(absltest.TestCase):
       self.create_tempdir().full_path,
     )
     with self.assertRaisesRegex(UserError, 'set net.attention to the sides of the same levels'):
-      other = dataclasses.replace(net, multipliers=(1.0,), attention=(16,))
-      loss.train(spec_of(self.start, other), large, self.create_tempdir().full_path)
+      other = dataclasses.replace(net, attention=(16,))
+      loss.train(spec_of(without, other), large, self.create_tempdir().full_path)
 
   def test_what_is_refused(self):
     for spec, words in (
@@ -113,8 +116,8 @@ class StartTest(absltest.TestCase):
   def test_the_command(self):
     workdir = self.create_tempdir().full_path
     code, _, error = cli.here(
-      'digits.py', 'train', workdir, '--config.net.channels=8', '--config.net.multipliers=(1,)',
-      '--config.net.blocks=1', '--config.net.attention=()', '--config.net.head_channels=8',
+      'digits.py', 'train', workdir, '--config.net.name=cnn', '--config.net.channels=8',
+      '--config.net.blocks=1',
       '--config.train.steps=1', '--config.train.batch=8', '--config.train.warmup=0',
       f'--config.train.start={self.start}',
     )  # fmt: skip

@@ -31,6 +31,7 @@ class ExperimentsTest(absltest.TestCase):
     start, workdir = os.path.join(root, 'start'), os.path.join(root, 'study')
     config = digits.get_config('runlocal')
     config.train.steps = 2
+    config.net.update(name='cnn', channels=8)
     tasks.run('train', start, config, 'test')
     with (
       mock.patch.object(finetuning, 'VARIANTS', {'one': ('ddim', 'energy', 'identity')}),
@@ -39,6 +40,7 @@ class ExperimentsTest(absltest.TestCase):
       cases.call(
         finetuning.main, f'--workdir={workdir}', f'--start={start}', '--config=digits:runlocal',
         '--steps=2', '--updates=2', '--count=30', '--seeds', '0', '1', '--set', 'train.steps=2',
+        'net.name=cnn', 'net.channels=8',
       )  # fmt: skip
     with open(os.path.join(workdir, 'finetuning.json'), encoding='utf-8') as file:
       rows = json.load(file)['rows']

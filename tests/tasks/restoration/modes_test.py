@@ -158,6 +158,7 @@ class CommandTest(absltest.TestCase):
 class PairsTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
+    self.enter_context(absltest.mock.patch.dict(features.SETTINGS, steps=10))
     self.clean, self.dark = (self.create_tempdir(name).full_path for name in ('clean', 'dark'))
     random = np.random.RandomState(0)
     for number in range(24):
