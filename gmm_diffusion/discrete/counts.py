@@ -26,8 +26,6 @@ from gmm_diffusion.discrete.process import Predictor, masked
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.types import Array, Key
 
-NAMES = ('uniform', 'cosine', 'best')
-
 
 def known(predictor: Predictor, x: Array, keys: Key, levels: int, cond: Any = None) -> Array:
   """log mu(x_l | x_1 .. x_n) of tokens in an order drawn from each key, [B, L, L] by n and l; 0

@@ -107,18 +107,24 @@ def cosine(T: int = 1000, offset: float = 0.008, cap: float = 0.999) -> Schedule
 def rectified_flow() -> Schedule:
   """Straight line from data at t = 0 to noise at t = 1 [GMM eq. 18]."""
   as_float = lambda t: np.asarray(t, np.float64)
+  # b / a = exp(-log-SNR / 2)
+  inverse = lambda value: 1 / (1 + np.exp(as_float(value) / 2))
+  return _up_to_one(lambda t: 1 - as_float(t), as_float, inverse)
+
+
+def _up_to_one(signal, noise, time_of_log_snr) -> Schedule:
+  """A continuous schedule from clean data at t = 0 to no signal at t = 1."""
   return Schedule(
-    signal=lambda t: 1 - as_float(t),
-    noise=as_float,
-    # b / a = exp(-log-SNR / 2)
-    time_of_log_snr=lambda value: 1 / (1 + np.exp(as_float(value) / 2)),
+    signal=signal,
+    noise=noise,
+    time_of_log_snr=time_of_log_snr,
     clean=0.0,
     first=1e-3,
     last=1.0,
     discrete=False,
     training_times=np.arange(1, 1001) / 1000,
-    network_input=lambda x, time: (x, 1000 * time.t),
-  )  # the range of the usual embeddings
+    network_input=lambda x, time: (x, 1000 * time.t),  # the range of the usual embeddings
+  )
 
 
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5) -> Schedule:
@@ -179,17 +185,7 @@ def power(signal_power: float = 1.0, noise_power: float = 1.0, noise_end: float 
         break
     return np.select([value == np.inf, value == -np.inf], [0.0, 1.0], high)
 
-  return Schedule(
-    signal=signal,
-    noise=noise,
-    time_of_log_snr=time_of_log_snr,
-    clean=0.0,
-    first=1e-3,
-    last=1.0,
-    discrete=False,
-    training_times=np.arange(1, 1001) / 1000,
-    network_input=lambda x, time: (x, 1000 * time.t),
-  )
+  return _up_to_one(signal, noise, time_of_log_snr)
 
 
 SCHEDULES = {

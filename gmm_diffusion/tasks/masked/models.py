@@ -174,7 +174,7 @@ class Model:
     return files.kept(path, mark, make, lambda found: 'lost' in found)['lost']
 
   def counts(self, name: str, calls: int) -> np.ndarray:
-    """The tokens of each call, by a name in counts.NAMES."""
+    """The tokens of each call, as masked.counts names them."""
     if name == 'best':
       return counts.best(self.cost, calls)
     return getattr(counts, name)(self.tokens, calls)
