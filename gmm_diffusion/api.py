@@ -22,7 +22,7 @@ from gmm_diffusion.metrics import features as features_lib
 from gmm_diffusion.metrics import frechet, references
 from gmm_diffusion.metrics.estimates import Estimate
 from gmm_diffusion.reports import records
-from gmm_diffusion.tasks.diffusion import tune
+from gmm_diffusion.tasks.diffusion import modes
 from gmm_diffusion.tasks.restoration import inputs
 from gmm_diffusion.tasks.restoration import models as restoration
 
@@ -74,7 +74,7 @@ class Model:
     if text:
       changes['sample']['label'] = text
     spec = _changed(self.spec, changes)
-    spec = tune.located(spec, self._workdir)
+    spec = modes.located(spec, self._workdir)
     taken = drawing.settings(spec.sampler)
     for name in options:
       if name not in taken and (name, spec.sampler.name) != ('path', 'tuned'):

@@ -18,6 +18,7 @@ from gmm_diffusion.task_specs import (
   Distill,
   Finetune,
   Masked,
+  Posterior,
   Quantise,
   Restoration,
   Segmentation,
@@ -299,7 +300,7 @@ class Sampler:
   eta: float | None = option(None, '0 is deterministic, 1 has the variance of DDPM', '[0, 1]')
   variance: str | None = option(None, 'ddpm: small or large')
   components: int | None = option(None, 'mixture: K', '[1, 10000000]')
-  scale: float | None = option(None, 'mixture: length of the offsets')
+  scale: float | None = option(None, 'mixture: length of the offsets; posterior_*: their factor')
   scale_interval: tuple[float, ...] | None = option(
     None, 'mixture: (low, high) in b_t / a_t, the steps with offsets; () is all'
   )
@@ -330,6 +331,9 @@ class Sampler:
   churn_max: float | None = option(None, 'heun: only up to this b_t / a_t', '[0, 1e6]')
   churn_noise: float | None = option(None, 'heun: deviation of that noise', '[0, 1e6]')
   level: float | None = option(None, 'one_step: b / a where the network is asked', '(0, 1e6]')
+  directions: int | None = option(None, 'posterior_*: how many of its file', '[1, 10000]')
+  places: str | None = option(None, 'posterior_gmm: axes or corners')
+  posterior: str | None = option(None, 'posterior_*: its file; not set: WORKDIR/posterior.npz')
   path: str | None = option(None, 'tuned: its file; not set: WORKDIR/tuned/STEPS.json')
   shift_window: int | None = option(None, 'time_shift: width of the search', NUMBER)
   shift_cutoff: int | None = option(None, 'time_shift: no shift for so many clean times', NUMBER)
@@ -426,6 +430,7 @@ class Spec:
   inverse: Inverse = Inverse()
   evaluate: Evaluate = Evaluate()
   tune: Tune = Tune()
+  posterior: Posterior = Posterior()
   segmentation: Segmentation = Segmentation()
   annotate: Annotate = Annotate()
   creativity: Creativity = Creativity()

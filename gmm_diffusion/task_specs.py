@@ -1,5 +1,5 @@
-"""The settings of the modes finetune, distill, quantise and tune, and of the tasks 'segmentation',
-'creativity', 'restoration' and 'masked', in the form of options.py; specs.py has the others."""
+"""The settings of the modes finetune, distill, quantise, tune and posterior, and of the tasks
+segmentation, creativity, restoration and masked, in the form of options.py; the rest: specs.py."""
 
 import dataclasses
 
@@ -45,6 +45,18 @@ class Tune:
     ('data', 'model'),
   )
   seeds: int = option(8, 'of the report', '[2, 1000]')
+
+
+@dataclasses.dataclass(frozen=True)
+class Posterior:
+  """--mode=posterior: the residuals of the denoiser, for the samplers posterior_*."""
+
+  items: int = option(2048, 'that are given noise', COUNT)
+  levels: int = option(24, 'of noise, even in log(a^2 / b^2)', '[2, 1000]')
+  directions: int = option(16, 'that are kept at each level', '[1, 10000]')
+  reference: str = option(
+    'data', "what the items are: the data, or the model's own in 250 steps", ('data', 'model')
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,6 +42,7 @@ _NUMBERS = (
   'scale_interval',
   'offsets_seed',
   'eta',
+  'posterior',
 )
 _LETTERS = 60  # that settings take in the name of a set; the hash stands for the others
 _AT_ONCE = 25  # samples in one call of `draw_over_parts`
@@ -208,6 +209,8 @@ def settings(sampler: specs.Sampler) -> dict[str, Any]:
     return {'name': name, 'steps': len(found.table.keep), 'file': found.mark}
   if name == 'one_step':
     return {'name': name, **taken}
+  if 'posterior' in taken:
+    taken['posterior'] = samplers.posterior.read(taken['posterior']).mark
   grid = {
     key: value for key, value in vars(sampler).items() if value is not None and key not in options
   }
@@ -422,8 +425,11 @@ class Model:
 
 def _say_transferred(sampler, weights):
   """Says so where a sampler was tuned on other weights."""
-  if sampler.name == 'tuned' and samplers.tuned.read(sampler.path or '').weights != weights:
+  name, taken = samplers.resolve(sampler.name, sampler.options())
+  if name == 'tuned' and samplers.tuned.read(taken['path']).weights != weights:
     print(f'sampler tuned: transferred, {sampler.path} was tuned on other weights', flush=True)
+  if 'posterior' in taken and samplers.posterior.read(taken['posterior']).weights != weights:
+    print(f'sampler {name}: {sampler.posterior} was measured on other weights', flush=True)
 
 
 def _finish(data):

@@ -11,14 +11,13 @@ from gmm_diffusion.reports import records
 from gmm_diffusion.tasks import effects
 from gmm_diffusion.tasks.creativity import modes as creativity
 from gmm_diffusion.tasks.diffusion import modes as diffusion
-from gmm_diffusion.tasks.diffusion import tune
 from gmm_diffusion.tasks.masked import modes as masked
 from gmm_diffusion.tasks.restoration import modes as restoration
 from gmm_diffusion.tasks.segmentation import modes as segmentation
 
 MODES = (
-  'train', 'finetune', 'distill', 'quantise', 'fetch', 'convert', 'sample', 'tune', 'evaluate',
-  'all', 'annotate',
+  'train', 'finetune', 'distill', 'quantise', 'fetch', 'convert', 'sample', 'tune', 'posterior',
+  'evaluate', 'all', 'annotate',
 )  # fmt: skip
 MAKES_WEIGHTS = ('train', 'finetune', 'distill', 'quantise', 'fetch', 'convert', 'all')
 
@@ -65,7 +64,7 @@ def run(mode: str, workdir: str, config: Any, command: str, given: Sequence[str]
     )
   effects.check(spec, mode, given)
   files.make_workdir(workdir)
-  spec = tune.located(spec, workdir)
+  spec = diffusion.located(spec, workdir)
   TASKS[spec.task][mode](spec, workdir, command)
   if parallel.is_main():
     model = spec

@@ -17,6 +17,7 @@ SECTIONS = {  # what each task reads, besides task and seed
   'diffusion': (
     'data', 'schedule', 'net', 'autoencoder', 'classifier', 'denoiser', 'train', 'finetune',
     'distill', 'quantise', 'sampler', 'sample', 'inverse', 'evaluate', 'tune',
+    'posterior',
   ),
   'segmentation': ('data', 'train', 'segmentation', 'annotate'),
   'creativity': ('data', 'schedule', 'net', 'denoiser', 'train', 'sampler', 'sample', 'creativity'),
@@ -231,6 +232,8 @@ def _sampler(spec, mode, name):
   if mode == 'tune':
     taken = ('grid', 'rho')
     return '' if name in taken else 'tuning tries all samplers; of the config it shows DDIM beside'
+  if mode == 'posterior':
+    return 'the residuals are those of all noise levels, whatever the sampler'
   if mode == 'distill':
     called = name == 'name' and own.name == 'one_step'
     return '' if name == 'level' or called else '--mode=distill reads sampler.level'
@@ -300,6 +303,11 @@ def _tune(spec, mode, name):
   if spec.tune.tier < tier:
     return f'it belongs to tier {tier}, and tune.tier is {spec.tune.tier}'
   return ''
+
+
+def _posterior(spec, mode, name):
+  del spec, name
+  return '' if mode == 'posterior' else f'--mode={mode} measures no residuals'
 
 
 def _annotate(spec, mode, name):
@@ -384,6 +392,7 @@ REASONS = {
   'inverse': _inverse,
   'evaluate': _evaluate,
   'tune': _tune,
+  'posterior': _posterior,
   'annotate': _annotate,
   'segmentation': _segmentation,
   'restoration': _restoration,

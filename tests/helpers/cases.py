@@ -20,7 +20,10 @@ from gmm_diffusion.maths import marginals, noise
 from gmm_diffusion.samplers.run import run
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-SAMPLERS = tuple(name for name in samplers.SAMPLERS if name != 'tuned')  # that need no file
+SAMPLERS = tuple(  # that need no file
+  name for name in samplers.SAMPLERS if not samplers.options_of(name) & {'path', 'posterior'}
+)
+POSTERIOR = tuple(name for name in samplers.SAMPLERS if 'posterior' in samplers.options_of(name))
 TESTDATA = os.path.join(ROOT, 'tests', 'testdata')
 
 
@@ -35,6 +38,23 @@ class X64TestCase(parameterized.TestCase):
 def golden(name):
   """Arrays of testdata/<name>.npz."""
   return np.load(os.path.join(TESTDATA, name + '.npz'))
+
+
+def residuals(path, shape, seed=0, levels=3, count=4, weights='none', **arrays):
+  """Writes a file as --mode=posterior does, with directions at random; its path."""
+  random, dim = np.random.RandomState(seed), int(np.prod(shape))
+  vectors = np.stack([np.linalg.qr(random.randn(dim, count))[0].T for _ in range(levels)])
+  found = {
+    'level': np.linspace(-8, 8, levels),
+    'variances': np.linspace(0.4, 0.1, count) * np.linspace(1, 0.1, levels)[:, None],
+    'vectors': vectors.astype(np.float32),
+    'total': np.linspace(1.5, 0.2, levels),
+    'shape': np.array(shape),
+    'weights': weights,
+    **arrays,
+  }
+  np.savez(path, **found)
+  return path
 
 
 def known_x0(x0):

@@ -1,6 +1,8 @@
 """What every sampler in SAMPLERS, and every source variant, must do."""
 
 import collections
+import os
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +18,18 @@ from helpers import cases
 
 SHAPE = (2, 4, 1)
 # all but 'tuned', which is what its file holds: linear_test.py, tasks/diffusion/tune_test.py
-NAMES = cases.SAMPLERS + tuple(f'ddim_gmm_{variant}' for variant in samplers.VARIANTS)
-OPTIONS = dict(components=3, scale=0.3, eta=0.4, infeasible='shrink')
+NAMES = (
+  cases.SAMPLERS + cases.POSTERIOR + tuple(f'ddim_gmm_{variant}' for variant in samplers.VARIANTS)
+)
+FOLDER = tempfile.TemporaryDirectory()
+OPTIONS = dict(
+  components=3,
+  scale=0.3,
+  eta=0.4,
+  infeasible='shrink',
+  directions=3,
+  posterior=cases.residuals(os.path.join(FOLDER.name, 'posterior.npz'), SHAPE),
+)
 GAUSSIAN = exact.gaussian(0.3, 0.25)
 
 
@@ -44,7 +56,7 @@ class ContractTest(cases.X64TestCase):
   @parameterized.parameters(*NAMES, 'ddim_noise_ortho', 'rfim_noise_rand')
   def test_clean_data_gets_no_noise(self, name):
     x0 = np.linspace(-1, 1, 8).reshape(SHAPE)
-    options = dict(eta=0.7, scale=3.0, components=3, churn=1.0, variance='large')
+    options = dict(OPTIONS, eta=0.7, scale=3.0, churn=1.0, variance='large', infeasible='clip')
     _, grid = setup(name)
     kernel = samplers.make(name, options, schedules.linear())
     found = cases.sample(kernel, cases.known_x0(x0), grid, SHAPE, np.arange(3)).x
@@ -110,7 +122,8 @@ class ContractTest(cases.X64TestCase):
         dict(OPTIONS, offsets='rand', covariance='exact', form='A', shared=True, variance='small'),
       )
       self.assertEqual(name, base)
-      expected = dict(OPTIONS, offsets='ortho', covariance='vub', form='B', shared=False)
+      own = {key: OPTIONS[key] for key in ('components', 'scale', 'eta', 'infeasible')}
+      expected = dict(own, offsets='ortho', covariance='vub', form='B', shared=False)
       self.assertEqual({key: options[key] for key in expected}, expected)
       self.assertNotIn('variance', options)  # of another sampler
     self.assertEqual(samplers.control_of('ddim_gmm_rand'), 'ddim_noise_rand')
@@ -120,7 +133,8 @@ class ContractTest(cases.X64TestCase):
     with self.assertRaisesRegex(UserError, "unknown sampler 'ddmi'; valid: ddpm, ddim"):
       samplers.make('ddmi', {})
     with self.assertRaisesRegex(
-      UserError, "unknown sampler option 'compnents'; valid: .*, components, covariance, eta"
+      UserError,
+      "unknown sampler option 'compnents'; valid: .*, components, covariance, directions, eta",
     ):
       samplers.make('ddim_gmm', dict(compnents=3))
     kernel, grid = setup('ddim')

@@ -8,11 +8,28 @@ from gmm_diffusion.data import sources
 from gmm_diffusion.engine import build, drawing, loss, measuring, released, sample_sets
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
-from gmm_diffusion.tasks.diffusion import distill, evaluate, finetune, quantise, restore, tune
+from gmm_diffusion.tasks.diffusion import (
+  distill,
+  evaluate,
+  finetune,
+  posterior,
+  quantise,
+  restore,
+  tune,
+)
+
+
+def located(spec: specs.Spec, workdir: str) -> specs.Spec:
+  """The settings with the files of the workdir where samplers are to find their own."""
+  own = spec.sampler
+  path = tune.path_of(workdir, own.steps) if own.path is None else own.path
+  residuals = posterior.path_of(workdir) if own.posterior is None else own.posterior
+  return dataclasses.replace(spec, sampler=dataclasses.replace(own, path=path, posterior=residuals))
 
 
 def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
-  """Runs a mode: train, finetune, distill, quantise, fetch, convert, sample, tune, evaluate, or all
+  """Runs a mode: train, finetune, distill, quantise, fetch, convert, sample, tune, posterior,
+  evaluate, or all
   (train, then evaluate)."""
   if mode != 'sample':  # the other modes are about the model itself
     spec = dataclasses.replace(spec, inverse=specs.Inverse())
@@ -38,6 +55,8 @@ def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
     sample(Run(spec, measuring.with_images(spec, data), workdir, command))
   if mode == 'tune':
     tune.tune(Run(spec, data, workdir, command))
+  if mode == 'posterior':
+    posterior.measure(Run(spec, data, workdir, command))
   if mode in ('evaluate', 'all'):
     evaluate.evaluate(Run(spec, data, workdir, command), todo)
 

@@ -27,6 +27,7 @@ from gmm_diffusion.tasks.diffusion.tune_page import Judged
 from gmm_diffusion.tune import race, tiers
 from gmm_diffusion.tune.race import Candidate
 from gmm_diffusion.tune.subject import Subject
+from gmm_diffusion.types import Denoiser
 
 FOLDER = 'tuned'
 LONG = 250  # steps of the model's own samples where they are the reference
@@ -56,41 +57,22 @@ def path_of(workdir: str, calls: int) -> str:
   return os.path.join(workdir, FOLDER, f'{calls}.json')
 
 
-def located(spec: specs.Spec, workdir: str) -> specs.Spec:
-  """The settings with the file of the workdir where sampler 'tuned' is to find its own."""
-  if spec.sampler.path is not None:
-    return spec
-  path = path_of(workdir, spec.sampler.steps)
-  return dataclasses.replace(spec, sampler=dataclasses.replace(spec.sampler, path=path))
-
-
 def tune(one: Run) -> None:
   """Tunes for each of tune.calls; writes tuned/N.json and tuned.html."""
   spec, data = one.spec, one.data
   schedule = build.schedule(spec.schedule)
   for calls in spec.tune.calls:  # bad settings before anything slow
     grids.make(schedule, calls, 'uniform')
-  bind = build.denoiser(spec, data)
   _check_reference(spec, data)
+  bind = build.denoiser(spec, data)
   released.ensure(spec, data, one.workdir)
   model = drawing.Model(spec, data, build.weights(spec, data, one.workdir))
-  weights = (
-    {name: part for name, part in model.weights.items() if name != 'autoencoder'}
-    if spec.autoencoder.name
-    else model.weights
-  )
-  subject = Subject(
-    bind,
-    weights,
-    schedule,
-    build.sample_shape(spec, data),
-    (-1.0, 1.0) if data.is_image and not spec.autoencoder.name else None,
-    functools.partial(drawing.labels_of, spec, data),
-    min(spec.sample.batch, tiers.FIRST),
-  )
+  subject = subject_of(model, bind, functools.partial(drawing.labels_of, spec, data))
   kept, held = _parts(spec, data)
   judge = _judge(spec, data, held, one.workdir)
-  items = kept if spec.tune.reference == 'data' else _own(subject, spec, one.workdir, model.hash)
+  items = kept
+  if spec.tune.reference == 'model':
+    items = own(subject, 4 * spec.tune.samples, spec, one.workdir, model.hash)
   learned, key = _learned(spec, data, one.workdir)
   mark = files.fingerprint(model.hash, repr(drawing.facts(spec, model.hash)), items, key)
   for calls in spec.tune.calls:
@@ -108,6 +90,27 @@ def tune(one: Run) -> None:
       _strips(found, subject, model, spec),
     )
     print('\n'.join([*words, f'report: {path}']))
+
+
+def subject_of(
+  model: drawing.Model,
+  bind: Callable[[Any], Denoiser],
+  labels: Callable[[np.ndarray], np.ndarray],
+) -> Subject:
+  """The denoiser of a model, with what is decided of its samples: latents stay latents."""
+  spec, data = model.spec, model.data
+  latent = bool(spec.autoencoder.name)
+  return Subject(
+    bind,
+    {name: part for name, part in model.weights.items() if name != 'autoencoder'}
+    if latent
+    else model.weights,
+    build.schedule(spec.schedule),
+    build.sample_shape(spec, data),
+    (-1.0, 1.0) if data.is_image and not latent else None,
+    labels,
+    min(spec.sample.batch, tiers.FIRST),
+  )
 
 
 def _check_reference(spec, data):
@@ -131,21 +134,20 @@ def _parts(spec: specs.Spec, data: base.Data) -> tuple[np.ndarray, Any]:
   return base.to_model(data.train[index[: 2 * tiers.SURE * spec.tune.samples]]), held
 
 
-def _own(subject: Subject, spec: specs.Spec, workdir: str, weights: str) -> np.ndarray:
-  """Samples of the model itself in many steps."""
+def own(subject: Subject, count: int, spec: specs.Spec, workdir: str, weights: str) -> np.ndarray:
+  """Samples of the model itself in many steps, [count, *shape]."""
 
   def make():
+    print(f'drawing {count} samples in {LONG} steps as the reference', flush=True)
     steps = min(LONG, len(subject.schedule.training_times))
     name = 'ddpm' if subject.schedule.discrete else 'dpmpp_sde'
     grid = grids.make(subject.schedule, steps, 'trailing' if name == 'ddpm' else 'log_snr')
-    ids = np.arange(4 * spec.tune.samples)
     seed = tiers.stream(spec.seed, tiers.OWN)
-    return {'x': np.asarray(subject.clipped(subject.end(name, {}, grid, seed, ids)))}
+    return {'x': np.asarray(subject.clipped(subject.end(name, {}, grid, seed, np.arange(count))))}
 
-  print(f'drawing {4 * spec.tune.samples} samples in {LONG} steps as the reference', flush=True)
   return files.kept(
-    os.path.join(workdir, FOLDER, 'work', 'own.npz'),
-    f'{weights} {spec.seed} {spec.tune.samples} {drawing.facts(spec, weights)}',
+    os.path.join(workdir, FOLDER, 'work', f'own-{count}.npz'),
+    f'{weights} {spec.seed} {drawing.facts(spec, weights)}',
     make,
   )['x']
 
