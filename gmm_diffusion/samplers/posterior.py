@@ -170,17 +170,7 @@ def _directed(
     tau = marginals.posterior_std(grid, eta)
     std, nearest = deviations(found, grid, tau, directions, scale)
     vectors = found.vectors[nearest, :directions]
-    return Plan(Row(marginals.noise_weight(grid, tau), tau, std, vectors)), [
-      {
-        'step': n,
-        't': float(grid.t[n]),
-        's': float(grid.s[n]),
-        'tau': float(tau[n]),
-        'added_variance': float(np.sum(std[n] ** 2) / np.prod(shape)),
-        'share_of_residual': float(found.variances[at, :directions].sum() / found.total[at]),
-      }
-      for n, at in enumerate(nearest)
-    ]
+    return Plan(Row(marginals.noise_weight(grid, tau), tau, std, vectors)), []
 
   def step(state, row, extra, shared, denoise, noise):
     del shared

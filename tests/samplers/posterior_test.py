@@ -80,7 +80,7 @@ class PosteriorTest(cases.X64TestCase):
 
   def test_the_control_has_the_energy_and_no_directions(self):
     options = {'posterior': self.path, 'directions': 2, 'eta': 0.3, 'scale': 0.8}
-    plan, report = samplers.make('posterior_gmm', options, LINEAR).plan(self.grid, SHAPE)
+    plan, _ = samplers.make('posterior_gmm', options, LINEAR).plan(self.grid, SHAPE)
     same, _ = samplers.make('posterior_noise', options, LINEAR).plan(self.grid, SHAPE)
     np.testing.assert_array_equal(plan.rows.std, same.rows.std)
     self.assertEqual(samplers.control_of('posterior_gmm'), 'posterior_noise')
@@ -97,7 +97,7 @@ class PosteriorTest(cases.X64TestCase):
       scatter[name] = np.var(np.asarray(x).reshape(-1, 6) @ BASIS.T, 0)
     tau = plan.rows.tau[1]
     directed = tau**2 + np.append(plan.rows.std[1] ** 2, np.zeros(4))
-    flat = np.full(6, tau**2 + report[1]['added_variance'])
+    flat = np.full(6, tau**2 + np.sum(plan.rows.std[1] ** 2) / 6)
     np.testing.assert_allclose(scatter['posterior_gmm'], directed, rtol=0.03)
     np.testing.assert_allclose(scatter['posterior_gaussian'], directed, rtol=0.03)
     np.testing.assert_allclose(scatter['posterior_noise'], flat, rtol=0.03)
