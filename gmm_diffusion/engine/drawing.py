@@ -32,18 +32,7 @@ from gmm_diffusion.types import Denoiser, StepGrid
 
 # Settings that are only numbers in the grid and in the plan; of eta the program knows whether it
 # is 0.
-_NUMBERS = (
-  'steps',
-  'grid',
-  'end',
-  'rho',
-  'times',
-  'scale',
-  'scale_interval',
-  'offsets_seed',
-  'eta',
-  'posterior',
-)
+_NUMBERS = ('steps', 'grid', 'end', 'rho', 'times', 'eta', *samplers.NUMBERS)
 _LETTERS = 60  # that settings take in the name of a set; the hash stands for the others
 _AT_ONCE = 25  # samples in one call of `draw_over_parts`
 # Settings of a section of the spec that samples do not depend on: weights count by their hash.

@@ -55,6 +55,8 @@ SAMPLERS: dict[str, Callable[..., Kernel]] = {
   'tuned': tuned.tuned,
 }
 
+# Options that are only numbers in the plan: kernels that differ in these share what is compiled.
+NUMBERS = ('scale', 'scale_interval', 'offsets_seed', 'posterior')
 # The source's five variants [GMM section 4]: what each fixes of the mixture. "shared" is its "*".
 _RAND = dict(offsets='rand', form='A', covariance='diagonal')
 _ORTHO = dict(offsets='ortho', form='B', covariance='diagonal')

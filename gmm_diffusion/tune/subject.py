@@ -83,7 +83,8 @@ class Subject:
     kernel = samplers.make(name, options, self.schedule)
     self.calls += len(grid.t) * len(batch[0])
     plan, _ = kernel.plan(grid, self.shape)
-    key = keep, name, str(options)
+    rest = {key: value for key, value in options.items() if key not in samplers.NUMBERS}
+    key = keep, name, str(rest), len(grid.t)
     if key not in self._kept:
       self._kept[key] = self._mapped(kernel, keep)
     return self._kept[key](self._shared(grid, plan, seed), batch)
