@@ -51,7 +51,7 @@ class Tune:
 class Posterior:
   """--mode=posterior: the residuals of the denoiser, for the samplers posterior_*."""
 
-  items: int = option(2048, 'that are given noise', COUNT)
+  count: int = option(2048, 'items that are given noise', COUNT)
   levels: int = option(24, 'of noise, even in log(a^2 / b^2)', '[2, 1000]')
   directions: int = option(16, 'that are kept at each level', '[1, 10000]')
   reference: str = option(

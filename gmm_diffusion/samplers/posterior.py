@@ -112,8 +112,7 @@ def read(path: str) -> Measured:
   """A file of --mode=posterior; raises UserError where it is not one."""
   if not path:
     raise UserError(
-      'this sampler needs sampler.posterior, a file that --mode=posterior wrote; '
-      'see docs/posterior.md'
+      'the samplers posterior_* need sampler.posterior, a file that --mode=posterior wrote'
     )
   if not os.path.isfile(path):
     raise UserError(

@@ -13,12 +13,13 @@ from gmm_diffusion.types import Time
 
 def levels(schedule: Schedule, count: int) -> np.ndarray:
   """`count` falling times, even in log(a^2 / b^2) between the ends of the schedule."""
-  last = schedule.last
+  last = np.array(schedule.last, np.float64)
   if schedule.signal(last) == 0:  # there a residual is that of the mean of the data
-    last = schedule.time_of_log_snr(np.float64(-10.0))
-  ends = schedule.log_snr(np.array([last, schedule.first], np.float64))
-  inner = schedule.time_of_log_snr(np.linspace(*ends, count)[1:-1])
-  return np.concatenate([[last], inner, [schedule.first]])
+    last = schedule.time_of_log_snr(np.array(-10.0))
+  first = np.array(schedule.first, np.float64)
+  noisy, clean = (float(schedule.log_snr(t)) for t in (last, first))
+  inner = schedule.time_of_log_snr(np.linspace(noisy, clean, count)[1:-1])
+  return np.concatenate([[last], inner, [first]])
 
 
 def components(r: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, float]:
@@ -54,8 +55,9 @@ def measure(
   out: dict[str, list[Any]] = {name: [] for name in ('level', 'variances', 'vectors', 'total')}
   for t in tqdm(times, desc='residuals', unit='level', dynamic_ncols=True):
     at = subject.schedule.at(t)
-    x = at.a * items + at.b * random.standard_normal(items.shape, np.float32)
-    r = items - subject.predict(x.astype(np.float32), Time(t, at.a, at.b), ids)
+    a, b = np.float32(at.a), np.float32(at.b)
+    x = a * items + b * random.standard_normal(items.shape, np.float32)
+    r = items - subject.predict(x, Time(t, at.a, at.b), ids)
     found = components(r.reshape(len(r), -1), directions)
     row = (float(subject.schedule.log_snr(t)), *found)
     for name, value in zip(out, row, strict=True):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from unittest import mock
 
+import numpy as np
 from absl.testing import absltest, parameterized
 
 from gmm_diffusion.metrics import features
@@ -45,7 +46,7 @@ class NotebooksTest(parameterized.TestCase):
   def test_ddim_gmm(self):
     with (
       mock.patch.dict(features.SETTINGS, steps=10),  # of the feature network
-      mock.patch.object(jacobian, 'COUNT', 4),
+      mock.patch.multiple(jacobian, COUNT=4, RATIOS=np.array([0.2, 2.0])),
     ):
       shown, scope = self.run_cells('ddim_gmm_colab.ipynb')
     self.assertLen(shown, 3)

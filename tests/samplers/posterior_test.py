@@ -138,7 +138,7 @@ class PosteriorTest(cases.X64TestCase):
     self.assertEqual(vectors.shape, (3, 10))
 
   @parameterized.parameters(
-    ({'posterior': ''}, 'needs sampler.posterior'),
+    ({'posterior': ''}, 'need sampler.posterior'),
     ({'posterior': 'nowhere.npz'}, 'no nowhere.npz; make it with --mode=posterior'),
     ({'directions': 7}, r'directions must be in 1..6'),
     ({'scale': -1.0}, 'scale must be >= 0, got -1'),

@@ -34,10 +34,10 @@ def measure(one: Run) -> None:
       "posterior.reference 'data' needs a model of images, and this one makes latents; use 'model'"
     )
   dim = int(np.prod(build.sample_shape(spec, data)))
-  if own.directions > min(dim, own.items):
+  if own.directions > min(dim, own.count):
     raise UserError(
-      f'posterior.directions must be at most {min(dim, own.items)}, the smaller of the size of a '
-      f'sample ({dim}) and posterior.items ({own.items}), got {own.directions}'
+      f'posterior.directions must be at most {min(dim, own.count)}, the smaller of the size of a '
+      f'sample ({dim}) and posterior.count ({own.count}), got {own.directions}'
     )
   if own.reference == 'data' and len(data.train) < own.directions:
     raise UserError(
@@ -50,7 +50,7 @@ def measure(one: Run) -> None:
   items, labels = _items(spec, data)
   subject = tune.subject_of(model, bind, labels)
   if items is None:
-    items = tune.own(subject, own.items, spec, one.workdir, model.hash)
+    items = tune.own(subject, own.count, spec, one.workdir, model.hash)
   depends = files.fingerprint(repr(drawing.facts(spec, model.hash)), repr(own), spec.seed, items)
 
   def make():
@@ -73,7 +73,7 @@ def _items(spec: specs.Spec, data: base.Data) -> tuple[Any, Any]:
   own = spec.posterior
   if own.reference == 'model':
     return None, lambda ids: drawing.labels_of(spec, data, ids)
-  index = np.unique(np.linspace(0, len(data.train) - 1, own.items).round().astype(int))
+  index = np.unique(np.linspace(0, len(data.train) - 1, own.count).round().astype(int))
   known = drawing.takes_labels(spec, data)
   labels = data.train_labels[index] if known else np.zeros(len(index), np.int32)
   return base.to_model(data.train[index]), lambda ids: labels[np.asarray(ids)]
