@@ -333,7 +333,7 @@ class Sampler:
   level: float | None = option(None, 'one_step: b / a where the network is asked', '(0, 1e6]')
   directions: int | None = option(None, 'posterior_*: how many of its file', '[1, 10000]')
   places: str | None = option(None, 'posterior_gmm: axes or corners')
-  posterior: str | None = option(None, 'posterior_*: its file; not set: WORKDIR/posterior.npz')
+  posterior: str | None = option(None, 'posterior_*: its file; not set: WORKDIR/residuals.npz')
   path: str | None = option(None, 'tuned: its file; not set: WORKDIR/tuned/STEPS.json')
   shift_window: int | None = option(None, 'time_shift: width of the search', NUMBER)
   shift_cutoff: int | None = option(None, 'time_shift: no shift for so many clean times', NUMBER)

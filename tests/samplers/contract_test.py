@@ -28,7 +28,7 @@ OPTIONS = dict(
   eta=0.4,
   infeasible='shrink',
   directions=3,
-  posterior=cases.residuals(os.path.join(FOLDER.name, 'posterior.npz'), SHAPE),
+  posterior=cases.residuals(os.path.join(FOLDER.name, 'residuals.npz'), SHAPE),
 )
 GAUSSIAN = exact.gaussian(0.3, 0.25)
 

@@ -47,7 +47,7 @@ def known(levels):
 class PosteriorTest(cases.X64TestCase):
   def setUp(self):
     super().setUp()
-    self.path = os.path.join(self.create_tempdir(), 'posterior.npz')
+    self.path = os.path.join(self.create_tempdir(), 'residuals.npz')
     self.grid = grids.make(LINEAR, 4, 'log_snr')
     levels = 2 * np.log(self.grid.a_t / self.grid.b_t)
     cases.residuals(self.path, SHAPE, **known(np.sort(levels)))

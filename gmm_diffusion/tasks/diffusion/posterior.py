@@ -1,6 +1,6 @@
 """--mode=posterior: what a denoiser leaves of the data, for the samplers posterior_*.
 
-Writes posterior.npz and, for images, a picture of the directions.
+Writes residuals.npz and, for images, a picture of the directions.
 """
 
 import os
@@ -17,7 +17,7 @@ from gmm_diffusion.reports import plots
 from gmm_diffusion.tasks.diffusion import tune
 from gmm_diffusion.tune import posterior, tiers
 
-FILE, PICTURE = 'posterior.npz', 'posterior.png'
+FILE, PICTURE = 'residuals.npz', 'residuals.png'
 _SHOWN = 8  # directions and levels in the picture
 
 

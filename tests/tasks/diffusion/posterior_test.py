@@ -24,7 +24,7 @@ class ToyTest(parameterized.TestCase):
     self.assertEqual(self.code, 0, self.error)
     self.assertRegex(self.said, r'residuals of \d+ items at 6 noise levels')
     self.assertRegex(self.said, r'share of 2 directions\n +-[\d.]+ +[\d.]+  1.00\n')
-    found = samplers.posterior.read(os.path.join(self.workdir, 'posterior.npz'))
+    found = samplers.posterior.read(os.path.join(self.workdir, 'residuals.npz'))
     self.assertEqual((found.shape, found.vectors.shape), ((2,), (6, 2, 2)))
     self.assertTrue(np.all(np.diff(found.level) > 0))
     self.assertTrue(np.all(np.diff(found.total) < 0))  # less noise leaves less
@@ -51,8 +51,8 @@ class ToyTest(parameterized.TestCase):
       )  # fmt: skip
       self.assertEqual(code, 0, error)
       self.assertIn('drawing 64 samples in 250 steps', said)
-      own = samplers.posterior.read(os.path.join(other, 'posterior.npz'))
-    data = samplers.posterior.read(os.path.join(self.workdir, 'posterior.npz'))
+      own = samplers.posterior.read(os.path.join(other, 'residuals.npz'))
+    data = samplers.posterior.read(os.path.join(self.workdir, 'residuals.npz'))
     np.testing.assert_allclose(own.total, data.total, rtol=0.5)
 
   def test_samples(self):
@@ -119,8 +119,8 @@ class ImagesTest(absltest.TestCase):
         '--config.posterior.count=40', '--config.posterior.directions=3',
       )  # fmt: skip
       self.assertEqual(code, 0, error)
-      self.assertIn('posterior.png', said)
-      with Image.open(os.path.join(start, 'posterior.png')) as image:
+      self.assertIn('residuals.png', said)
+      with Image.open(os.path.join(start, 'residuals.png')) as image:
         self.assertGreater(image.size[0], 300)
 
 
