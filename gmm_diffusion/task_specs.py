@@ -45,6 +45,9 @@ class Tune:
     ('data', 'model'),
   )
   seeds: int = option(8, 'of the report', '[2, 1000]')
+  limits: bool = option(
+    False, 'the report also shows what the model reaches in 100 steps without noise and 250 with it'
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,9 +27,10 @@ from gmm_diffusion.tasks.diffusion.tune_page import Judged
 from gmm_diffusion.tune import race, tiers
 from gmm_diffusion.tune.race import Candidate
 from gmm_diffusion.tune.subject import Subject
-from gmm_diffusion.types import Denoiser
+from gmm_diffusion.types import Denoiser, StepGrid
 
 FOLDER = 'tuned'
+ODE = 100  # steps of the limit without noise
 LONG = 250  # steps of the model's own samples where they are the reference
 LEAST = 64  # items of a part of the data that is compared with
 _AT_ONCE = 512  # images whose features are extracted in one call
@@ -134,14 +135,20 @@ def _parts(spec: specs.Spec, data: base.Data) -> tuple[np.ndarray, Any]:
   return base.to_model(data.train[index[: 2 * tiers.SURE * spec.tune.samples]]), held
 
 
+def long_run(subject: Subject) -> tuple[str, StepGrid]:
+  """(a sampler with noise, its grid of many steps): draws what the model has learned."""
+  steps = min(LONG, len(subject.schedule.training_times))
+  if subject.schedule.discrete:
+    return 'ddpm', grids.make(subject.schedule, steps, 'trailing')
+  return 'dpmpp_sde', grids.make(subject.schedule, steps, 'log_snr')
+
+
 def own(subject: Subject, count: int, spec: specs.Spec, workdir: str, weights: str) -> np.ndarray:
   """Samples of the model itself in many steps, [count, *shape]."""
 
   def make():
     print(f'drawing {count} samples in {LONG} steps as the reference', flush=True)
-    steps = min(LONG, len(subject.schedule.training_times))
-    name = 'ddpm' if subject.schedule.discrete else 'dpmpp_sde'
-    grid = grids.make(subject.schedule, steps, 'trailing' if name == 'ddpm' else 'log_snr')
+    name, grid = long_run(subject)
     seed = tiers.stream(spec.seed, tiers.OWN)
     return {'x': np.asarray(subject.clipped(subject.end(name, {}, grid, seed, np.arange(count))))}
 
@@ -243,7 +250,7 @@ def _one(
       f'best so far, and another run goes on from here'
     )
   seconds = time.perf_counter() - begin
-  report = _report(found, tuner, judge, spec, model)
+  report = _report(found, tuner, judge, spec, model, one.workdir)
   begin += time.perf_counter() - begin - seconds  # the report is no part of tuning
   write(found, report)
 
@@ -281,7 +288,7 @@ def judged(
   return out[::-1]
 
 
-def _report(found, tuner, judge, spec, model):
+def _report(found, tuner, judge, spec, model, workdir):
   """The judge's values of everything that was proposed, on noise and data of its own."""
   own = specs.Sampler(
     name='ddim', steps=tuner.settings.calls, grid=spec.sampler.grid, rho=spec.sampler.rho
@@ -302,8 +309,44 @@ def _report(found, tuner, judge, spec, model):
     'features': judge.features.name,
     'reference': judge.reference.what,
     'count': judge.samples,
+    'limits': _limits(tuner, judge, spec, model, workdir),
   }
   return tune_page.report(values, found, about)
+
+
+def _limits(tuner, judge, spec, model, workdir):
+  """[{'what', 'values'}]: what the judge says of training items, and with tune.limits of the model
+  in many steps, without noise and with it."""
+  subject, data, out = tuner.subject, model.data, []
+  streams = [tiers.stream(tuner.settings.seed, seed) for seed in range(judge.seeds)]
+  if len(data.train) >= judge.samples:
+    draw = lambda stream: np.sort(
+      np.random.Generator(np.random.SFC64(stream)).permutation(len(data.train))[: judge.samples]
+    )
+    values = [_value(data.train[draw(stream)], judge, spec, lambda x: x) for stream in streams]
+    out.append({'what': 'training items', 'values': values})
+  if not spec.tune.limits:
+    return out
+  noisy, noisy_grid = long_run(subject)
+  times = subject.times(grids.make(subject.schedule, ODE, 'log_snr').t)
+  ode = 'dpmpp', grids.from_times(subject.schedule, times)
+  decode = _decoder(model, spec)
+  for what, (name, grid) in (
+    (f'the ODE in {ODE} steps', ode),
+    (f'{noisy} in {len(noisy_grid.t)} steps', (noisy, noisy_grid)),
+  ):
+    values = []
+    for stream in tqdm(streams, desc=what, unit='seed', dynamic_ncols=True):
+
+      def make(name=name, grid=grid, stream=stream):
+        x = subject.end(name, {}, grid, stream, np.arange(judge.samples))
+        return {'value': _value(x, judge, spec, decode)}
+
+      about = f'{tuner.mark} {judge.features.name} {judge.metric} {judge.reference.hash}'
+      path = os.path.join(workdir, FOLDER, 'work', f'limit-{name}-{judge.samples}-{stream}.npz')
+      values.append(float(files.kept(path, about, make)['value']))
+    out.append({'what': what, 'values': values})
+  return out
 
 
 def _strips(found, subject, model, spec):

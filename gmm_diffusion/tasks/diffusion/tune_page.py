@@ -115,6 +115,10 @@ def _table(found):
       f'{row["p"]:.2g}' if 'p' in row else '',
     ])  # fmt: skip
     kinds.append('best' if row['best'] else '')
+  for limit in found['report'].get('limits', ()):
+    value = str(of_mean(limit['values']))
+    body.append([limit['what'], 'limit', '', '', '', '', value, '', ''])
+    kinds.append('')
   return page.table(head, body, kinds)
 
 
@@ -168,6 +172,10 @@ def _curve(found):
     mean = np.array([row['mean'] for row in rows])
     low, high = np.array([row['interval'] for row in rows]).T
     axes[0, 0].errorbar(calls, mean, [mean - low, high - mean], marker='o', capsize=3, label=name)
+  for limit, style in zip(found[0]['report'].get('limits', ()), (':', '--', '-.'), strict=False):
+    axes[0, 0].axhline(
+      np.mean(limit['values']), color='0.5', linestyle=style, label=limit['what'], zorder=0
+    )
   axes[0, 0].set(xlabel='calls of the network', ylabel=found[0]['report']['metric'], yscale='log')
   axes[0, 0].legend(fontsize=8)
   axes[0, 0].grid(alpha=0.3, which='both')
@@ -186,7 +194,7 @@ def write(
 
   Args:
     path, title, command, config: as in page.document.
-    found: what is in the files, by calls.
+    found: what is in the files, by calls; the limits drawn are those of the first.
     strips: (name, PNG) of samples with the same noise.
   """
   words = [verdict(one) for one in found]

@@ -21,7 +21,7 @@ from gmm_diffusion.tasks.diffusion import tune_page
 from gmm_diffusion.tune import race
 from helpers import cases
 
-FEW_GRIDS = {name: grids.GRIDS[name] for name in ('uniform', 'log_snr')}
+FEW_GRIDS = {name: grids.GRIDS[name] for name in ('uniform', 'log_snr', 'trailing')}
 
 
 def run(mode, workdir, *given, **changes):
@@ -54,7 +54,7 @@ class TuneTest(parameterized.TestCase):
     with few():
       cls.said = run(
         'tune', cls.workdir, tune__calls=(3, 2), tune__tier=1, tune__bands=1, tune__samples=32,
-        tune__seeds=2, evaluate__count=50,
+        tune__seeds=2, tune__limits=True, evaluate__count=50,
       )  # fmt: skip
 
   def read(self, calls=3):
@@ -71,6 +71,19 @@ class TuneTest(parameterized.TestCase):
     self.assertTrue(all(len(row['values']) == 2 for row in rows))
     self.assertGreater(found['network_calls'], 0)
     self.assertEqual(found['command'], 'the command')
+
+  def test_the_limits(self):
+    limits = {one['what']: one['values'] for one in self.read()['report']['limits']}
+    self.assertEqual(list(limits), ['training items', 'the ODE in 100 steps', 'ddpm in 250 steps'])
+    ddim = self.read()['report']['rows'][0]['values']
+    for values in limits.values():
+      self.assertLen(values, 2)
+      self.assertLess(np.mean(values), np.mean(ddim))  # which has 3 calls
+    self.assertEqual(limits, {
+      one['what']: one['values'] for one in self.read(2)['report']['limits']
+    })  # fmt: skip
+    with open(os.path.join(self.workdir, 'tuned.html'), encoding='utf-8') as file:
+      self.assertIn('the ODE in 100 steps', file.read())
 
   def test_words_and_page(self):
     self.assertIn('3 calls: ', self.said)
