@@ -89,7 +89,13 @@ class TuneTest(parameterized.TestCase):
     self.assertIn('3 calls: ', self.said)
     with open(os.path.join(self.workdir, 'tuned.html'), encoding='utf-8') as file:
       page = file.read()
-    for text in ('Quality against calls', '2 calls', 'closed form', 'How to read this'):
+    for text in (
+      'Quality against calls',
+      '2 calls',
+      'closed form',
+      'How to read this',
+      'tuned, variance',
+    ):
       self.assertIn(text, page)
 
   def test_it_samples_and_compares_by_name(self):
