@@ -261,6 +261,7 @@ class Train:
     'weights of noise levels: simple has none; elbo, those of the sampler; min_snr; p2',
     ('simple', 'elbo', 'min_snr', 'p2'),
   )
+  vlb: float = option(0.001, 'net.learn_sigma: weight of the bound on the likelihood', '[0, 1e6]')
   gamma: float | None = option(
     None, 'min_snr: the largest ratio that counts (5); p2: the exponent (1)', '(0, 1e6]'
   )
@@ -298,7 +299,7 @@ class Sampler:
     None, 'the grid by hand: falling times of the schedule, in place of steps, grid and rho'
   )
   eta: float | None = option(None, '0 is deterministic, 1 has the variance of DDPM', '[0, 1]')
-  variance: str | None = option(None, 'ddpm: small or large')
+  variance: str | None = option(None, 'ddpm: small, large or learned')
   components: int | None = option(None, 'mixture: K', '[1, 10000000]')
   scale: float | None = option(None, 'mixture: length of the offsets; posterior_*: their factor')
   scale_interval: tuple[float, ...] | None = option(

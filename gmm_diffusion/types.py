@@ -27,10 +27,14 @@ class Time(NamedTuple):
 
 
 class Prediction(NamedTuple):
-  """What a denoiser says of a batch x [B, ...]: both arrays have x's shape."""
+  """What a denoiser says of a batch x [B, ...]: arrays of x's shape.
+
+  share: of the variance of the reverse step, maths/variances.py (2); None where it says none.
+  """
 
   x0: Array
   eps: Array
+  share: Array | None = None
 
 
 # (x [B, ...], time, cond) -> Prediction. `cond` is any pytree, or None.

@@ -20,8 +20,9 @@ def clip_x0(denoiser: Denoiser, low: Array | float = -1.0, high: Array | float =
   does."""
 
   def denoise(x, time, cond):
-    x0 = jnp.clip(denoiser(x, time, cond).x0, low, high)
-    return marginals.from_x0(x, x0, time)
+    found = denoiser(x, time, cond)
+    x0 = jnp.clip(found.x0, low, high)
+    return marginals.from_x0(x, x0, time)._replace(share=found.share)
 
   return denoise
 
@@ -60,7 +61,8 @@ def classifier_free(
       conditional, unconditional = jnp.split(y, 2)
       return unconditional + g * (conditional - unconditional)
 
-    return Prediction(mix(both.x0), mix(both.eps))
+    share = None if both.share is None else jnp.split(both.share, 2)[0]  # the conditional one
+    return Prediction(mix(both.x0), mix(both.eps), share)
 
   if interval is None:
     return guide
@@ -71,8 +73,8 @@ def classifier_free(
     if inside.ndim == 0:
       return jax.lax.cond(inside, guide, denoiser, x, time, cond)
     pick = inside.reshape(inside.shape + (1,) * (x.ndim - 1))
-    both = zip(guide(x, time, cond), denoiser(x, time, cond))
-    return Prediction(*(jnp.where(pick, guided, plain) for guided, plain in both))
+    guided, plain = guide(x, time, cond), denoiser(x, time, cond)
+    return jax.tree.map(lambda one, other: jnp.where(pick, one, other), guided, plain)
 
   return denoise
 
@@ -89,7 +91,8 @@ def classifier(
 
   def denoise(x, time, cond):
     gradient = jax.grad(lambda y: jnp.sum(log_prob(y, time, cond)))(x)
-    eps = denoiser(x, time, cond).eps - scale * marginals.match(time.b, x) * gradient
-    return marginals.from_eps(x, eps, time)
+    found = denoiser(x, time, cond)
+    eps = found.eps - scale * marginals.match(time.b, x) * gradient
+    return marginals.from_eps(x, eps, time)._replace(share=found.share)
 
   return denoise

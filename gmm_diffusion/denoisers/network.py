@@ -17,8 +17,8 @@ def network(
   """Wraps apply(x [B, ...], network time [B], cond) -> output.
 
   Args:
-    apply: the network with its parameters bound. More output channels than input channels are
-      a learned variance; they come last and are dropped.
+    apply: the network with its parameters bound. Twice as many output channels as input channels
+      are a learned variance: those that come last are 2 share - 1, share of maths/variances.py (2).
     schedule: says how x and the time enter the network.
     prediction: what the output means, a name in marginals.PREDICTIONS.
 
@@ -32,6 +32,8 @@ def network(
   def denoise(x, time, cond):
     inputs, t = schedule.network_input(x, time)
     output = apply(inputs, jnp.broadcast_to(jnp.asarray(t, x.dtype), (len(x),)), cond)
-    return convert(x, output[..., : x.shape[-1]].astype(x.dtype), time)
+    mean, rest = jnp.split(output.astype(x.dtype), [x.shape[-1]], -1)
+    found = convert(x, mean, time)
+    return found._replace(share=(rest + 1) / 2) if rest.shape == x.shape else found
 
   return denoise

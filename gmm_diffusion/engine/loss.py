@@ -14,7 +14,7 @@ from gmm_diffusion import specs
 from gmm_diffusion.data import base
 from gmm_diffusion.engine import build, drawing, starts, trainer
 from gmm_diffusion.errors import UserError
-from gmm_diffusion.maths import grids, marginals, schedules, training
+from gmm_diffusion.maths import grids, marginals, schedules, training, variances
 from gmm_diffusion.reports import images
 from gmm_diffusion.samplers import mixture, resolve
 from gmm_diffusion.types import Time
@@ -46,8 +46,10 @@ def elbo_weights(
       f"train.loss 'elbo' has no weights for sampler {spec.name!r}; valid: "
       f'{", ".join(ELBO_SAMPLERS)} and the variants of the mixtures'
     )
-  if options.get('variance') == 'large':
-    raise UserError("train.loss 'elbo' has no weights for sampler.variance 'large'; valid: small")
+  if options.get('variance', 'small') != 'small':
+    raise UserError(
+      f"train.loss 'elbo' has no weights for sampler.variance {options['variance']!r}; valid: small"
+    )
   eta = options.pop('eta', 1.0)  # ddpm has none, and is the case eta = 1
   precision = mixture.precisions(name, eta, options, grid, dim)
   precision[-1] = precision[-2]
@@ -124,6 +126,10 @@ def denoising_loss(
   weights = loss_weights(spec, process, times, int(np.prod(data.shape)))
   draw_times = time_sampler(spec, times)
   table = jax.tree.map(lambda x: np.asarray(x, np.float32), (times, weights))
+  if spec.net.learn_sigma:
+    _check_learned(spec, process)
+    bound = jax.tree.map(lambda x: np.asarray(x, np.float32), variances.of_training(process))
+    convert = marginals.PREDICTIONS[spec.denoiser.prediction]
   if spec.train.noisy:
     number = level_of(spec, times)
     level = jax.tree.map(lambda x: np.float32(x[number]), times)
@@ -174,10 +180,26 @@ def denoising_loss(
       output = jax.vmap(one)(inputs, t, labels, keys[:, 3])
     else:
       output = apply(inputs, t, labels)
-    error = output[..., : x0.shape[-1]] - marginals.target(spec.denoiser.prediction, x0, eps, time)
-    return jnp.mean(weight * jnp.mean(error**2, axis=tuple(range(1, x0.ndim))))
+    output, rest = jnp.split(output, [x0.shape[-1]], -1)
+    error = output - marginals.target(spec.denoiser.prediction, x0, eps, time)
+    loss = jnp.mean(weight * jnp.mean(error**2, axis=tuple(range(1, x0.ndim))))
+    if spec.net.learn_sigma:  # the mean is not learned from the bound
+      found = convert(x, jax.lax.stop_gradient(output), time).x0
+      row = jax.tree.map(lambda part: jnp.asarray(part)[index], bound)
+      each = variances.bits(x0, found, variances.log_variance((rest + 1) / 2, row), row)
+      loss += spec.train.vlb * len(times.t) * jnp.mean(each)
+    return loss
 
   return loss_fn
+
+
+def _check_learned(spec, process):
+  """Raises UserError where the bound, a sum over all training times, cannot be estimated."""
+  if spec.train.times != 'uniform' or spec.train.noisy or not process.discrete:
+    raise UserError(
+      f"net.learn_sigma needs train.times 'uniform', train.noisy 0 and a schedule of whole times, "
+      f'got {spec.train.times!r}, {spec.train.noisy:g} and {spec.schedule.name!r}'
+    )
 
 
 def level_of(spec: specs.Spec, times: Time) -> int:

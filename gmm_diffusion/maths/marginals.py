@@ -107,5 +107,5 @@ def noise_weight(grid: StepGrid, tau: Array) -> np.ndarray:
 
 def reverse_mean(prediction: Prediction, a_s: Array, weight: Array) -> Array:
   """Equation (5) with weight = `noise_weight`."""
-  x0, eps = prediction
+  x0, eps = prediction.x0, prediction.eps
   return match(a_s, x0) * x0 + match(weight, x0) * eps

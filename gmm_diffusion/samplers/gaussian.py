@@ -6,10 +6,12 @@ All are x_s = mu + std z with mu = a_s x_0 + sqrt(b_s^2 - tau^2) eps [GMM eq. 6,
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import marginals
+from gmm_diffusion.maths.variances import log_variance, rows
 from gmm_diffusion.samplers.base import Kernel, Plan, State
 from gmm_diffusion.types import Array, StepGrid
 
@@ -73,14 +75,38 @@ def euler() -> Kernel:
   return rfim(0.0)
 
 
+def _learned() -> Kernel:
+  """DDPM with the variance that the network says, on the steps of the grid."""
+
+  def plan(grid, shape):
+    del shape
+    return Plan((marginals.noise_weight(grid, marginals.posterior_std(grid, 1.0)), rows(grid))), []
+
+  def step(state, row, extra, shared, denoise, noise):
+    del shared
+    (weight, own), found = extra, denoise(state.x, row.now)
+    if found.share is None:
+      raise UserError(
+        "sampler.variance 'learned' needs a network that says it (net.learn_sigma); valid here: "
+        'small, large'
+      )
+    std = jnp.where(own.ends, 0, jnp.exp(0.5 * log_variance(found.share, own)))
+    return State(marginals.reverse_mean(found, row.a_s, weight) + std * noise.normal), ()
+
+  return Kernel(plan, State, step)
+
+
 def ddpm(variance: str = 'small') -> Kernel:
   """Ancestral sampling [DDPM algorithm 2].
 
-  variance 'small' is the posterior variance beta~, 'large' is beta_t = b_t^2 - (a_t / a_s)^2 b_s^2;
-  no noise is added in a step that ends at clean data.
+  variance 'small' is the posterior variance beta~, 'large' is beta_t = b_t^2 - (a_t / a_s)^2 b_s^2,
+  and 'learned' what the network says between the two and beyond [arXiv 2102.09672]; no noise is
+  added in a step that ends at clean data.
   """
-  if variance not in ('small', 'large'):
-    raise UserError(f'unknown variance {variance!r}; valid: small, large')
+  if variance not in ('small', 'large', 'learned'):
+    raise UserError(f'unknown variance {variance!r}; valid: small, large, learned')
+  if variance == 'learned':
+    return _learned()
 
   def std(grid, tau, dim):
     if variance == 'small':

@@ -87,7 +87,7 @@ def run(
       return denoiser(x, time, cond)
     return jax.lax.cond(
       when,
-      lambda: denoiser(x, time, cond),
+      lambda: denoiser(x, time, cond)._replace(share=None),
       lambda: Prediction(jnp.zeros_like(x), jnp.zeros_like(x)),
     )
 
