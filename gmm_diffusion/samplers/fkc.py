@@ -79,7 +79,10 @@ def factors(*denoisers: Denoiser) -> Denoiser:
     each = jax.tree.map(lambda leaf: jnp.repeat(leaf, P, 0), cond)
     found = [one(flat, time, each) for one in denoisers]
     return Prediction(
-      *(jnp.stack([part.reshape(x.shape) for part in parts], 1) for parts in zip(*found))
+      *(
+        jnp.stack([part.reshape(x.shape) for part in parts], 1)
+        for parts in zip(*((one.x0, one.eps) for one in found))
+      )
     )
 
   return denoise

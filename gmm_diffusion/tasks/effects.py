@@ -62,7 +62,7 @@ TRAINS = (  # what --mode=finetune and --mode=distill read of the section train
 )  # fmt: skip
 OF_LOSS = (  # what only the loss of a denoiser reads
   'loss', 'gamma', 'times', 'log_mean', 'log_deviation', 'low_discrepancy', 'label_dropout',
-  'noisy', 'noise_level',
+  'noisy', 'noise_level', 'vlb',
 )  # fmt: skip
 READ = {  # task -> what it reads of sections that it shares with 'diffusion', if not all
   'restoration': {
@@ -208,6 +208,8 @@ def _train(spec, mode, name):
       )
   if name == 'noise_level' and not spec.train.noisy:
     return 'train.noisy is 0, so that all items are clean'
+  if name == 'vlb' and not spec.net.learn_sigma:
+    return 'net.learn_sigma is False, so that no variance is learned'
   if name == 'ema' and spec.train.ema_half_life:
     return 'train.ema_half_life says how long weights are averaged'
   if name == 'start' and spec.task != 'diffusion':

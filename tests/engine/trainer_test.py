@@ -205,6 +205,39 @@ class LossTest(parameterized.TestCase):
     self.assertAlmostEqual(value, np.mean(kappa), delta=5 * error)
     self.assertGreater(np.mean(1 / kappa) - np.mean(kappa), 10 * error)
 
+  def test_the_bound_does_not_move_the_mean(self):
+    """With the bound the variance is learned; what else the last layer says is not moved by it."""
+    config = digits.get_config('runlocal')
+    config.net.update(channels=8, multipliers=(1,), head_channels=8, learn_sigma=True)
+    config.denoiser.prediction = 'x0'  # there the last layer is the mean
+    spec, data = specs.from_config(config), sources.load(specs.Data())
+    params = build.init(build.net(spec, data), data.shape, 0)
+    batch = data.train[:8], data.train_labels[:8], np.arange(8)
+    slopes = []
+    for weight in (0.0, 0.001, 1.0):
+      one = dataclasses.replace(spec, train=dataclasses.replace(spec.train, vlb=weight))
+      slope = jax.jit(jax.grad(loss.denoising_loss(one, data)))(params, 0, batch)
+      last = [leaf for leaf in jax.tree.leaves(slope) if leaf.shape == (2,)]
+      self.assertLen(last, 1)  # the bias of the output
+      slopes.append(np.asarray(last[0]))
+    none, some, much = slopes
+    np.testing.assert_allclose(some[0], none[0], rtol=1e-5)
+    np.testing.assert_allclose(much[0], none[0], rtol=1e-3)
+    self.assertEqual(none[1], 0)
+    self.assertGreater(np.abs(some[1]), 0)
+    np.testing.assert_allclose(much[1], 1000 * some[1], rtol=1e-3)
+
+  @parameterized.parameters(
+    {'train.times': 'log_normal'}, {'train.noisy': 0.5}, {'schedule.name': 'rectified_flow'},
+  )  # fmt: skip
+  def test_the_bound_needs_all_times(self, **changes):
+    config = digits.get_config('runlocal')
+    config.net.learn_sigma = True
+    config.update_from_flattened_dict(changes)
+    spec = specs.from_config(config)
+    with self.assertRaisesRegex(UserError, 'net.learn_sigma needs train.times'):
+      loss.denoising_loss(spec, sources.load(specs.Data()))
+
   def test_half_precision_keeps_its_weights_in_single(self):
     config = digits.get_config('runlocal')
     config.net.update(channels=8, multipliers=(1,), head_channels=8, dtype='bfloat16')
@@ -225,8 +258,8 @@ class LossTest(parameterized.TestCase):
       'train.loss': 'simple',
       'schedule.name': 'edm',
       'denoiser.prediction': 'x0',
-      'net.learn_sigma': True,
     },
+    {'train.loss': 'simple', 'denoiser.prediction': 'eps', 'net.learn_sigma': True},
   )
   def test_loss_falls(self, **changes):
     config = digits.get_config('runlocal')

@@ -132,8 +132,8 @@ class Losses:
     _, of_time, of_noise = keys
     time, eps = self.drawn(of_time, self.table), self.normal(of_noise)
     found = self.free({'net': fake})(marginals.diffuse(x0, eps, time), time, labels)
-    kind = self.spec.denoiser.prediction
-    output, wanted = (marginals.target(kind, *pair, time) for pair in (found, (x0, eps)))
+    kind, said = self.spec.denoiser.prediction, (found.x0, found.eps)
+    output, wanted = (marginals.target(kind, *pair, time) for pair in (said, (x0, eps)))
     return jnp.mean((output - wanted) ** 2)
 
   def matching(self, params: Any, fake: Any, teacher: Any, keys: Any, labels: Array) -> Array:

@@ -18,7 +18,7 @@ from gmm_diffusion.metrics import references
 from gmm_diffusion.metrics.estimates import INTERVAL, difference
 from gmm_diffusion.reports import images as pictures
 from gmm_diffusion.reports import records
-from gmm_diffusion.tasks.diffusion import jacobian, levels, suspicious, verdict
+from gmm_diffusion.tasks.diffusion import bound, jacobian, levels, suspicious, verdict
 from gmm_diffusion.tasks.diffusion import report as report_page
 
 INTERVALS = (
@@ -215,7 +215,7 @@ def _about_model(model, todo, rows, known, one, shared):
     suspects = suspicious.find(model, [m for m, _ in todo if m.sampler.name in of_rows], one)
     sections.append(suspicious.section(suspects))
     new += suspicious.record(suspects, known, shared)
-  for part in (levels, jacobian):
+  for part in (levels, bound, jacobian):
     if part.possible(one.spec, one.data):
       found = part.find(model)
       sections.append(part.section(found))
