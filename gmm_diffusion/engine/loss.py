@@ -126,10 +126,7 @@ def denoising_loss(
   weights = loss_weights(spec, process, times, int(np.prod(data.shape)))
   draw_times = time_sampler(spec, times)
   table = jax.tree.map(lambda x: np.asarray(x, np.float32), (times, weights))
-  if spec.net.learn_sigma:
-    _check_learned(spec, process)
-    bound = jax.tree.map(lambda x: np.asarray(x, np.float32), variances.of_training(process))
-    convert = marginals.PREDICTIONS[spec.denoiser.prediction]
+  bound = bound_loss(spec, process) if spec.net.learn_sigma else None
   if spec.train.noisy:
     number = level_of(spec, times)
     level = jax.tree.map(lambda x: np.float32(x[number]), times)
@@ -173,33 +170,48 @@ def denoising_loss(
       weight = pick(weight * training.kappa(time, level) ** 2, weight)
     inputs, t = process.network_input(x, time)
     inputs = add(inputs)
-    progress = {'progress': step / spec.train.steps} if build.has_schedule(module) else {}
-    apply = functools.partial(module.apply, params, train=True, **progress)
-    if build.draws(module):
-      one = lambda x, t, label, key: apply(x[None], t[None], label[None], rngs={'dropout': key})[0]
-      output = jax.vmap(one)(inputs, t, labels, keys[:, 3])
-    else:
-      output = apply(inputs, t, labels)
+    output = _output(spec, module, params, step, inputs, t, labels, keys[:, 3])
     output, rest = jnp.split(output, [x0.shape[-1]], -1)
     error = output - marginals.target(spec.denoiser.prediction, x0, eps, time)
     loss = jnp.mean(weight * jnp.mean(error**2, axis=tuple(range(1, x0.ndim))))
-    if spec.net.learn_sigma:  # the mean is not learned from the bound
-      found = convert(x, jax.lax.stop_gradient(output), time).x0
-      row = jax.tree.map(lambda part: jnp.asarray(part)[index], bound)
-      each = variances.bits(x0, found, variances.log_variance((rest + 1) / 2, row), row)
-      loss += spec.train.vlb * len(times.t) * jnp.mean(each)
-    return loss
+    return loss + bound(x, x0, output, rest, time, index) if bound else loss
 
   return loss_fn
 
 
-def _check_learned(spec, process):
-  """Raises UserError where the bound, a sum over all training times, cannot be estimated."""
+def _output(spec, module, params, step, inputs, t, labels, keys):
+  """What the network says in training; masks inside it by the key of each item."""
+  progress = {'progress': step / spec.train.steps} if build.has_schedule(module) else {}
+  apply = functools.partial(module.apply, params, train=True, **progress)
+  if not build.draws(module):
+    return apply(inputs, t, labels)
+  one = lambda x, t, label, key: apply(x[None], t[None], label[None], rngs={'dropout': key})[0]
+  return jax.vmap(one)(inputs, t, labels, keys)
+
+
+def bound_loss(spec: specs.Spec, process: schedules.Schedule) -> Callable[..., Any]:
+  """(x_t, x_0, what the network says of the mean and of the variance, times, their numbers) -> the
+  bound on the likelihood times train.vlb, from which the mean learns nothing.
+
+  Raises:
+    UserError: where the bound, a sum over all training times, cannot be estimated.
+  """
   if spec.train.times != 'uniform' or spec.train.noisy or not process.discrete:
     raise UserError(
       f"net.learn_sigma needs train.times 'uniform', train.noisy 0 and a schedule of whole times, "
       f'got {spec.train.times!r}, {spec.train.noisy:g} and {spec.schedule.name!r}'
     )
+  convert = marginals.PREDICTIONS[spec.denoiser.prediction]
+  table = jax.tree.map(lambda part: np.asarray(part, np.float32), variances.of_training(process))
+  weight = spec.train.vlb * len(process.training_times)
+
+  def loss(x, x0, output, said, time, index):
+    found = convert(x, jax.lax.stop_gradient(output), time).x0
+    row = jax.tree.map(lambda part: jnp.asarray(part)[index], table)
+    log_variance = variances.log_variance((said + 1) / 2, row)
+    return weight * jnp.mean(variances.bits(x0, found, log_variance, row))
+
+  return loss
 
 
 def level_of(spec: specs.Spec, times: Time) -> int:

@@ -314,7 +314,9 @@ def _report(found, tuner, judge, spec, model, workdir):
   return tune_page.report(values, found, about)
 
 
-def _limits(tuner, judge, spec, model, workdir):
+def _limits(
+  tuner: tiers.Tuner, judge: Judge, spec: specs.Spec, model: drawing.Model, workdir: str
+) -> list[dict[str, Any]]:
   """[{'what', 'values'}]: what the judge says of training items, and with tune.limits of the model
   in many steps, without noise and with it."""
   subject, data, out = tuner.subject, model.data, []
@@ -328,7 +330,7 @@ def _limits(tuner, judge, spec, model, workdir):
   if not spec.tune.limits:
     return out
   noisy, noisy_grid = long_run(subject)
-  times = subject.times(grids.make(subject.schedule, ODE, 'log_snr').t)
+  times = subject.times(np.asarray(grids.make(subject.schedule, ODE, 'log_snr').t))
   ode = 'dpmpp', grids.from_times(subject.schedule, times)
   decode = _decoder(model, spec)
   for what, (name, grid) in (
