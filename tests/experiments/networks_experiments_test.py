@@ -9,9 +9,19 @@ from absl.testing import absltest
 
 from configs import digits
 from experiments.benchmarks import attention_lengths, quantised_memory
-from experiments.studies import attention_kinds, geometry, masked, quantisation, restoration
+from experiments.studies import (
+  attention_kinds,
+  geometry,
+  learned_variance,
+  masked,
+  posterior_kernels,
+  quantisation,
+  restoration,
+)
 from gmm_diffusion import tasks
 from gmm_diffusion.metrics import features
+from gmm_diffusion.tasks.diffusion import bound
+from gmm_diffusion.tune import race
 from helpers import cases
 
 
@@ -89,6 +99,44 @@ class NetworksTest(absltest.TestCase):
     self.assertGreater(
       of['training images, exact', 'PSNR']['value'], of['guided, pigdm', 'PSNR']['value']
     )
+
+  def test_posterior_kernels(self):
+    workdir = self.folder('posterior')
+    few = {kind: posterior_kernels.KINDS[kind] for kind in posterior_kernels.PARTS}
+    with (
+      mock.patch.object(posterior_kernels, 'KINDS', few),
+      mock.patch.object(race, 'RUNNERS', {'unipc': {}}),
+    ):
+      cases.call(
+        posterior_kernels.main, f'--workdir={workdir}', f'--start={self.start}',
+        '--config=digits:runlocal', '--calls', '2', '--etas', '1', '--grids', 'trailing',
+        '--scales', '1', '--directions=2', '--items=20', '--choose=16', '--count=20', '--seeds=2',
+      )  # fmt: skip
+    rows = {row['what']: row for row in record(workdir, 'posterior_kernels')['rows']}
+    self.assertIn('the best other', rows)
+    self.assertContainsSubset(few, rows)
+    parts = [row for what, row in rows.items() if what.endswith('at the settings of the mixture')]
+    self.assertLen(parts, 3)
+    self.assertAlmostEqual(
+      sum(row['difference']['value'] for row in parts),
+      rows['mixture, axes']['mean'] - rows['DDIM']['mean'],
+    )
+
+  def test_learned_variance(self):
+    workdir = self.folder('learned_variance')
+    with mock.patch.multiple(bound, COUNT=8, EXACT=2, PARTS=2):
+      cases.call(
+        learned_variance.main, f'--workdir={workdir}', '--config=digits:runlocal', '--steps', '2',
+        '--count=20', '--seeds', '5', '6', '--set', 'train.steps=2', 'net.channels=8',
+        'net.multipliers=(1,)', 'net.head_channels=8',
+      )  # fmt: skip
+    found = record(workdir, 'learned_variance')
+    self.assertEqual(set(found['bits']), set(learned_variance.VARIANCES))
+    self.assertEqual(
+      [(row['network'], row['variance']) for row in found['rows']],
+      [('learned', 'small'), ('learned', 'large'), ('learned', 'learned'), ('fixed', 'small'),
+       ('fixed', 'large')],
+    )  # fmt: skip
 
   def test_geometry(self):
     small = {name: geometry.MACHINES[name] for name in ('IS', 'ELS 3')}
