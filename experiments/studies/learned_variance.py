@@ -26,8 +26,7 @@ def rows_of(args, learned: bool) -> list[dict]:
   name = 'learned' if learned else 'fixed'
   workdir = os.path.join(args.workdir, name)
   spec = common.spec_of(args.config, [f'net.learn_sigma={learned}', *args.set])
-  if not os.path.exists(os.path.join(workdir, 'training.json')):
-    tasks.run('train', workdir, dataclasses.asdict(spec), common.program())
+  tasks.run('train', workdir, dataclasses.asdict(spec), common.program())  # goes on, or is over
   subject = common.load_subject(spec, workdir, args.count)
   cells, rows = cells_lib.Cells(subject, workdir, args.count), []
   kinds = VARIANCES[: 2 + learned]

@@ -28,6 +28,7 @@ from gmm_diffusion.engine import build, drawing
 from gmm_diffusion.maths import grids, schedules
 from gmm_diffusion.metrics import features as features_lib
 from gmm_diffusion.metrics import frechet
+from gmm_diffusion.reports import plots
 from gmm_diffusion.tasks.diffusion import tune
 from gmm_diffusion.tune import posterior, scores, tiers
 from gmm_diffusion.tune.subject import Subject
@@ -244,6 +245,32 @@ def table(rows: list[dict[str, Any]]) -> str:
   return '\n'.join(lines)
 
 
+def picture(path: str, rows: list[dict[str, Any]]) -> None:
+  """What energy, directions and modes add, in each setting."""
+  parts = [row for row in rows if 'difference' in row]
+  settings = list(dict.fromkeys((row['calls'], row['eta']) for row in parts))
+  figure, axes = plots.new(1, len(settings), (2.8 * len(settings) + 1, 2.4))
+  for axis, setting in zip(axes[0], settings, strict=True):
+    own = [paired.Difference(**row['difference']) for row in parts if _setting(row) == setting]
+    places = np.arange(len(own))[::-1]
+    for place, found in zip(places, own, strict=True):
+      axis.errorbar(
+        found.value, place, xerr=found.high - found.value, fmt='o', color='C0', capsize=3
+      )
+    axis.axvline(0, color='0.6', linewidth=0.8)
+    axis.set(title=f'{setting[0]} calls, eta {setting[1]:g}', ylim=(-0.5, len(own) - 0.5))
+    axis.set_yticks(places, ['energy', 'directions', 'modes'] if axis is axes[0, 0] else [''] * 3)
+    axis.tick_params(labelsize=8)
+    axis.locator_params(axis='x', nbins=4)
+    axis.grid(alpha=0.3)
+  figure.supxlabel('what each adds to the Frechet distance; below 0 is better', fontsize=9)
+  plots.png(figure, path)
+
+
+def _setting(row):
+  return row['calls'], row['eta']
+
+
 def main():
   parser = common.parser(__doc__, 'runs/posterior')
   common.model_arguments(parser, 'digits')
@@ -285,6 +312,7 @@ def main():
         print(f'\n{table(rows)}', flush=True)
   keys = ('calls', 'etas', 'grids', 'scales', 'directions', 'items', 'choose', 'count', 'seeds')
   settings = {name: getattr(args, name) for name in keys}
+  picture(os.path.join(args.workdir, 'posterior_kernels.png'), rows)
   common.save(args.workdir, 'posterior_kernels', {**settings, 'rows': rows})
 
 
