@@ -44,7 +44,7 @@ class Settings(NamedTuple):
   Attributes:
     calls: N, of the denoiser for each sample, at least 2.
     tier: the last one that is run, 0 to 3.
-    bands: R of the tables of tiers 1 and 3, beside 1.
+    bands: R of the tables of tiers 1 and 3, beside 1; 1 is one number for all.
     samples: for the scores by which tiers propose; 4 times as many select.
     steps, batch: of tier 3.
     minutes: after which no new candidate is started; 0 is no limit.
@@ -53,7 +53,7 @@ class Settings(NamedTuple):
 
   calls: int
   tier: int = 2
-  bands: int = 4
+  bands: int = 1
   samples: int = 512
   steps: int = 300
   batch: int = 256

@@ -61,7 +61,9 @@ class ExperimentsTest(absltest.TestCase):
       '--repeats=1',
       '--cases',
       'ddim_gmm',
+      'a table, 6 bands',
     )
+    self.assertRegex(out, r'a table, 6 bands +[\d.]+ s')
     self.assertRegex(out, r'ddim_gmm +[\d.]+ s +[\d.]+ x bare +[\d.]+ x ddim')
     self.assertTrue(os.path.exists(os.path.join(workdir, 'sampler_overhead.json')))
 
