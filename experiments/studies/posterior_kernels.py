@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.lib import common, paired, small_ddpm
-from gmm_diffusion import files, specs
+from gmm_diffusion import files, samplers, specs
 from gmm_diffusion.data import base, sources
 from gmm_diffusion.engine import build, drawing
 from gmm_diffusion.maths import grids, schedules
@@ -84,7 +84,8 @@ def lab(args) -> Lab:
     model = drawing.Model(spec, data, build.weights(spec, data, args.start))
     bind, own = build.denoiser(spec, data), lambda ids: data.train_labels[ids]
     subject = tune.subject_of(model, bind, functools.partial(drawing.labels_of, spec, data))
-    measured, mark = tune.subject_of(model, bind, own), model.hash
+    measured = tune.subject_of(model, bind, own)
+    mark = drawing.denoiser_mark(spec, model.hash)
   seen = features_lib.learned('classifier', data, args.workdir, features_lib.TUNING)
   features = features_lib.load('classifier', data, args.workdir)
   extract = lambda x: features.extract(x).features
@@ -100,7 +101,7 @@ def settings_of(args, kind: str) -> list[dict[str, Any]]:
     return [fixed]
   if name in ('ddim_gmm', 'ddim_noise'):
     return [{**fixed, 'scale': scale} for scale in args.source_scales]
-  most = MOST_CORNERS if kind == 'mixture, corners' else args.directions
+  most = min(args.directions, MOST_CORNERS if kind == 'mixture, corners' else args.directions)
   return [
     {**fixed, 'scale': scale, 'directions': m, 'posterior': path_of(args)}
     for scale in args.scales
@@ -116,7 +117,7 @@ def measure(args, here: Lab) -> None:
   """The residuals of the model, once."""
   files.kept(path_of(args), f'{here.mark} {args.items} {args.directions}', lambda: {
     **posterior.measure(here.measured, here.items[: args.items], 24, args.directions, 0),
-    'weights': np.array(here.mark),
+    'denoiser': np.array(here.mark),
   })  # fmt: skip
 
 
@@ -139,8 +140,9 @@ class Question:
   def kept(self, what, make):
     """A number, computed once."""
     mark = files.fingerprint(
-      *map(repr, what), self.calls, self.eta, self.here.mark, self.args.count, self.args.choose
-    )
+      *map(repr, what), self.calls, self.eta, self.here.mark, self.args.count, self.args.choose,
+      samplers.posterior.read(path_of(self.args)).mark,
+    )  # fmt: skip
     path = os.path.join(self._folder, f'{mark}.json')
     return files.kept(path, mark, lambda: {'value': float(make())})['value']
 

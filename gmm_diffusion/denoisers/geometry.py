@@ -139,10 +139,11 @@ def gauge(denoiser: Denoiser, J: Array, c: float = 1.0) -> Denoiser:
     raise UserError(f'J must be an antisymmetric matrix, J^T = -J, got one of shape {J.shape}')
 
   def denoise(x, time, cond) -> Prediction:
-    flat = denoiser(x, time, cond).eps.reshape(len(x), -1)
+    found = denoiser(x, time, cond)
+    flat = found.eps.reshape(len(x), -1)
     if flat.shape[1] != len(J):
       raise UserError(f'J is of {len(J)} elements, and a sample has {flat.shape[1]}')
     turned = flat + c * jnp.dot(flat, jnp.asarray(J.T, x.dtype), precision='highest')
-    return marginals.from_eps(x, turned.reshape(x.shape), time)
+    return marginals.from_eps(x, turned.reshape(x.shape), time)._replace(share=found.share)
 
   return denoise

@@ -130,6 +130,11 @@ def matrix(A: Array) -> Operator:
   )
 
 
+def _mean(found):
+  """What is differentiated, and what the network says of the variance beside it."""
+  return found.x0, found.share
+
+
 def posterior(
   denoiser: Denoiser,
   operator: Operator,
@@ -168,7 +173,7 @@ def posterior(
   def denoise(x, time, cond):
     seen = _seen(operator, y, x)
     a, b = match(time.a, x), match(time.b, x)
-    m, pull = jax.vjp(lambda x: denoiser(x, time, cond).x0, x)
+    m, pull, share = jax.vjp(lambda x: _mean(denoiser(x, time, cond)), x, has_aux=True)
     covariance = lambda v: b**2 / a * pull(v)[0]
     residual = seen - operator.apply(m)
     if method == 'pigdm':
@@ -181,7 +186,7 @@ def posterior(
     x0 = m + covariance(operator.adjoint(u))
     if method == 'stsl':
       x0 = x0 - b**2 / a * jax.grad(functools.partial(trace, time, cond))(x) / (2 * noise**2)
-    return marginals.from_x0(x, x0, time)
+    return marginals.from_x0(x, x0, time)._replace(share=share)
 
   def trace(time, cond, x):
     """An estimate of the sum of tr(A C A^T) over the batch."""

@@ -26,6 +26,7 @@ from gmm_diffusion.engine import build, measuring, shards
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import noise
 from gmm_diffusion.metrics import hallucination
+from gmm_diffusion.samplers import gaussian
 from gmm_diffusion.samplers.base import Kernel, Plan, Report
 from gmm_diffusion.samplers.run import Result, initial_state, run
 from gmm_diffusion.types import Denoiser, StepGrid
@@ -140,6 +141,9 @@ def prepare(spec: specs.Spec, sampler: specs.Sampler, data: base.Data) -> Prepar
   labels_of(spec, data, np.arange(1))
   schedule = build.schedule(spec.schedule)
   grid = build.grid(schedule, sampler)
+  says = spec.denoiser.name == 'network' and spec.net.learn_sigma
+  if samplers.resolve(sampler.name, sampler.options())[1].get('variance') == 'learned' and not says:
+    raise UserError(gaussian.NO_VARIANCE)
   kernel = samplers.make(sampler.name, sampler.options(), schedule)
   shape = build.sample_shape(spec, data)
   plan, report = kernel.plan(grid, shape)
@@ -227,6 +231,12 @@ def facts(spec: specs.Spec, weights: str) -> dict[str, Any]:
   }
 
 
+def denoiser_mark(spec: specs.Spec, weights: str) -> str:
+  """Changes with the weights, and with what else a denoiser depends on besides its label."""
+  known = facts(spec, weights)
+  return mark_of({name: part for name, part in known.items() if name != 'label'})
+
+
 class Model:
   """A denoiser with its weights on the devices, from the first draw on.
 
@@ -259,7 +269,7 @@ class Model:
   def drawer(self, made: Prepared, count: int, seed: int | None = None) -> Drawer:
     """What draws up to `count` samples at a time; seed None is that of the spec."""
     seed = self.spec.seed if seed is None else seed
-    _say_transferred(made.sampler, self.hash)
+    _say_transferred(made.sampler, self.spec, self.hash)
     steps = functools.cache(lambda: self._steps(made, seed))
 
     def draw(ids, advance):
@@ -412,13 +422,18 @@ class Model:
     return min(batch, -(-min(count, self.spec.sample.shard) // jax.local_device_count()))
 
 
-def _say_transferred(sampler, weights):
-  """Says so where a sampler was tuned on other weights."""
+def _say_transferred(sampler, spec, weights):
+  """Says so where a sampler was tuned on other weights, or measured on another denoiser."""
   name, taken = samplers.resolve(sampler.name, sampler.options())
   if name == 'tuned' and samplers.tuned.read(taken['path']).weights != weights:
     print(f'sampler tuned: transferred, {sampler.path} was tuned on other weights', flush=True)
-  if 'posterior' in taken and samplers.posterior.read(taken['posterior']).weights != weights:
-    print(f'sampler {name}: {sampler.posterior} was measured on other weights', flush=True)
+  if 'posterior' in taken:
+    known = samplers.posterior.read(taken['posterior']).denoiser
+    if known != denoiser_mark(spec, weights):
+      print(
+        f'sampler {name}: {sampler.posterior} was measured on other weights or other guidance',
+        flush=True,
+      )
 
 
 def _finish(data):

@@ -191,7 +191,7 @@ def _output(spec, module, params, step, inputs, t, labels, keys):
 
 def bound_loss(spec: specs.Spec, process: schedules.Schedule) -> Callable[..., Any]:
   """(x_t, x_0, what the network says of the mean and of the variance, times, their numbers) -> the
-  bound on the likelihood times train.vlb, from which the mean learns nothing.
+  bound on the likelihood times train.vlb, whose gradient does not pass through the mean.
 
   Raises:
     UserError: where the bound, a sum over all training times, cannot be estimated.

@@ -17,7 +17,9 @@ and -log p(x_0) is at most the sum over the steps of
   (4) -log P, P the probability of the grey level of x_0 under N(D(x_t), sigma^2), for the step
       that ends at clean data; its beta~ would be 0, and is that of the step before
 
-but for the distance of x_T to noise, which does not depend on the network.
+and the distance of x_T to noise, which does not depend on the network:
+
+  (5) KL(q(x_T | x_0) || N(0, b_T^2 I)) = a_T^2 x_0^2 / (2 b_T^2)
 """
 
 from typing import Any, NamedTuple
@@ -29,7 +31,7 @@ import numpy as np
 from gmm_diffusion.maths import grids, marginals
 from gmm_diffusion.maths.marginals import match
 from gmm_diffusion.maths.schedules import Schedule
-from gmm_diffusion.types import Array, StepGrid
+from gmm_diffusion.types import Array, StepGrid, Time
 
 _HALF = 1 / 255  # half a grey level, of images in [-1, 1]
 
@@ -86,10 +88,19 @@ def bits(x0: Array, found: Array, log_var: Array, row: Row) -> Array:
 
 
 def _log_probability(x0, mean, inverse_std):
-  """Of the grey level of x0, the outermost without an end."""
-  below = (x0 - _HALF - mean) * inverse_std
-  above = (x0 + _HALF - mean) * inverse_std
-  cdf = jax.scipy.stats.norm.cdf
+  """Of the grey level of x0, the outermost without an end. Taken in the lower tail, where small
+  probabilities keep their digits."""
+  log_cdf = jax.scipy.special.log_ndtr
   first, last = x0 < -1 + _HALF, x0 > 1 - _HALF
-  p = jnp.where(last, 1, cdf(above)) - jnp.where(first, 0, cdf(below))
-  return jnp.log(jnp.maximum(p, 1e-12))
+  above = (_HALF - jnp.abs(x0 - mean)) * inverse_std
+  below = (-_HALF - jnp.abs(x0 - mean)) * inverse_std
+  inside = log_cdf(above) + jnp.log(-jnp.expm1(jnp.minimum(log_cdf(below) - log_cdf(above), -1e-6)))
+  of_first = log_cdf((x0 + _HALF - mean) * inverse_std)
+  of_last = log_cdf((mean - x0 + _HALF) * inverse_std)
+  return jnp.where(first, of_first, jnp.where(last, of_last, inside))
+
+
+def prior_bits(x0: Array, time: Time) -> Array:
+  """Equation (5) at the noisiest time, where sampling starts, in bits for each element: [B]."""
+  square = jnp.mean(x0**2, tuple(range(1, x0.ndim)))
+  return (time.a / time.b) ** 2 * square / (2 * np.log(2))

@@ -15,6 +15,11 @@ from gmm_diffusion.maths.variances import log_variance, rows
 from gmm_diffusion.samplers.base import Kernel, Plan, State
 from gmm_diffusion.types import Array, StepGrid
 
+NO_VARIANCE = (
+  "sampler.variance 'learned' needs a network that says it (net.learn_sigma); valid here: small, "
+  'large'
+)
+
 
 class Row(NamedTuple):
   """weight of eps in mu, and deviation of the added noise."""
@@ -86,10 +91,7 @@ def _learned() -> Kernel:
     del shared
     (weight, own), found = extra, denoise(state.x, row.now)
     if found.share is None:
-      raise UserError(
-        "sampler.variance 'learned' needs a network that says it (net.learn_sigma); valid here: "
-        'small, large'
-      )
+      raise UserError(NO_VARIANCE)
     std = jnp.where(own.ends, 0, jnp.exp(0.5 * log_variance(found.share, own)))
     return State(marginals.reverse_mean(found, row.a_s, weight) + std * noise.normal), ()
 

@@ -19,9 +19,10 @@ a step adds them back:
   posterior_gaussian  N(0, g^2 scale^2 sum_k v_k u_k u_k^T): the same covariance without modes
   posterior_noise     N(0, g^2 scale^2 sum_k v_k / D I): the same energy without directions
 
-So what is better than DDIM by variance alone, by its directions, and by modes can be told apart.
-With m = D and scale 1, posterior_noise is Analytic-DPM's variance. A step that ends at clean data
-returns the mean.
+For Gaussian data and m = D the first two keep mean and covariance at every level, in steps of any
+size. So what is better than DDIM by variance alone, by its directions, and by modes can be told
+apart. With m = D and scale 1, posterior_noise is Analytic-DPM's variance. A step that ends at clean
+data returns the mean.
 """
 
 import functools
@@ -47,13 +48,13 @@ MOST_CORNERS = 20  # signs that one uniform number of single precision can decid
 
 
 class Row(NamedTuple):
-  """weight of eps in mu, tau, and the deviations g scale sqrt(v_k) with their directions u_k, [m]
-  and [m, D]."""
+  """weight of eps in mu, tau, the deviations g scale sqrt(v_k) [m], and the number of the level
+  whose directions u_k they belong to."""
 
   weight: Array
   tau: Array
   std: Array
-  vectors: Array
+  level: Array
 
 
 class Measured(NamedTuple):
@@ -65,7 +66,7 @@ class Measured(NamedTuple):
     vectors: u, float32 [L, M, D], orthonormal.
     total: the sum of all D eigenvalues, float32 [L].
     shape: of a sample.
-    weights: hash of those of the denoiser.
+    denoiser: what it and its weights are, as a hash.
     mark: hash of all numbers.
   """
 
@@ -74,7 +75,7 @@ class Measured(NamedTuple):
   vectors: np.ndarray
   total: np.ndarray
   shape: tuple[int, ...]
-  weights: str
+  denoiser: str
   mark: str
 
 
@@ -94,7 +95,7 @@ def _read(path, stamp):
       )
     ]
     shape = tuple(map(int, found['shape']))
-    weights = str(found['weights'])
+    denoiser = str(found['denoiser'])
     levels, count = arrays[1].shape
     good = [part.shape for part in arrays] == [
       (levels,), (levels, count), (levels, count, int(np.prod(shape))), (levels,)
@@ -105,7 +106,7 @@ def _read(path, stamp):
     raise UserError(
       f'{path} holds no residuals as --mode=posterior writes them; measure them again'
     )
-  return Measured(*arrays, shape, weights, files.fingerprint(*arrays))
+  return Measured(*arrays, shape, denoiser, files.fingerprint(*arrays))
 
 
 def read(path: str) -> Measured:
@@ -155,9 +156,10 @@ def _directed(
   path: str,
   directions: int,
   scale: float,
-  kick: Callable[[Row, StepNoise, Array], tuple[Array, Any]],
+  kick: Callable[[Row, Array, StepNoise, Array], tuple[Array, Any]],
 ) -> Kernel:
-  """kick(row, noise, z) -> (x_s - mu [B, D], info), where z [B, D] are the unit normal numbers."""
+  """kick(row, directions [m, D], noise, z) -> (x_s - mu [B, D], info), where z [B, D] are the unit
+  normal numbers."""
   found = _known(path, directions, scale, eta)
 
   def plan(grid, shape):
@@ -168,13 +170,12 @@ def _directed(
       )
     tau = marginals.posterior_std(grid, eta)
     std, nearest = deviations(found, grid, tau, directions, scale)
-    vectors = found.vectors[nearest, :directions]
-    return Plan(Row(marginals.noise_weight(grid, tau), tau, std, vectors)), []
+    rows = Row(marginals.noise_weight(grid, tau), tau, std, nearest.astype(np.int32))
+    return Plan(rows, found.vectors[:, :directions]), []
 
   def step(state, row, extra, shared, denoise, noise):
-    del shared
     mean = marginals.reverse_mean(denoise(state.x, row.now), row.a_s, extra.weight)
-    moved, info = kick(extra, noise, noise.normal.reshape(len(mean), -1))
+    moved, info = kick(extra, shared[extra.level], noise, noise.normal.reshape(len(mean), -1))
     return State(mean + moved.reshape(mean.shape).astype(mean.dtype)), info
 
   return Kernel(plan, State, step)
@@ -204,15 +205,15 @@ def posterior_gmm(
     )
   count = 2 * directions if places == 'axes' else 2**directions
 
-  def kick(row, noise, z):
+  def kick(row, vectors, noise, z):
     k = jnp.minimum((noise.uniform * count).astype(jnp.int32), count - 1)
     if places == 'axes':
       at = k // 2
       length = directions**0.5 * row.std[at] * (1 - 2 * (k % 2))
-      moved = length[:, None] * row.vectors[at]
+      moved = length[:, None] * vectors[at]
     else:
       signs = 1 - 2 * ((k[:, None] >> jnp.arange(directions)[None]) & 1)
-      moved = _dot(signs * row.std[None], row.vectors)
+      moved = _dot(signs * row.std[None], vectors)
     return moved + row.tau * z * (eta > 0), {'component': k}
 
   return _directed(eta, posterior, directions, scale, kick)
@@ -223,10 +224,10 @@ def posterior_gaussian(
 ) -> Kernel:
   """The Gaussian with the mean and covariance of posterior_gmm, whose options it has."""
 
-  def kick(row, noise, z):
+  def kick(row, vectors, noise, z):
     del noise
-    along = _dot(z, row.vectors.T) * (jnp.sqrt(row.tau**2 + row.std**2) - row.tau)[None]
-    return row.tau * z + _dot(along, row.vectors), ()
+    along = _dot(z, vectors.T) * (jnp.sqrt(row.tau**2 + row.std**2) - row.tau)[None]
+    return row.tau * z + _dot(along, vectors), ()
 
   return _directed(eta, posterior, directions, scale, kick)
 
@@ -236,8 +237,8 @@ def posterior_noise(
 ) -> Kernel:
   """The control: isotropic noise with the total variance of posterior_gmm, whose options it has."""
 
-  def kick(row, noise, z):
-    del noise
+  def kick(row, vectors, noise, z):
+    del vectors, noise
     return jnp.sqrt(row.tau**2 + jnp.sum(row.std**2) / z.shape[1]) * z, ()
 
   return _directed(eta, posterior, directions, scale, kick)

@@ -64,8 +64,7 @@ def run(mode: str, workdir: str, config: Any, command: str, given: Sequence[str]
     )
   effects.check(spec, mode, given)
   files.make_workdir(workdir)
-  spec = diffusion.located(spec, workdir)
-  TASKS[spec.task][mode](spec, workdir, command)
+  TASKS[spec.task][mode](diffusion.located(spec, workdir), workdir, command)
   if parallel.is_main():
     model = spec
     if spec.task == 'diffusion':  # what was restored belongs to that run alone, not to the model

@@ -319,6 +319,8 @@ def _annotate(spec, mode, name):
 def _sample(spec, mode, name):
   if name == 'label' and spec.denoiser.name in EXACT:
     return f'denoiser {spec.denoiser.name!r} knows no classes'
+  if name == 'label' and mode == 'posterior' and spec.posterior.reference == 'data':
+    return 'the items have classes of their own (posterior.reference is data)'
   return ''
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from scipy import special, stats
 
-from gmm_diffusion.denoisers import exact, guidance
+from gmm_diffusion.denoisers import exact, guidance, inverse
 from gmm_diffusion.denoisers.network import network
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import marginals, schedules
@@ -139,13 +139,33 @@ class GuidanceTest(cases.X64TestCase):
       expected = exact.gaussian(means[label], 0.1)(x[n : n + 1], TIME, None)
       np.testing.assert_allclose(found.x0[n : n + 1], expected.x0, atol=1e-12)
 
+  @parameterized.product(interval=[None, (0.0, 0.1), (0.0, 9.0)])
+  def test_what_is_said_of_the_variance_stays(self, interval):
+    """That of the conditional prediction, whatever changes x_0."""
+
+    def denoiser(x, time, labels):
+      level = labels[:, None].astype(x.dtype)
+      return marginals.from_x0(x, x * 0 + level, time)._replace(share=x * 0 + level / 10)
+
+    x, labels = jnp.ones((3, 2)), jnp.array([0, 1, 4])
+    guided = guidance.classifier_free(denoiser, 3.0, 10, interval=interval)
+    by_class = guidance.classifier(guided, lambda x, time, labels: jnp.sum(x, 1), 1.0)
+    operator = inverse.matrix(np.array([[1.0, 0.0]]))
+    measured = inverse.posterior(by_class, operator, jnp.zeros((3, 1)), 0.1, 'pigdm')
+    for one in (guided, by_class, guidance.clip_x0(by_class), measured):
+      share = one(x, TIME, labels).share
+      np.testing.assert_allclose(share, np.array([[0.0], [0.1], [0.4]]) + np.zeros((3, 2)))
+
 
 class NetworkTest(cases.X64TestCase):
-  def test_learned_variance_is_dropped(self):
+  def test_learned_variance_comes_last(self):
     net = lambda x, t, cond: jnp.concatenate([0.5 * x, x * 0 + 9], -1)
     found = network(net, schedules.linear())(jnp.ones((2, 3, 3, 1)), TIME, None)
     self.assertEqual(found.eps.shape, (2, 3, 3, 1))
     np.testing.assert_allclose(found.eps, 0.5)
+    np.testing.assert_allclose(found.share, np.full((2, 3, 3, 1), 5.0))  # (9 + 1) / 2
+    plain = network(lambda x, t, cond: x, schedules.linear())(jnp.ones((2, 3, 3, 1)), TIME, None)
+    self.assertIsNone(plain.share)
 
   def test_flow_time_and_edm_input(self):
     seen = {}

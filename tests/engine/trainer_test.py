@@ -205,8 +205,7 @@ class LossTest(parameterized.TestCase):
     self.assertAlmostEqual(value, np.mean(kappa), delta=5 * error)
     self.assertGreater(np.mean(1 / kappa) - np.mean(kappa), 10 * error)
 
-  def test_the_bound_does_not_move_the_mean(self):
-    """With the bound the variance is learned; what else the last layer says is not moved by it."""
+  def test_the_gradient_of_the_bound_does_not_pass_through_the_mean(self):
     config = digits.get_config('runlocal')
     config.net.update(channels=8, multipliers=(1,), head_channels=8, learn_sigma=True)
     config.denoiser.prediction = 'x0'  # there the last layer is the mean

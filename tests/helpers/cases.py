@@ -44,7 +44,7 @@ def golden(name):
   return np.load(os.path.join(TESTDATA, name + '.npz'))
 
 
-def residuals(path, shape, seed=0, levels=3, count=4, weights='none', **arrays):
+def residuals(path, shape, seed=0, levels=3, count=4, **arrays):
   """Writes a file as --mode=posterior does, with directions at random; its path."""
   random, dim = np.random.RandomState(seed), int(np.prod(shape))
   vectors = np.stack([np.linalg.qr(random.randn(dim, count))[0].T for _ in range(levels)])
@@ -54,7 +54,7 @@ def residuals(path, shape, seed=0, levels=3, count=4, weights='none', **arrays):
     'vectors': vectors.astype(np.float32),
     'total': np.linspace(1.5, 0.2, levels),
     'shape': np.array(shape),
-    'weights': weights,
+    'denoiser': 'none',
     **arrays,
   }
   np.savez(path, **found)

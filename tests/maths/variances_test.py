@@ -75,6 +75,30 @@ class VariancesTest(cases.X64TestCase):
     wide = stats.norm(0, np.exp(-4.5)).cdf(1 / 255)
     self.assertAlmostEqual(float(one[0]), -np.log2(2 * wide - 1), places=9)
 
+  def test_far_levels_keep_their_digits_on_both_sides(self):
+    row = row_of(variances.of_training(LINEAR), 0)
+    for away in (0.02, 0.1, 0.6):
+      bits = [
+        float(variances.bits(
+          np.zeros((1, 1), np.float32), np.full((1, 1), sign * away, np.float32),
+          np.full((1, 1), -9.5, np.float32), row,
+        )[0])
+        for sign in (-1, 1)
+      ]  # fmt: skip
+      std = np.exp(-4.75)
+      wanted = -stats.norm.logcdf((1 / 255 - away) / std) - np.log(
+        -np.expm1(
+          stats.norm.logcdf((-1 / 255 - away) / std) - stats.norm.logcdf((1 / 255 - away) / std)
+        )
+      )
+      np.testing.assert_allclose(bits, wanted / np.log(2), rtol=1e-4)
+
+  def test_what_is_left_of_the_data_in_the_noise(self):
+    time, x0 = LINEAR.at(999.0), np.full((2, *SHAPE), 0.5)
+    a, b = time.a, time.b
+    wanted = 0.5 * (a * 0.5 / b) ** 2 / np.log(2)
+    np.testing.assert_allclose(variances.prior_bits(x0, time), [wanted] * 2)
+
   def test_least_where_the_variance_is_that_of_the_step(self):
     """The best variance of a step is beta~ + g^2 (x_0 - D)^2."""
     row = row_of(variances.of_training(LINEAR), 400)

@@ -157,7 +157,7 @@ class PosteriorTest(cases.X64TestCase):
 
   @parameterized.parameters(
     {'level': np.zeros(2)}, {'variances': np.full((3, 6), np.nan)}, {'shape': np.array([7])},
-    {'vectors': np.zeros((3, 5, 6))}, {'weights': 0, 'shape': 'abc'},
+    {'vectors': np.zeros((3, 5, 6))}, {'denoiser': 0, 'shape': 'abc'},
   )  # fmt: skip
   def test_damaged_files(self, **arrays):
     path = cases.residuals(os.path.join(self.create_tempdir(), 'x.npz'), (6,))

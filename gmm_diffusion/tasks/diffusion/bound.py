@@ -23,7 +23,7 @@ SHARES: dict[str, float | None] = {'small': 0.0, 'large': 1.0, 'learned': None}
 HOW = (
   'Bits for each pixel and channel that the chain through all training times needs for held-out '
   'images, at most, with the variance of each step that DDPM fixes (small or large) or the network '
-  'says (learned). The mean of each step is the same.'
+  'says (learned). The mean of each step is the same; it is not clipped, and there is no guidance.'
 )
 
 
@@ -66,7 +66,9 @@ def find(model: drawing.Model) -> dict[str, Estimate]:
     each = [variances.bits(x0, found.x0, variances.log_variance(v, row), row) for v in shares]
     return jnp.stack(each, 1)
 
-  total, (numbers, stands) = 0.0, times(len(index), len(process.training_times))
+  last = jax.tree.map(lambda part: part[-1], table[0])
+  total = np.asarray(variances.prior_bits(x0, last))[:, None]
+  numbers, stands = times(len(index), len(process.training_times))
   ids = np.arange(len(index), dtype=np.uint32)
   for number, count in zip(
     tqdm(numbers, desc='bits', unit='time', dynamic_ncols=True), stands, strict=True
@@ -74,7 +76,10 @@ def find(model: drawing.Model) -> dict[str, Estimate]:
     pick = lambda part, number=number: np.asarray(part[number], np.float32)
     time, row = (jax.tree.map(pick, part) for part in table)
     total = total + count * model.ask('bits', bind, measure, (x0, ids, labels, Time(*time), row))
-  return {name: of_mean(values) for name, values in zip(SHARES, np.transpose(total), strict=True)}
+  small, large, learned = np.transpose(total)
+  each = {'small': small, 'large': large, 'learned': learned}
+  each |= {f'learned minus {name}': learned - each[name] for name in ('small', 'large')}
+  return {name: of_mean(values) for name, values in each.items()}
 
 
 def section(found: dict[str, Estimate]) -> page.Section:
@@ -93,7 +98,7 @@ def record(
     {
       'kind': 'bound',
       'sampler': '',  # of the model
-      'metric': f'bits, {name} variance',
+      'metric': f'bits, variance {name}',
       'set': 'held-out images',
       **value.record(),
       'n': min(COUNT, len(model.data.test)),

@@ -134,8 +134,9 @@ def samplers_with_controls(spec: specs.Spec, data: base.Data) -> list[tuple[draw
         controls[name] = made
       continue
     added = controls.get(wanted) or prepared(wanted)
-    alike = lambda other, rows=added.plan.rows: all(
-      np.allclose(a, b, rtol=1e-5) for a, b in zip(other.plan.rows, rows)
+    alike = lambda other, rows=added.plan.rows: (
+      type(other.plan.rows) is type(rows)
+      and all(np.allclose(a, b, rtol=1e-5) for a, b in zip(other.plan.rows, rows, strict=True))
     )
     control = next((other for other, plan in controls.items() if alike(plan)), None)
     out.append((made, control or wanted))

@@ -29,8 +29,7 @@ def located(spec: specs.Spec, workdir: str) -> specs.Spec:
 
 def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
   """Runs a mode: train, finetune, distill, quantise, fetch, convert, sample, tune, posterior,
-  evaluate, or all
-  (train, then evaluate)."""
+  evaluate, or all (train, then evaluate)."""
   if mode != 'sample':  # the other modes are about the model itself
     spec = dataclasses.replace(spec, inverse=specs.Inverse())
   data, learns = sources.load(spec.data), spec.denoiser.name == 'network'

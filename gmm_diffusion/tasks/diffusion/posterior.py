@@ -51,13 +51,13 @@ def measure(one: Run) -> None:
   subject = tune.subject_of(model, bind, labels)
   if items is None:
     items = tune.own(subject, own.count, spec, one.workdir, model.hash)
-  depends = files.fingerprint(repr(drawing.facts(spec, model.hash)), repr(own), spec.seed, items)
+  depends = files.fingerprint(drawing.denoiser_mark(spec, model.hash), repr(own), spec.seed, items)
 
   def make():
     print(f'residuals of {len(items)} items at {own.levels} noise levels', flush=True)
     seed = tiers.stream(spec.seed, tiers.OWN)
     found = posterior.measure(subject, items, own.levels, own.directions, seed)
-    return {**found, 'weights': np.array(model.hash)}
+    return {**found, 'denoiser': np.array(drawing.denoiser_mark(spec, model.hash))}
 
   found = files.kept(path_of(one.workdir), depends, make)
   if parallel.is_main():

@@ -129,10 +129,16 @@ def _check_reference(spec, data):
 def _parts(spec: specs.Spec, data: base.Data) -> tuple[np.ndarray, Any]:
   """(items for tuning and selection [M, ...] in the range of the model, as many as are compared
   with; items for the report alone)."""
-  index, held = np.arange(len(data.train)), data.test
-  if len(held) < LEAST:
-    held, index = data.train[index[2::3]], index[index % 3 != 2]
+  index, held = _split(data)
   return base.to_model(data.train[index[: 2 * tiers.SURE * spec.tune.samples]]), held
+
+
+def _split(data: base.Data) -> tuple[np.ndarray, Any]:
+  """(numbers of the training items that are not of the report, the items of the report)."""
+  index = np.arange(len(data.train))
+  if len(data.test) >= LEAST:
+    return index, data.test
+  return index[index % 3 != 2], data.train[index[2::3]]
 
 
 def long_run(subject: Subject) -> tuple[str, StepGrid]:
@@ -147,8 +153,8 @@ def own(subject: Subject, count: int, spec: specs.Spec, workdir: str, weights: s
   """Samples of the model itself in many steps, [count, *shape]."""
 
   def make():
-    print(f'drawing {count} samples in {LONG} steps as the reference', flush=True)
     name, grid = long_run(subject)
+    print(f'drawing {count} samples in {len(grid.t)} steps as the reference', flush=True)
     seed = tiers.stream(spec.seed, tiers.OWN)
     return {'x': np.asarray(subject.clipped(subject.end(name, {}, grid, seed, np.arange(count))))}
 
@@ -317,24 +323,27 @@ def _report(found, tuner, judge, spec, model, workdir):
 def _limits(
   tuner: tiers.Tuner, judge: Judge, spec: specs.Spec, model: drawing.Model, workdir: str
 ) -> list[dict[str, Any]]:
-  """[{'what', 'values'}]: what the judge says of training items, and with tune.limits of the model
+  """[{'what', 'values'}], with tune.limits: what the judge says of training items, and of the model
   in many steps, without noise and with it."""
-  subject, data, out = tuner.subject, model.data, []
-  streams = [tiers.stream(tuner.settings.seed, seed) for seed in range(judge.seeds)]
-  if len(data.train) >= judge.samples:
-    draw = lambda stream: np.sort(
-      np.random.Generator(np.random.SFC64(stream)).permutation(len(data.train))[: judge.samples]
-    )
-    values = [_value(data.train[draw(stream)], judge, spec, lambda x: x) for stream in streams]
-    out.append({'what': 'training items', 'values': values})
   if not spec.tune.limits:
-    return out
+    return []
+  subject, out = tuner.subject, []
+  streams = [tiers.stream(tuner.settings.seed, seed) for seed in range(judge.seeds)]
+  about = f'{tuner.mark} {judge.features.name} {judge.metric} {judge.reference.hash}'
+  place = lambda name: os.path.join(workdir, FOLDER, 'work', name)
+  index = _split(model.data)[0]
+  if len(index) >= judge.samples:  # as many as are compared, none of them in the reference
+    index = index[np.linspace(0, len(index) - 1, judge.samples).astype(int)]
+    make = lambda: {'value': _value(model.data.train[index], judge, spec, lambda x: x)}
+    found = files.kept(place(f'limit-data-{judge.samples}.npz'), about, make)
+    out.append({'what': f'{len(index)} training items', 'values': [float(found['value'])]})
   noisy, noisy_grid = long_run(subject)
-  times = subject.times(np.asarray(grids.make(subject.schedule, ODE, 'log_snr').t))
+  steps = min(ODE, len(subject.schedule.training_times))
+  times = subject.times(np.asarray(grids.make(subject.schedule, steps, 'log_snr').t))
   ode = 'dpmpp', grids.from_times(subject.schedule, times)
   decode = _decoder(model, spec)
   for what, (name, grid) in (
-    (f'the ODE in {ODE} steps', ode),
+    (f'the ODE in {steps} steps', ode),
     (f'{noisy} in {len(noisy_grid.t)} steps', (noisy, noisy_grid)),
   ):
     values = []
@@ -344,8 +353,7 @@ def _limits(
         x = subject.end(name, {}, grid, stream, np.arange(judge.samples))
         return {'value': _value(x, judge, spec, decode)}
 
-      about = f'{tuner.mark} {judge.features.name} {judge.metric} {judge.reference.hash}'
-      path = os.path.join(workdir, FOLDER, 'work', f'limit-{name}-{judge.samples}-{stream}.npz')
+      path = place(f'limit-{name}-{judge.samples}-{stream}.npz')
       values.append(float(files.kept(path, about, make)['value']))
     out.append({'what': what, 'values': values})
   return out

@@ -18,6 +18,10 @@ HOW = (
   'zero. Values of the report are means over seeds with 95 % t intervals, differences are paired '
   'by seed, and p values are corrected for all comparisons of this table [Holm 1979].'
 )
+LIMITS = (
+  "Rows of the tier 'limit' are no samplers for so many calls: as many training items as there are "
+  'samples, none of them in the reference, and the model in very many steps.'
+)
 OPTIMISM = (
   'The tuning score of a winner is too good, since it was chosen by it; the selection score of the '
   'same table shows by how much.'
@@ -27,7 +31,7 @@ OPTIMISM = (
 KEPT = (
   'Where the denoiser knows x_0, the state after each call should be a draw of q(x | x_0). These '
   'are the differences of its factor of x_0 and of its variance; of several bands the largest. '
-  'Tuning is free to leave this, since the denoiser does not know x_0.'
+  'A tuned sampler need not keep this, since the denoiser does not know x_0.'
 )
 TABLES = ('best untuned', 'tuned')
 
@@ -125,7 +129,8 @@ def _table(found):
     ])  # fmt: skip
     kinds.append('best' if row['best'] else '')
   for limit in found['report'].get('limits', ()):
-    value = str(of_mean(limit['values']))
+    values = limit['values']
+    value = str(of_mean(values)) if len(values) > 1 else f'{values[0]:.3f}'
     body.append([limit['what'], 'limit', '', '', '', '', value, '', ''])
     kinds.append('')
   return page.table(head, body, kinds)
@@ -232,7 +237,8 @@ def write(
     sections.append((f'{one["calls"]} calls', [_table(one), _pictures(one), KEPT, _kept(one)]))
   if strips:
     sections.append(('The same noise, side by side', [page.strip(*strip) for strip in strips]))
-  sections.append(('How to read this', [HOW, OPTIMISM]))
+  limits = any(one['report'].get('limits') for one in found)
+  sections.append(('How to read this', [HOW, OPTIMISM, *([LIMITS] * limits)]))
   about = {
     f'{one["calls"]} calls': f'{one["network_calls"]:,} network calls of one sample in '
     f'{one["seconds"]:.0f} s; reference: {one["reference"]}; judge: {one["report"]["features"]} on '

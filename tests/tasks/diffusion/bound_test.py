@@ -40,7 +40,9 @@ class FindTest(absltest.TestCase):
     weights = build.random_weights(build.template(spec, data), 0)
     zero = {'net': jax.tree.map(np.zeros_like, weights['net'])}
     found = bound.find(drawing.Model(spec, data, zero))
-    self.assertEqual(list(found), ['small', 'large', 'learned'])
+    self.assertEqual(list(found)[:3], ['small', 'large', 'learned'])
+    away = found['learned minus small'].value
+    self.assertAlmostEqual(away, found['learned'].value - found['small'].value, places=4)
     self.assertGreater(found['small'].value, found['learned'].value)
     self.assertGreater(found['learned'].value, 0)
 
@@ -60,9 +62,20 @@ class CommandTest(absltest.TestCase):
     self.assertEqual(code, 0, error)
     records = files.read_json(os.path.join(workdir, 'results.json'), [])
     bits = {one['metric']: one['value'] for one in records if one['kind'] == 'bound'}
-    self.assertEqual(set(bits), {f'bits, {name} variance' for name in bound.SHARES})
+    self.assertContainsSubset({f'bits, variance {name}' for name in bound.SHARES}, bits)
+    self.assertIn('bits, variance learned minus large', bits)
     with open(os.path.join(workdir, 'report.html'), encoding='utf-8') as file:
       self.assertIn('Likelihood', file.read())
+
+  def test_refused_before_a_training(self):
+    workdir = self.enter_context(cases.folder())
+    code, _, error = cli.here(
+      'digits.py:runlocal', 'all', workdir, *cli.TINY, "--config.evaluate.samplers=('ddpm',)",
+      '--config.sampler.variance=learned',
+    )  # fmt: skip
+    self.assertEqual(code, 1)
+    self.assertIn('net.learn_sigma', error.splitlines()[-1])
+    self.assertFalse(os.path.exists(os.path.join(workdir, 'checkpoints')))
 
   def test_refuses(self):
     workdir = self.enter_context(cases.folder())

@@ -11,6 +11,7 @@ from configs import digits, toy
 from gmm_diffusion import specs, tasks
 from gmm_diffusion.data import sources
 from gmm_diffusion.tasks.diffusion import evaluate
+from helpers import cases
 
 
 def settings(names, **sampler):
@@ -44,6 +45,27 @@ class PlannedTest(parameterized.TestCase):
     spec = specs.from_config(settings(names))
     found = evaluate.samplers_with_controls(spec, sources.load(spec.data))
     self.assertEqual([(made.sampler.name, control) for made, control in found], expected)
+
+  def test_controls_of_other_kinds_are_not_shared(self):
+    """Where the source's mixture adds no variance its control is DDIM, which is no control of what
+    adds some."""
+    path = os.path.join(self.create_tempdir().full_path, 'x.npz')
+    cases.residuals(path, (8, 8, 1))
+    spec = specs.from_config(
+      settings(
+        ('ddim_gmm', 'posterior_gmm'), infeasible='shrink', posterior=path, directions=2, eta=1.0
+      )
+    )
+    found = evaluate.samplers_with_controls(spec, sources.load(spec.data))
+    self.assertEqual(
+      [(made.sampler.name, control) for made, control in found],
+      [
+        ('ddim_gmm', 'ddim_noise'),
+        ('ddim_noise', ''),
+        ('posterior_gmm', 'posterior_noise'),
+        ('posterior_noise', ''),
+      ],
+    )
 
   def test_the_default(self):
     spec = specs.Spec()

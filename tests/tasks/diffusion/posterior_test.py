@@ -69,6 +69,17 @@ class ToyTest(parameterized.TestCase):
     with np.load(cases.sample_set(self.workdir, 'posterior_gmm')) as file:
       np.testing.assert_array_equal(file['arr_0'], x)
 
+  def test_a_workdir_may_move(self):
+    model = gmm_diffusion.load('toy:runlocal', self.workdir)
+    with cases.folder() as other:
+      before, after = (os.path.join(other, name) for name in ('before', 'after'))
+      cli.here('toy.py:runlocal', 'posterior', before, *TOY)
+      os.rename(before, after)
+      moved = gmm_diffusion.load(after)
+      x = moved.sample(4, sampler='posterior_gmm', steps=3, directions=2)
+    wanted = model.sample(4, sampler='posterior_gmm', steps=3, directions=2)
+    np.testing.assert_array_equal(x, wanted)
+
   def test_the_control_comes_by_itself(self):
     code, said, error = cli.here(
       'toy.py:runlocal', 'evaluate', self.workdir, '--config.evaluate.count=50',
@@ -86,13 +97,14 @@ class ToyTest(parameterized.TestCase):
       '--config.sample.count=2', '--config.sampler.steps=2',
     )  # fmt: skip
     self.assertEqual(code, 0, error)
-    self.assertIn('other.npz was measured on other weights', said)
+    self.assertIn('other.npz was measured on other weights or other guidance', said)
 
   @parameterized.parameters(
     ('sample', ('--config.sampler.name=posterior_gmm',), 'directions must be in 1..2'),
     ('posterior', ('--config.posterior.directions=3',), 'must be at most 2, the smaller of'),
     ('posterior', ('--config.sampler.steps=3',), 'those of all noise levels'),
     ('sample', ('--config.posterior.count=3',), '--mode=sample measures no residuals'),
+    ('posterior', ('--config.sample.label=1',), 'knows no classes'),
     ('sample', ('--config.sampler.places=axes',), 'those that do: posterior_gmm'),
   )
   def test_refuses(self, mode, overrides, words):
