@@ -149,7 +149,8 @@ class TypedTest(parameterized.TestCase):
       code, out = typed(flag)
       self.assertIn(code, (0, None))
       self.assertIn(
-        'train, finetune, distill, quantise, fetch, convert, sample, tune, evaluate, all', out
+        'train, finetune, distill, quantise, fetch, convert, sample, tune, posterior, evaluate, all',
+        out,
       )
       self.assertIn('--help with a --config lists every --config.KEY', out)
       code, out = typed('--config=digits.py:runlocal', flag)

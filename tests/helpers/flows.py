@@ -10,7 +10,7 @@ import numpy as np
 from gmm_diffusion.denoisers import exact
 from gmm_diffusion.maths import noise
 from gmm_diffusion.samplers.run import run
-from gmm_diffusion.types import Prediction, StepGrid
+from gmm_diffusion.types import StepGrid
 from helpers import cases
 
 PROBLEM = cases.golden('g7_problem')
@@ -85,7 +85,7 @@ def _sweep(kernel, rows, active, x):
 
   def denoise(x, time, when=True):
     found = DENOISER(x, time, None)
-    return Prediction(*(jnp.where(when, value, 0) for value in found))
+    return jax.tree.map(lambda value: jnp.where(when, value, 0), found)
 
   def body(state, inputs):
     (row, extra), act = inputs

@@ -124,8 +124,9 @@ class ClosedFormTest(cases.X64TestCase):
     before = x
     for n in range(4):
       time = schedule.at(grid.t[n])
-      x0, eps = denoiser(before, time, None)
-      np.testing.assert_allclose(path[n], before + (grid.s[n] - grid.t[n]) * (eps - x0), atol=1e-12)
+      found = denoiser(before, time, None)
+      slope = found.eps - found.x0
+      np.testing.assert_allclose(path[n], before + (grid.s[n] - grid.t[n]) * slope, atol=1e-12)
       before = path[n]
 
   @parameterized.parameters(('ddim', 1.0), ('ddim', 0.5), ('rfim', 0.5), ('rfim', 1.0))
@@ -186,8 +187,8 @@ class ClosedFormTest(cases.X64TestCase):
       samplers.make(name, dict(eta=eta))
 
   def test_unknown_variance(self):
-    with self.assertRaisesRegex(UserError, "unknown variance 'learned'; valid: small, large"):
-      samplers.make('ddpm', dict(variance='learned'))
+    with self.assertRaisesRegex(UserError, "unknown variance 'tiny'; valid: small, large, learned"):
+      samplers.make('ddpm', dict(variance='tiny'))
 
 
 if __name__ == '__main__':
