@@ -149,7 +149,7 @@ class TypedTest(parameterized.TestCase):
       code, out = typed(flag)
       self.assertIn(code, (0, None))
       self.assertIn(
-        'train, finetune, distill, quantise, fetch, convert, sample, tune, posterior, evaluate, all',
+        'train, finetune, distill, quantise, fetch, convert, sample, tune, posterior, evaluate, ',
         out,
       )
       self.assertIn('--help with a --config lists every --config.KEY', out)
