@@ -363,12 +363,12 @@ def _strips(found, subject, model, spec):
   """Sixteen samples of each sampler with the same noise."""
   decode, out, ids = _decoder(model, spec), [], np.arange(16)
   for one in found:
-    for what in ('fixed', ''):
-      table = tuned.table_of((one[what] if what else one)['table'])
+    for what, numbers in tune_page.tables_of(one):
+      table = tuned.table_of(numbers)
       count = table.keep.shape[1]
       bands = bands_lib.make(subject.shape, count) if count > 1 else None
       x = decode(subject.draw(table, tiers.stream(spec.seed, 0), ids, bands))
-      name = f'{one["calls"]} calls, {"best untuned" if what else "tuned"}'
+      name = f'{one["calls"]} calls, {what}'
       picture = pictures.picture(x, model.data.train, columns=16, most=16)
       out.append((name, pictures.png(picture)))
   return out

@@ -33,7 +33,6 @@ KEPT = (
   'are the differences of its factor of x_0 and of its variance; of several bands the largest. '
   'A tuned sampler need not keep this, since the denoiser does not know x_0.'
 )
-TABLES = ('best untuned', 'tuned')
 
 
 class Judged(NamedTuple):
@@ -108,8 +107,8 @@ def _table(found):
   evidence = {line['what']: line for line in found['evidence']}
   name = found['report']['metric']
   arrow = '↓' if metrics.LOWER_IS_BETTER[name] else '↑'
-  head = ['sampler', 'tier', 'tuning score', 'selection score', 'gain', 'kept']
-  head += [f'{name} {arrow}', 'minus best untuned', 'p']
+  head = ['sampler', 'tier', f'{name} {arrow}', 'minus best untuned', 'p']
+  head += ['tuning score', 'selection score', 'gain', 'kept']
   body, kinds = [], []
   for row in found['report']['rows']:
     line = evidence.get(row['what'], {})
@@ -121,22 +120,22 @@ def _table(found):
     )
     away = row.get('minus_fixed')
     body.append([
-      _short(row['what']), line.get('tier', 'config'),
-      *(f'{line[key]:.4f}' if key in line else '' for key in ('tuning', 'selection')),
-      gain, {True: 'yes', False: 'no'}.get(line.get('kept'), ''), _estimate(row),
+      _short(row['what']), line.get('tier', 'config'), _estimate(row),
       '' if away is None else str(Estimate(away, *row['minus_fixed_interval'])),
       f'{row["p"]:.2g}' if 'p' in row else '',
+      *(f'{line[key]:.4f}' if key in line else '' for key in ('tuning', 'selection')),
+      gain, {True: 'yes', False: 'no'}.get(line.get('kept'), ''),
     ])  # fmt: skip
     kinds.append('best' if row['best'] else '')
   for limit in found['report'].get('limits', ()):
     values = limit['values']
     value = str(of_mean(values)) if len(values) > 1 else f'{values[0]:.3f}'
-    body.append([limit['what'], 'limit', '', '', '', '', value, '', ''])
+    body.append([limit['what'], 'limit', value, *[''] * 6])
     kinds.append('')
   return page.table(head, body, kinds)
 
 
-def _short(text, most=70):
+def _short(text, most=44):
   """A long name on several lines."""
   words, out = text.split(), ['']
   for word in words:
@@ -146,21 +145,24 @@ def _short(text, most=70):
   return page.lines(out)
 
 
+def tables_of(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+  """The tables in a file with their names: one where nothing beat the best untuned sampler."""
+  fixed, best = found['fixed']['table'], found['table']
+  return [('best untuned', fixed)] if fixed == best else [('best untuned', fixed), ('tuned', best)]
+
+
 def _pictures(found):
   """Times of the calls and coefficients, of the best untuned sampler and the tuned one."""
-  figure, axes = plots.new(1, 3, (11, 3.2))
-  for name, table, style in (
-    (TABLES[0], found['fixed']['table'], 'o--'), (TABLES[1], found['table'], 's-'),
-  ):  # fmt: skip
+  tables = tables_of(found)
+  figure, axes = plots.new(1, 1 + len(tables), (3.7 + 3.7 * len(tables), 3.2))
+  for (name, table), style in zip(tables, ('o--', 's-'), strict=False):
     with np.errstate(divide='ignore'):
       level = 2 * np.log(np.array(table['time_a']) / np.array(table['time_b']))
     axes[0, 0].plot(range(1, len(level) + 1), np.maximum(level, -30), style, label=name)
   axes[0, 0].set(xlabel='call', ylabel='log-SNR when asked')
   axes[0, 0].legend(fontsize=8)
   axes[0, 0].grid(alpha=0.3)
-  for ax, name, table in (
-    (axes[0, 1], TABLES[0], found['fixed']['table']), (axes[0, 2], TABLES[1], found['table']),
-  ):  # fmt: skip
+  for ax, (name, table) in zip(axes[0, 1:], tables, strict=True):
     numbers = np.array(table['weights'])[..., 0]
     most = max(np.abs(numbers).max(), 1e-9)
     ax.imshow(numbers, cmap='RdBu', vmin=-most, vmax=most)
@@ -175,12 +177,11 @@ def _pictures(found):
 
 def _kept(found):
   """How far the states of both tables are from draws of q(y_n | x_0), as a table."""
-  far = [
-    linear.consistency(tuned.table_of(table)) for table in (found['fixed']['table'], found['table'])
-  ]
+  tables = tables_of(found)
+  far = [linear.consistency(tuned.table_of(table)) for _, table in tables]
   most = lambda value: f'{value[np.argmax(np.abs(value))]:+.3f}'
   return page.table(
-    ['after call', *(f'{name}, {part}' for name in TABLES for part in ('mean', 'variance'))],
+    ['after call', *(f'{name}, {part}' for name, _ in tables for part in ('mean', 'variance'))],
     [
       [
         str(lines[0]['call']),
