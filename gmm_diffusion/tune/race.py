@@ -2,8 +2,8 @@
 
 Deterministic samplers and those with Gaussian noise are tables (samplers/linear.py), so the whole
 race shares one compilation. It runs by successive halving [Jamieson & Talwalkar 2016]: all
-candidates on few samples, the best eighth on four times as many, and so on; all on the same
-noise. The search then moves the times of the best ones [USF's choice of times, arXiv 2312.07243,
+candidates on few samples, the best quarter on four times as many, and so on, so that all rounds
+cost the same; all on the same noise. The search then moves the times of the best ones [USF's choice of times, arXiv 2312.07243,
 by an evolution with common noise], each with its sampler.
 """
 
@@ -123,12 +123,12 @@ def _key(table):
 
 
 def halvings(count: int, least: int, most: int) -> list[tuple[int, int]]:
-  """[(candidates, samples)] of the rounds: an eighth of the candidates at four times the samples,
+  """[(candidates, samples)] of the rounds: a quarter of the candidates at four times the samples,
   until `most` samples decide among at least four."""
   rounds, samples = [(count, min(least, most))], min(least, most)
   while samples < most:
     samples = min(4 * samples, most)
-    count = max(min(count, 4), count // 8)
+    count = max(min(count, 4), count // 4)
     rounds.append((count, samples))
   return rounds
 

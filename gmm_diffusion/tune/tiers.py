@@ -30,7 +30,7 @@ from gmm_diffusion.tune.subject import Subject
 Keep = Callable[[str, str, Callable[[], dict[str, Any]]], dict[str, Any]]
 STREAMS = 2048  # of noise for each seed: those of the report come first
 TUNE, SELECT, DESCEND, OWN = STREAMS - 4, STREAMS - 3, STREAMS - 2, STREAMS - 1
-SURE = 4  # times as many samples select between two proposals as propose one
+SURE = 4  # times as many samples decide the race, and between two proposals, as propose one
 FIRST = 32  # samples of a candidate in the first round of the race
 PARENTS, OFFSPRING = 4, 12  # of a generation of the search
 WIDTHS = (0.35, 0.25, 0.15, 0.1)  # of its generations
@@ -179,7 +179,7 @@ class Tuner:
     field = race.candidates(subject.schedule, settings.calls, subject.times)
     if not field:
       raise UserError(f'no sampler makes exactly {settings.calls} calls on this schedule')
-    rounds = race.halvings(len(field), FIRST, settings.samples)
+    rounds = race.halvings(len(field), FIRST, SURE * settings.samples)
     total = sum(count for count, _ in rounds)
     with tqdm(total=total, desc='race', unit='candidate', dynamic_ncols=True) as bar:
 
