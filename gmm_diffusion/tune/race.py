@@ -3,8 +3,8 @@
 Deterministic samplers and those with Gaussian noise are tables (samplers/linear.py), so the whole
 race shares one compilation. It runs by successive halving [Jamieson & Talwalkar 2016]: all
 candidates on few samples, the best quarter on four times as many, and so on, so that all rounds
-cost the same; all on the same noise. The search then moves the times of the best ones [USF's choice of times, arXiv 2312.07243,
-by an evolution with common noise], each with its sampler.
+cost the same; all on the same noise. The search then moves the times of the best ones [USF's
+choice of times, arXiv 2312.07243, by an evolution with common noise], each with its sampler.
 """
 
 import dataclasses
