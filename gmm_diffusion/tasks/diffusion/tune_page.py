@@ -209,7 +209,8 @@ def _curve(found):
     axes[0, 0].axhline(
       np.mean(limit['values']), color='0.5', linestyle=style, label=limit['what'], zorder=0
     )
-  axes[0, 0].set(xlabel='calls of the network', ylabel=found[0]['report']['metric'], yscale='log')
+  plots.over_calls(axes[0, 0], calls)
+  axes[0, 0].set(ylabel=found[0]['report']['metric'], yscale='log')
   axes[0, 0].legend(fontsize=8)
   axes[0, 0].grid(alpha=0.3, which='both')
   return page.figure(plots.png(figure), smooth=True)
