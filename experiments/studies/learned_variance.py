@@ -46,10 +46,6 @@ def rows_of(args, learned: bool) -> list[dict]:
       row = {'network': name, 'steps': steps, 'variance': kind, 'values': own}
       if kind != kinds[0]:
         row['minus_small'] = paired.difference(own, values[kinds[0]])._asdict()
-      if kind == 'learned':
-        best = min(kinds[:2], key=lambda other: sum(values[other]))
-        row['better_fixed'] = best
-        row['minus_better_fixed'] = paired.difference(own, values[best])._asdict()
       rows.append(row)
   return rows
 

@@ -13,6 +13,9 @@ Notation: x_t = a_t x_0 + b_t eps with eps ~ N(0, I). Equations:
 
 (6) is DDIM's formula for any (a, b): with a^2 + b^2 = 1 the root is sqrt(1 - a_t^2 / a_s^2). (8)
 has no a_t / a_s: the chain of RDDM moves x_0 and does not scale it.
+
+  (9)  beta = b_t^2 - (a_t / a_s)^2 b_s^2             what the chain adds from s to t
+  (10) g    = a_s - a_t sqrt(b_s^2 - tau^2) / b_t     weight of x_0 in mu where x_t stays
 """
 
 import jax.numpy as jnp
@@ -84,9 +87,13 @@ def target(kind: str, x0: Array, eps: Array, time: Time) -> Array:
 
 def posterior_std(grid: StepGrid, eta: float) -> Array:
   """Equation (6), shape [N], float64. eta = 1 is the DDPM posterior deviation."""
+  return eta * grid.b_s / grid.b_t * np.sqrt(added_variance(grid))
+
+
+def added_variance(grid: StepGrid) -> Array:
+  """Equation (9), shape [N], float64."""
   ratio = grid.a_t / grid.a_s
-  inner = grid.b_t**2 - ratio**2 * grid.b_s**2
-  return eta * grid.b_s / grid.b_t * np.sqrt(np.maximum(inner, 0.0))
+  return np.maximum(grid.b_t**2 - ratio**2 * grid.b_s**2, 0.0)
 
 
 def flow_std(grid: StepGrid, eta: float) -> Array:
@@ -103,6 +110,11 @@ def residual_std(grid: StepGrid, eta: float) -> Array:
 def noise_weight(grid: StepGrid, tau: Array) -> np.ndarray:
   """sqrt(b_s^2 - tau^2), the weight of eps in equation (5), shape [N], float64."""
   return np.sqrt(np.maximum(grid.b_s**2 - tau**2, 0.0))
+
+
+def x0_weight(grid: StepGrid, tau: Array) -> Array:
+  """Equation (10), shape [N], float64."""
+  return grid.a_s - noise_weight(grid, tau) * grid.a_t / grid.b_t
 
 
 def reverse_mean(prediction: Prediction, a_s: Array, weight: Array) -> Array:

@@ -49,13 +49,12 @@ def rows(grid: StepGrid) -> Row:
   """Rows [N] of the steps of a grid, float64; where only one step ends the chain and is all of it,
   its beta~ is beta."""
   tau = marginals.posterior_std(grid, 1.0)
-  beta = grid.b_t**2 - (grid.a_t / grid.a_s) ** 2 * grid.b_s**2
+  beta = marginals.added_variance(grid)
   ends = grid.b_s == 0
   tilde = tau**2
   inner = tilde[~ends]
   tilde = np.where(ends, inner[-1] if len(inner) else beta, tilde)
-  gain = grid.a_s - marginals.noise_weight(grid, tau) * grid.a_t / grid.b_t
-  return Row(np.log(beta), np.log(tilde), gain**2, ends)
+  return Row(np.log(beta), np.log(tilde), marginals.x0_weight(grid, tau) ** 2, ends)
 
 
 def of_training(process: Schedule) -> Row:

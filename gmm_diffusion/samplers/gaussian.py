@@ -113,7 +113,6 @@ def ddpm(variance: str = 'small') -> Kernel:
   def std(grid, tau, dim):
     if variance == 'small':
       return tau
-    beta = grid.b_t**2 - (grid.a_t / grid.a_s) ** 2 * grid.b_s**2
-    return np.where(grid.b_s > 0, np.sqrt(np.maximum(beta, 0)), 0)
+    return np.where(grid.b_s > 0, np.sqrt(marginals.added_variance(grid)), 0)
 
   return gaussian(lambda grid: marginals.posterior_std(grid, 1.0), std)

@@ -146,8 +146,7 @@ def deviations(
   with np.errstate(divide='ignore'):
     level = 2 * (np.log(grid.a_t) - np.log(grid.b_t))
   nearest = np.argmin(np.abs(np.maximum(level, -1e3)[:, None] - found.level), 1)
-  g = grid.a_s - marginals.noise_weight(grid, tau) * grid.a_t / grid.b_t
-  g = np.where(grid.b_s > 0, g, 0)
+  g = np.where(grid.b_s > 0, marginals.x0_weight(grid, tau), 0)
   return scale * g[:, None] * np.sqrt(np.float64(found.variances[nearest, :directions])), nearest
 
 
@@ -214,7 +213,7 @@ def posterior_gmm(
     else:
       signs = 1 - 2 * ((k[:, None] >> jnp.arange(directions)[None]) & 1)
       moved = _dot(signs * row.std[None], vectors)
-    return moved + row.tau * z * (eta > 0), {'component': k}
+    return moved + row.tau * z if eta else moved, {'component': k}
 
   return _directed(eta, posterior, directions, scale, kick)
 
