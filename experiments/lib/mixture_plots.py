@@ -74,6 +74,7 @@ def differences(path: str, rows: list[dict[str, Any]]) -> None:
     axis.invert_yaxis()
     axis.axvline(0, color='0.6', linewidth=0.8)
     axis.set(title=setting)
+    axis.locator_params(axis='x', nbins=6)
     axis.grid(alpha=0.3, axis='x')
   figure.supxlabel(
     'difference of Frechet distances, below 0: better than DDIM; filled: p < 0.05', fontsize=9
