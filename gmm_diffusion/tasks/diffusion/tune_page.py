@@ -26,11 +26,11 @@ OPTIMISM = (
   'The tuning score of a winner is too good, since it was chosen by it; the selection score of the '
   'same table shows by how much.'
 )
-
-
+STATES = 'What the states keep of mean and variance'
 KEPT = (
-  'Where the denoiser knows x_0, the state after each call should be a draw of q(x | x_0). These '
-  'are the differences of its factor of x_0 and of its variance; of several bands the largest. '
+  f'{STATES}: where the denoiser knows x_0, the state after each call should be a draw of '
+  'q(x | x_0). The table has the differences of its factor of x_0 and of its variance; of several '
+  'bands the largest. '
   'A tuned sampler need not keep this, since the denoiser does not know x_0.'
 )
 
@@ -236,11 +236,13 @@ def write(
   if len(found) > 1:
     sections.append(('Quality against calls', [_curve(found)]))
   for one in found:
-    sections.append((f'{one["calls"]} calls', [_table(one), _pictures(one), KEPT, _kept(one)]))
+    sections.append(
+      (f'{one["calls"]} calls', [_table(one), _pictures(one), page.folded(STATES, _kept(one))])
+    )
   if strips:
     sections.append(('The same noise, side by side', [page.strip(*strip) for strip in strips]))
   limits = any(one['report'].get('limits') for one in found)
-  sections.append(('How to read this', [HOW, OPTIMISM, *([LIMITS] * limits)]))
+  sections.append(('How to read this', [HOW, OPTIMISM, KEPT, *([LIMITS] * limits)]))
   about = {
     f'{one["calls"]} calls': f'{one["network_calls"]:,} network calls of one sample in '
     f'{one["seconds"]:.0f} s; reference: {one["reference"]}; judge: {one["report"]["features"]} on '
