@@ -52,10 +52,12 @@ def arguments(arg: str, valid: tuple[str, ...]) -> set[str]:
   return found
 
 
-def pretrained(arg: str, size: int, models: tuple[str, ...]) -> tuple[ConfigDict, str, bool]:
+def pretrained(
+  arg: str, size: int, models: tuple[str, ...], more: tuple[str, ...] = ()
+) -> tuple[ConfigDict, str, bool]:
   """(config of a released model of size x size images, which of `models`, whether to run locally);
-  the first is the default."""
-  found = arguments(arg, (*models, 'runlocal', *PRESETS))
+  the first is the default. more: further arguments that are valid."""
+  found = arguments(arg, (*models, *more, 'runlocal', *PRESETS))
   chosen = [model for model in models if model in found] or [models[0]]
   if len(chosen) > 1:
     raise ValueError(
@@ -151,6 +153,36 @@ def ldm_weights(config: ConfigDict, file: str) -> None:
 def kl_f8(config: ConfigDict) -> None:
   """The KL-f8 first stage [LDM table 8]."""
   config.autoencoder.update(name='kl', latent_channels=4, multipliers=(1.0, 2.0, 4.0, 4.0))
+
+
+def kl_f8_weights(config: ConfigDict) -> None:
+  """Those of Stable Diffusion, fine-tuned, for KL-f8."""
+  config.autoencoder.scale = 0.18215
+  config.autoencoder.weights.update(
+    format='diffusers',
+    url=HUB + 'stabilityai/sd-vae-ft-mse/resolve/main/diffusion_pytorch_model.safetensors',
+    size=334643276,
+    sha256='a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815',
+  )
+
+
+def from_scratch(config: ConfigDict, local: bool, dataset: str, **train) -> ConfigDict:
+  """The same network to be trained here, on a prepared tfds set; train: as its authors do.
+
+  An autoencoder stays the released one.
+  """
+  if config.classifier.scale:
+    raise ValueError('a network is trained without the classifier that guides; leave _guided out')
+  if local:
+    shrink(config)
+    config.autoencoder.scale = 0.0
+    train = dict(steps=200, batch=16, learning_rate=1e-3, warmup=20, ema=0.99)
+  config.data.update(name='tfds', dataset=dataset, path='~/tensorflow_datasets', flip=True)
+  config.data.stream = not local
+  config.net.weights.update(format='', url='', size=0, sha256='')
+  config.train.update(checkpoint_every=max(train['steps'] // 200, 100))
+  config.train.update(train)
+  return config
 
 
 def shrink(config: ConfigDict) -> ConfigDict:

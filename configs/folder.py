@@ -1,6 +1,6 @@
-"""Any folder of images, at 32 x 32: --config.data.path=DIR.
+"""Any folder of images, at 32 x 32, or at 256 x 256 in latents: --config.data.path=DIR.
 
-Classes are the folders in DIR, where there are any. Larger images need --config.data.size and more
+Classes are the folders in DIR, where there are any. Other sizes need --config.data.size and other
 net.multipliers.
 """
 
@@ -8,12 +8,13 @@ from configs import common
 
 
 def get_config(arg=''):
-  """Variants: runlocal (a size for two CPU cores, tens of minutes).
+  """Variants: runlocal (a size for two CPU cores, tens of minutes), latents (in the latents of a
+  released autoencoder, 256 x 256).
 
   The network has 8 million parameters. Dropout and flips put off the time when it knows a small set
   by heart; the velocity, unlike the noise, says something also where nearly all is noise.
   """
-  variants = common.arguments(arg, ('runlocal',))
+  variants = common.arguments(arg, ('runlocal', 'latents'))
   config = common.defaults()
   config.data.update(name='folder', size=32, flip=True)
   config.schedule.name = 'cosine'
@@ -34,4 +35,14 @@ def get_config(arg=''):
       steps=1000, batch=32, learning_rate=2e-3, warmup=100, ema=0.995, checkpoint_every=100
     )
     config.evaluate.update(samplers=('ddim', 'ddim_gmm'), count=300)
+  if 'latents' in variants:
+    common.kl_f8(config)
+    common.kl_f8_weights(config)
+    config.data.size, config.denoiser.clip = 256, False
+    if 'runlocal' in variants:
+      common.shrink(config)
+      config.net.weights.format, config.autoencoder.scale = '', 0.0
+    else:
+      config.net.update(channels=128, multipliers=(1.0, 2.0, 3.0, 4.0), blocks=2)
+      config.train.update(steps=50000, batch=64, learning_rate=1e-4, ema=0.9999)
   return config

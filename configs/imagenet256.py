@@ -7,13 +7,13 @@ MODELS = ('adm', 'adm_guided', 'uncond', 'uncond_guided', 'ldm', 'dit')
 
 def get_config(arg=''):
   """Variants: one of MODELS (adm by default), the presets of common.py, runlocal (small, random
-  weights).
+  weights), train (a network of one's own, trained as the released one was: adm, uncond, ldm, dit).
 
   adm: class-conditional ADM. uncond: ADM without labels. adm_guided, uncond_guided: with classifier
   guidance. ldm: LDM-4 (cin256-v2) with classifier-free guidance 2.5. dit: DiT-XL/2 with guidance 4
   on three channels.
   """
-  config, model, local = common.pretrained(arg, 256, MODELS)
+  config, model, local = common.pretrained(arg, 256, MODELS, ('train',))
   config.data.update(dataset='imagenet', classes=1000)
   if model.startswith('adm'):
     common.adm(config, '256x256_diffusion.pt')
@@ -57,12 +57,15 @@ def get_config(arg=''):
       sha256='9ec1876e4c03471bca126663a30e2d1b20610b6d2f87850a39a36f25cc685521',
     )
     common.kl_f8(config)
-    config.autoencoder.scale = 0.18215
-    config.autoencoder.weights.update(
-      format='diffusers',
-      url=common.HUB + 'stabilityai/sd-vae-ft-mse/resolve/main/diffusion_pytorch_model.safetensors',
-      size=334643276,
-      sha256='a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815',
-    )
+    common.kl_f8_weights(config)
     config.denoiser.update(clip=False, guidance=4.0, guidance_channels=3)
+  if 'train' in arg.split(','):
+    own = {
+      'ldm': dict(steps=178000, batch=1200, optimiser='adamw'),
+      'dit': dict(steps=400000, batch=256, warmup=0),
+    }
+    settings = own.get(model, dict(steps=1980000, batch=256, warmup=0))
+    return common.from_scratch(
+      config, local, 'imagenet2012', learning_rate=1e-4, ema=0.9999, **settings
+    )
   return common.shrink(config) if local else config

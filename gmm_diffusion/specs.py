@@ -16,7 +16,9 @@ from gmm_diffusion.task_specs import (
   Annotate,
   Creativity,
   Distill,
+  Evaluate,
   Finetune,
+  Inverse,
   Masked,
   Posterior,
   Quantise,
@@ -32,21 +34,23 @@ class Data:
 
   name: str = option(
     'digits',
-    "digits, toy, crafted: built in; folder: images in 'path'; tfds: 'dataset' in 'path'; none: "
-    'released models',
-    ('digits', 'toy', 'folder', 'tfds', 'crafted', 'none'),
+    "digits, toy, crafted: built in; folder: images in 'path'; npz: the file 'path'; tfds: "
+    "'dataset' in 'path'; none: released models",
+    ('digits', 'toy', 'folder', 'npz', 'tfds', 'crafted', 'none'),
   )
   dataset: str = option('', 'name for tfds, such as mnist; imagenet names the classes of none')
-  path: str = option('', 'folder of images, of tfds, or of BSDS500 for segmentation')
+  path: str = option(
+    '', 'folder of images, file of an .npz, folder of tfds, or of BSDS500 for segmentation'
+  )
   size: int = option(
     0,
-    'folder, tfds: side to which images are resized and cropped, 0 leaves them as they are; none: '
-    'side of the RGB images that a released model makes',
+    'folder, npz, tfds: side to which images are resized and cropped, 0 leaves them as they are; '
+    'none: side of the RGB images that a released model makes',
     '[0, 16384]',
   )
   colour: str = option(
     '',
-    "what images are converted to; '': tfds leaves them as they are, folder makes rgb",
+    "what images are converted to; '': npz and tfds leave them as they are, folder makes rgb",
     ('', 'rgb', 'grey'),
   )
   labels: str = option(
@@ -54,10 +58,12 @@ class Data:
     "folder: 'folder', the first one below path; none; or a CSV with the columns file,label",
   )
   held_out: float = option(
-    0.0, "folder: share that is kept from training, where there is no 'train' and 'test'", '[0, 1)'
+    0.0,
+    "folder, npz: share that is kept from training, where there is no 'train' and 'test'",
+    '[0, 1)',
   )
   skip_unreadable: bool = option(False, 'folder: leave out images that cannot be read')
-  stream: bool = option(False, 'folder, tfds: read images when they are used, not into memory')
+  stream: bool = option(False, 'folder, npz, tfds: read images when they are used, not into memory')
   flip: bool = option(False, 'images are mirrored at random while training')
   classes: int = option(0, 'none: number of classes of a released model', '[0, 1000000]')
   images: str = option(
@@ -163,6 +169,9 @@ class Net:
     None, 'cnn: of final=gumbel, at the start and end of the training', '(0, 1e6]'
   )
   dropout: float | None = option(None, 'unet: rate in residual blocks while training', '[0, 1)')
+  remat: bool | None = option(
+    None, 'unet, dit: blocks are computed again for the gradient, which takes less memory'
+  )
   learn_sigma: bool = option(False, 'twice the output channels: a learned variance comes last')
   dtype: str = option('float32', 'of the computation', ('float32', 'bfloat16'))
   weights: Weights = Weights()
@@ -189,9 +198,12 @@ class Autoencoder:
   blocks: int = option(2, 'residual blocks of each level', '[1, 1024]')
   attention: tuple[int, ...] = option((), 'sides (pixels) of the levels with attention', WIDTH)
   scale: float = option(
-    1.0, 'the network sees latents times this; a file with its own value overrides it', '(0, 1e6]'
+    1.0,
+    'the network sees latents times this; a file with its own value overrides it; 0: training makes '
+    'their deviation 1',
+    '[0, 1e6]',
   )
-  batch: int = option(8, 'latents decoded at a time on each device', BATCH)
+  batch: int = option(8, 'images coded or decoded at a time on each device', BATCH)
   weights: Weights = Weights()
 
 
@@ -354,56 +366,6 @@ class Sample:
   label: str = option('', "numbers or names of classes, by commas, taken in turn; '' is all")
   png: bool = option(False, 'also each image as a PNG file')
   gif: bool = option(False, 'also a .gif: x_0 as predicted in each step, of the first 16')
-
-
-@dataclasses.dataclass(frozen=True)
-class Inverse:
-  """Measurements of images (engine.measuring), to be restored: by any denoiser without training, or
-  by task 'restoration', which learns it."""
-
-  operator: str = option(
-    '',
-    "what is measured: identity, mask (inpainting), box (super-resolution), blur; '' is nothing",
-    ('', 'identity', 'mask', 'box', 'blur'),
-  )
-  method: str = option(
-    'pigdm',
-    'how the denoiser is guided (denoisers.inverse); exact: the posterior of the training images, '
-    'for denoiser empirical',
-    ('dps', 'pigdm', 'moment', 'stsl', 'exact'),
-  )
-  noise: float = option(0.05, 'deviation of the noise, of images in [-1, 1]', '[0, 1e6]')
-  hidden: str = option(
-    'middle',
-    'mask: what is not seen: middle, bottom, right, random, or the file of an image that is white '
-    'there',
-  )
-  factor: int = option(2, 'box: pixels that become one, each way', '[1, 16384]')
-  width: float = option(1.0, 'blur: deviation in pixels', '(0, 1e4]')
-  images: str = option('', "folder of images to measure; '': the test images")
-  draws: int = option(1, 'samples for each image', COUNT)
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluate:
-  """--mode=evaluate: what to compare with what, and how."""
-
-  samplers: tuple[str, ...] = option(
-    ('ddim', 'ddim_gmm', 'ddim_noise'), "each draws 'count' samples; names in samplers.NAMES"
-  )
-  count: int = option(1000, 'samples of each', COUNT)
-  store: bool = option(True, 'keep the samples, or only their features')
-  images: str = option('', 'folder, .npz or tfds:NAME:SPLIT, evaluated in place of samples')
-  reference: str = option(
-    '', "the same kinds of path, or an .npz with mu and sigma; '': the first training items"
-  )
-  reference_count: int = option(10000, 'how many of these', COUNT)
-  features: str = option('classifier', 'a name in metrics.features.FEATURES')
-  inception: str = option('', "weights file of inception; '': under its public name in the cache")
-  metrics: tuple[str, ...] = option((), 'names in metrics.METRICS; () is all that can be computed')
-  neighbours: int = option(3, 'k of precision and recall', '[1, 10000]')
-  cache: str = option('', "folder for feature networks and references; '': the workdir")
-  skip_unreadable: bool = option(False, 'leave out images that cannot be read, and say how many')
 
 
 @dataclasses.dataclass(frozen=True)

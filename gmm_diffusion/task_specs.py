@@ -1,5 +1,6 @@
-"""The settings of the modes finetune, distill, quantise, tune and posterior, and of the tasks
-segmentation, creativity, restoration and masked, in the form of options.py; the rest: specs.py."""
+"""The settings of the modes finetune, distill, quantise, tune, posterior and evaluate, of
+measurements, and of the tasks segmentation, creativity, restoration and masked, in the form of
+options.py; the rest: specs.py."""
 
 import dataclasses
 
@@ -24,6 +25,56 @@ class Finetune:
     'of evaluate.features',
     ('identity', 'classifier', 'rotation'),
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class Inverse:
+  """Measurements of images (engine.measuring), to be restored: by any denoiser without training, or
+  by task 'restoration', which learns it."""
+
+  operator: str = option(
+    '',
+    "what is measured: identity, mask (inpainting), box (super-resolution), blur; '' is nothing",
+    ('', 'identity', 'mask', 'box', 'blur'),
+  )
+  method: str = option(
+    'pigdm',
+    'how the denoiser is guided (denoisers.inverse); exact: the posterior of the training images, '
+    'for denoiser empirical',
+    ('dps', 'pigdm', 'moment', 'stsl', 'exact'),
+  )
+  noise: float = option(0.05, 'deviation of the noise, of images in [-1, 1]', '[0, 1e6]')
+  hidden: str = option(
+    'middle',
+    'mask: what is not seen: middle, bottom, right, random, or the file of an image that is white '
+    'there',
+  )
+  factor: int = option(2, 'box: pixels that become one, each way', '[1, 16384]')
+  width: float = option(1.0, 'blur: deviation in pixels', '(0, 1e4]')
+  images: str = option('', "folder of images to measure; '': the test images")
+  draws: int = option(1, 'samples for each image', COUNT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+  """--mode=evaluate: what to compare with what, and how."""
+
+  samplers: tuple[str, ...] = option(
+    ('ddim', 'ddim_gmm', 'ddim_noise'), "each draws 'count' samples; names in samplers.NAMES"
+  )
+  count: int = option(1000, 'samples of each', COUNT)
+  store: bool = option(True, 'keep the samples, or only their features')
+  images: str = option('', 'folder, .npz or tfds:NAME:SPLIT, evaluated in place of samples')
+  reference: str = option(
+    '', "the same kinds of path, or an .npz with mu and sigma; '': the first training items"
+  )
+  reference_count: int = option(10000, 'how many of these', COUNT)
+  features: str = option('classifier', 'a name in metrics.features.FEATURES')
+  inception: str = option('', "weights file of inception; '': under its public name in the cache")
+  metrics: tuple[str, ...] = option((), 'names in metrics.METRICS; () is all that can be computed')
+  neighbours: int = option(3, 'k of precision and recall', '[1, 10000]')
+  cache: str = option('', "folder for feature networks and references; '': the workdir")
+  skip_unreadable: bool = option(False, 'leave out images that cannot be read, and say how many')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,7 +47,7 @@ def load(spec: specs.Data) -> Data:
     for part, *both in zip(parts, found, words)
   ]
   if len(items) == 1:
-    out = _held_out(len(items[0]), spec.held_out)
+    out = held_out(len(items[0]), spec.held_out)
     items = [[item for item, away in zip(items[0], out) if away == held] for held in (False, True)]
   if spec.limit:
     items[0] = items[0][: spec.limit]
@@ -146,7 +146,7 @@ def _classes(words: list[list[str]]) -> tuple[str, ...]:
   return tuple(sorted(every, key=int if all(word.isdecimal() for word in every) else None))
 
 
-def _held_out(count: int, share: float) -> np.ndarray:
+def held_out(count: int, share: float) -> np.ndarray:
   """Which images are held out: the same ones in every run."""
   out = np.zeros(count, bool)
   out[np.random.RandomState(0).permutation(count)[: round(share * count)]] = True

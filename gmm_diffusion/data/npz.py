@@ -3,6 +3,7 @@ unpickled, and a damaged file ends in one line."""
 
 import contextlib
 import math
+import struct
 import zipfile
 from collections.abc import Iterator
 from typing import IO, NamedTuple
@@ -10,6 +11,9 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from gmm_diffusion.errors import UserError
+
+_LOCAL_HEAD = 30  # bytes before the name of a member, in a zip
+_NAME_LENGTHS = 26  # where the lengths of the name and of what follows it stand there
 
 
 class Head(NamedTuple):
@@ -83,6 +87,23 @@ class Npz:
       content = file.read()  # to its end, where the checksum is
       values = np.frombuffer(content, head.dtype).reshape(head.shape[:: -1 if head.fortran else 1])
       return values.T if head.fortran else values
+
+  def mapped(self, name: str) -> np.ndarray:
+    """The same array, read-only, whose values stay in the file until they are used; in memory where
+    the file is compressed or the array is empty."""
+    info = self._archive.getinfo(name + '.npy')
+    file, head = self._open(name + '.npy')
+    file.close()
+    if info.compress_type != zipfile.ZIP_STORED or 0 in head.shape or head.dtype.hasobject:
+      return self.array(name)
+    with _one_line(self.path, 'an array in'), open(self.path, 'rb') as whole:
+      whole.seek(info.header_offset + _NAME_LENGTHS)
+      name_length, extra_length = struct.unpack('<HH', whole.read(4))
+    end = info.header_offset + _LOCAL_HEAD + name_length + extra_length + info.file_size
+    start = end - math.prod(head.shape) * head.dtype.itemsize
+    shape = head.shape[:: -1 if head.fortran else 1]
+    values = np.memmap(self.path, head.dtype, 'r', start, shape)
+    return values.T if head.fortran else values
 
   def rows(self, name: str, size: int) -> Iterator[np.ndarray]:
     """An array in C order as blocks of `size` rows, one of them in memory at a time."""

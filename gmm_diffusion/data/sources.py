@@ -1,4 +1,4 @@
-"""Data sets in memory: embedded digits, folders, tensorflow-datasets without TensorFlow, a toy
+"""Data sets: embedded digits, folders, .npz files, tensorflow-datasets without TensorFlow, a toy
 mixture."""
 
 import functools
@@ -8,7 +8,7 @@ import numpy as np
 
 from gmm_diffusion import specs
 from gmm_diffusion.data import crafted as crafted_set
-from gmm_diffusion.data import folders, streams
+from gmm_diffusion.data import folders, npz, streams
 from gmm_diffusion.data.base import Data
 from gmm_diffusion.errors import UserError
 
@@ -44,7 +44,8 @@ def tfds(spec: specs.Data) -> Data:
         spec.dataset, data_dir=folder, split=split, decoders=decoders, download=False
       )
 
-    train, test = source('train'), source('test') if 'test' in info.splits else ()
+    train = source('train')
+    others = {name: source(name) for name in ('test', 'validation') if name in info.splits}
     train[0]['image']
   except Exception as error:  # tfds raises many kinds
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -71,14 +72,80 @@ def tfds(spec: specs.Data) -> Data:
     return images, labels
 
   images, labels = part(train, 'train')
-  held_out, held_out_labels = (
-    part(test, 'test') if len(test) else (images[:0], np.zeros(0, np.int32))
-  )
+  held_out, held_out_labels = images[:0], np.zeros(0, np.int32)
+  for name, rows in others.items():
+    held_out, held_out_labels = part(rows, name)
+    if held_out_labels.min(initial=0) >= 0:  # labels of a test set may be secret, which is -1
+      break
   classes, names = 0, ()
   if 'label' in info.features:
     classes = int(max(labels.max(), held_out_labels.max(initial=0))) + 1
     names = tuple(getattr(info.features['label'], 'names', ()))[:classes]
   return Data(images, labels, held_out, held_out_labels, classes, names=names)
+
+
+# Names of arrays in an .npz: (images, classes) to train on and those held out, as ADM, MedMNIST and
+# Keras write them.
+NPZ_NAMES: tuple[tuple[tuple[str, str], tuple[str, ...]], ...] = (
+  (('arr_0', 'arr_1'), ()),
+  (('train_images', 'train_labels'), ('test_images', 'test_labels')),
+  (('x_train', 'y_train'), ('x_test', 'y_test')),
+)
+
+
+def npz_file(spec: specs.Data) -> Data:
+  """The uint8 images [N, H, W] or [N, H, W, 1 or 3] of an .npz, and their classes if it has any."""
+  path = os.path.expanduser(spec.path)
+  if not os.path.isfile(path):
+    raise UserError(f'there is no file {spec.path!r}; set data.path to an .npz of images')
+  with npz.Npz(path) as file:
+    names = [pair for pair in NPZ_NAMES if pair[0][0] in file.heads]
+    if not names:
+      raise UserError(
+        f'{path} has no images but {", ".join(file.heads) or "nothing"}; valid names: '
+        f'{", ".join(own[0] for own, _ in NPZ_NAMES)}'
+      )
+    own, other = names[0]
+    there = bool(other) and other[0] in file.heads
+    train = _npz_part(file, *own)
+    test = _npz_part(file, *other) if there else train
+  away = folders.held_out(len(train[1]), 0.0 if there else spec.held_out)
+  kept, apart = np.flatnonzero(~away), np.arange(len(test[1])) if there else np.flatnonzero(away)
+  if not len(kept):
+    raise UserError(f'no image is left to train on in {path}; lower data.held_out')
+  mode = folders.MODES[spec.colour] if spec.colour else ''
+
+  def read(images, numbers, item=()):
+    one = lambda n: folders.fitted_pixels(np.array(images[numbers[n]]), spec.size, mode)
+    name = lambda n: f'image {numbers[n]} of {path}'
+    stream = streams.Stream(one, name, len(numbers), item=item)
+    return stream if spec.stream else stream.read()
+
+  images = read(train[0], kept)
+  held_out = read(test[0], apart, images.shape[1:])
+  labels = train[1][kept], test[1][apart]
+  classes = max(int(part.max(initial=-1)) for part in labels) + 1
+  return Data(images, np.maximum(labels[0], 0), held_out, np.maximum(labels[1], 0), classes)
+
+
+def _npz_part(file: npz.Npz, images: str, labels: str) -> tuple[np.ndarray, np.ndarray]:
+  """(images [N, H, W, C] that stay in the file, classes int32 [N], -1 where there are none)."""
+  shape, dtype, _ = file.heads[images]
+  if dtype != np.uint8 or len(shape) not in (3, 4) or [*shape, 1][3] not in (1, 3) or 0 in shape:
+    raise UserError(
+      f'{images} of {file.path} is {dtype} {list(shape)}; valid: uint8 [N, H, W] or '
+      f'[N, H, W, 1 or 3] in 0..255'
+    )
+  rows = file.mapped(images).reshape(*shape[:3], -1)
+  if labels not in file.heads:
+    return rows, np.full(len(rows), -1, np.int32)
+  classes = file.array(labels)
+  if classes.size != len(rows) or classes.dtype.kind not in 'iu' or classes.min() < 0:
+    raise UserError(
+      f'{labels} of {file.path} is {classes.dtype} {list(classes.shape)}; valid: whole numbers '
+      f'from 0 on, one for each of the {len(rows)} images'
+    )
+  return rows, classes.reshape(-1).astype(np.int32)
 
 
 def toy(spec: specs.Data) -> Data:
@@ -130,6 +197,7 @@ SOURCES = {
   'digits': digits,
   'toy': toy,
   'folder': folders.load,
+  'npz': npz_file,
   'tfds': tfds,
   'crafted': crafted,
   'none': none,

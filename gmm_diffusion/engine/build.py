@@ -8,6 +8,7 @@ place.
 import dataclasses
 import hashlib
 import inspect
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -32,8 +33,9 @@ from gmm_diffusion.samplers import one_step, tuned
 from gmm_diffusion.types import Denoiser, StepGrid
 
 RANDOM = 'random'
+FIRST_STAGE = 'autoencoder'  # of a workdir: where it lies if the network was trained on it
 # what does not change the meaning of stored weights
-_FREE = ('dtype', 'dropout', 'weights', 'batch')
+_FREE = ('dtype', 'dropout', 'remat', 'weights', 'batch')
 
 
 def schedule(spec: specs.Schedule) -> schedules.Schedule:
@@ -282,8 +284,12 @@ def weights(spec: specs.Spec, data: base.Data, workdir: str) -> Any:
     check_about(store, about(spec, data))
     known = store.about()
     _check_distilled(known.get('distilled'), spec)
-    start = time.perf_counter()
-    out = store.weights(template(spec, data, known.get('quantised')))
+    start, wanted = time.perf_counter(), template(spec, data, known.get('quantised'))
+    apart = {'autoencoder': wanted.pop('autoencoder')} if 'latents' in known else {}
+    out = store.weights(wanted)
+  if apart:
+    with Store(os.path.join(workdir, FIRST_STAGE)) as store:
+      out |= store.weights(apart)
   count = sum(leaf.size for leaf in jax.tree.leaves(out))
   print(
     f'read {count:,} parameters as {spec.net.dtype} in {time.perf_counter() - start:.1f} s',
@@ -364,6 +370,10 @@ def denoiser(spec: specs.Spec, data: base.Data) -> Callable[[Any], Denoiser]:
         f'guidance {spec.denoiser.guidance:g} needs a conditional network that knows "no class"; '
         f'with net.labels {spec.net.labels!r} and {data.classes} classes the only valid value is 1'
       )
+  if spec.denoiser.clip and spec.autoencoder.name:
+    raise UserError(
+      'denoiser.clip is for pixels, and these are latents; set --config.denoiser.clip=False'
+    )
   if spec.denoiser.name in EXACT:  # bad options show before anything slow
     exact_denoiser(spec.denoiser, exact_data(spec, data._replace(train=data.train[:1])))
   else:

@@ -1,6 +1,7 @@
 """Training a denoiser: the DDPM loss [DDPM eq. 14], or with weights: those of the ELBO
 [GMM eq. 40] and of maths.training."""
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import numpy as np
 
 from gmm_diffusion import specs
 from gmm_diffusion.data import base
-from gmm_diffusion.engine import build, drawing, starts, trainer
+from gmm_diffusion.engine import build, drawing, latents, starts, trainer
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import grids, marginals, schedules, training, variances
 from gmm_diffusion.reports import images
@@ -123,7 +124,7 @@ def denoising_loss(
   """
   module, process = build.net(spec, data), process or build.schedule(spec.schedule)
   times = process.at(process.training_times)
-  weights = loss_weights(spec, process, times, int(np.prod(data.shape)))
+  weights = loss_weights(spec, process, times, int(np.prod(build.sample_shape(spec, data))))
   draw_times = time_sampler(spec, times)
   table = jax.tree.map(lambda x: np.asarray(x, np.float32), (times, weights))
   bound = bound_loss(spec, process) if spec.net.learn_sigma else None
@@ -236,6 +237,12 @@ def noisy_items(spec: specs.Spec, count: int) -> np.ndarray:
   out = np.full(count, -1, np.int32)
   chosen = np.random.RandomState(_OF_ITEMS).permutation(count)[: round(spec.train.noisy * count)]
   out[chosen] = chosen
+  if spec.train.noisy == 1 and spec.sampler.end == 'clean':
+    print(
+      f'no item is clean: below b / a = {spec.train.noise_level:g} the network learns nothing, and '
+      f'samples have what it makes of that',
+      flush=True,
+    )
   return out
 
 
@@ -246,16 +253,21 @@ def train(spec: specs.Spec, data: base.Data, workdir: str) -> None:
     UserError: on a bad setting, a checkpoint of another network, or a loss that is not finite
       (the last good checkpoint stays).
   """
-  if not len(data.train) or spec.autoencoder.name or spec.net.weights.format:
+  if not len(data.train) or spec.net.weights.format:
     raise UserError(
-      'this config is for a pretrained model: it has no data to train on, or trains in latents, '
-      'which is not supported; valid modes: fetch, convert, sample'
+      'this config is for a pretrained model: it has no data to train on; valid modes: fetch, '
+      'convert, sample'
     )
   trainer.check_batch(spec.train)
+  others: dict[str, Any] = {}  # the parts that are not trained
+  about: dict[str, Any] = {**build.about(spec, data), **PLAIN}
+  if spec.autoencoder.name:
+    others['autoencoder'] = latents.first_stage(spec, data, workdir)
+    about['latents'] = build.tree_hash(others['autoencoder'])
   module, optimiser = build.net(spec, data), trainer.make_optimiser(spec.train)
 
   def fresh():
-    params = build.init(module, data.shape, spec.seed)
+    params = build.init(module, build.sample_shape(spec, data), spec.seed)
     return trainer.State(jnp.zeros((), jnp.int32), params, params, optimiser.init(params))
 
   def begun(state):
@@ -264,19 +276,22 @@ def train(spec: specs.Spec, data: base.Data, workdir: str) -> None:
     params = starts.weights(spec, data, spec.train.start, workdir, state.params)
     return state._replace(params=params, ema=params)  # the optimiser begins at zero anyway
 
-  noisy = noisy_items(spec, len(data.train))
-  if spec.train.noisy == 1 and spec.sampler.end == 'clean':
-    print(
-      f'no item is clean: below b / a = {spec.train.noise_level:g} the network learns nothing, and '
-      f'samples have what it makes of that',
-      flush=True,
-    )
+  items, noisy = data.train, noisy_items(spec, len(data.train))
+
+  def make():
+    if not others:
+      return trainer.updater(spec.train, optimiser, denoising_loss(spec, data))
+    nonlocal items
+    items = latents.encoded(spec, data, workdir, others['autoencoder'])
+    straight = dataclasses.replace(spec, data=dataclasses.replace(spec.data, flip=False))
+    given = latents.drawn(spec, others['autoencoder'])  # mirror images are further items
+    return trainer.updater(spec.train, optimiser, denoising_loss(straight, data, given))
 
   def batch(step, mine):
-    index = base.batch_indices(spec.seed, step, len(data.train), spec.train.batch)[mine]
+    index = base.batch_indices(spec.seed, step, len(items), spec.train.batch)[mine]
     return (
-      data.train[index],
-      data.train_labels[index],
+      items[index],
+      data.train_labels[index % len(data.train)],
       np.arange(spec.train.batch, dtype=np.int32)[mine],
       *([noisy[index]] if spec.train.noisy else []),
     )
@@ -284,24 +299,29 @@ def train(spec: specs.Spec, data: base.Data, workdir: str) -> None:
   trainer.fit(
     spec.train,
     trainer.once(fresh),
-    lambda: trainer.updater(spec.train, optimiser, denoising_loss(spec, data)),
+    make,
     batch,
-    {**build.about(spec, data), **PLAIN},
+    about,
     workdir,
     ahead=spec.data.stream,
     begun=begun,
-    show=preview(spec, data, workdir) if spec.train.sample_every else lambda step, ema: None,
+    show=preview(spec, data, workdir, **others),
   )
 
 
-def preview(spec: specs.Spec, data: base.Data, workdir: str) -> Callable[[int, Any], None]:
-  """(step, parameters) -> progress/STEP.png: samples 0 to 15 of the sampler of the config."""
+def preview(
+  spec: specs.Spec, data: base.Data, workdir: str, **others: Any
+) -> Callable[[int, Any], None]:
+  """(step, parameters) -> progress/STEP.png: samples 0 to 15 of the sampler of the config, or
+  nothing where train.sample_every is 0; others: the weights of other parts than the network."""
+  if not spec.train.sample_every:
+    return lambda step, ema: None
   made, model = drawing.prepare(spec, spec.sampler, data), drawing.Model(spec, data, {})
 
   def show(step, params):
     nonlocal model
     dtype = jnp.dtype(spec.net.dtype)
-    model = model.of({'net': jax.tree.map(lambda leaf: leaf.astype(dtype), params)})
+    model = model.of({'net': jax.tree.map(lambda leaf: leaf.astype(dtype), params), **others})
     drawn = model.drawer(made, 16).draw(np.arange(16), lambda count: None)
     path = os.path.join(workdir, 'progress', f'{step:08d}.png')
     os.makedirs(os.path.dirname(path), exist_ok=True)

@@ -45,8 +45,10 @@ def place(weights: specs.Weights, workdir: str) -> str:
 
 
 def _wanted(spec: specs.Spec, data: base.Data) -> dict[str, specs.Weights]:
-  """Where the weights of each part come from; a file may hold several."""
+  """Where the weights of each part that is not trained here come from; a file may hold several."""
   out = {name: weights for name, (_, _, weights) in build.parts(spec, data).items()}
+  if not spec.net.weights.format:  # trained here, perhaps on a released autoencoder
+    out = {name: weights for name, weights in out.items() if weights.format}
   for name, weights in out.items():
     if weights.format not in importers.FORMATS:
       raise UserError(
@@ -57,13 +59,14 @@ def _wanted(spec: specs.Spec, data: base.Data) -> dict[str, specs.Weights]:
 
 def fetch(spec: specs.Spec, data: base.Data, workdir: str) -> None:
   """--mode=fetch: downloads what the config names and is not there."""
-  if not is_released(spec):
+  wanted = {} if spec.net.weights.format == build.RANDOM else _wanted(spec, data)
+  if not wanted:
     raise UserError(
       f'nothing to fetch: net.weights.format is {spec.net.weights.format!r}; valid: '
       f'{", ".join(importers.FORMATS)}'
     )
   paths = set()
-  for weights in _wanted(spec, data).values():
+  for weights in wanted.values():
     path = place(weights, workdir)
     if path in paths:
       continue
@@ -174,17 +177,27 @@ def _check(store, spec, data, workdir):
 
 def _read(spec: specs.Spec, data: base.Data, workdir: str) -> dict[str, Any]:
   """The weights of each part, from the released files."""
-  found = {name: _find(weights, workdir) for name, weights in _wanted(spec, data).items()}
-  converted = {}
-  for name, (module, _, weights) in build.parts(spec, data).items():
-    shape = build.sample_shape(spec, data) if name == 'net' else data.shape
-    converted[name] = importers.load_weights(found[name], weights.format, module, shape)
-    if name == 'autoencoder':
-      # a file of latent diffusion holds the factor where it was measured in training
-      measured = importers.latent_scale(importers.file_of(found[name]))
-      scale = spec.autoencoder.scale if measured is None else measured
-      converted[name]['latent_scale'] = np.float32(scale)
-  return converted
+  for weights in _wanted(spec, data).values():  # none is read before all are there
+    _find(weights, workdir)
+  out = {name: read_part(spec, data, workdir, name) for name in build.parts(spec, data)}
+  if not out.get('autoencoder', {'latent_scale': 1})['latent_scale']:
+    raise UserError(
+      'autoencoder.scale 0 is found in training; set it to the scale of the released network'
+    )
+  return out
+
+
+def read_part(spec: specs.Spec, data: base.Data, workdir: str, name: str) -> dict[str, Any]:
+  """The weights of 'net', 'autoencoder' or 'classifier', from its released file."""
+  module, _, weights = build.parts(spec, data)[name]
+  path = _find(weights, workdir)
+  shape = build.sample_shape(spec, data) if name == 'net' else data.shape
+  out = importers.load_weights(path, weights.format, module, shape)
+  if name == 'autoencoder':
+    # a file of latent diffusion holds the factor where it was measured in training
+    measured = importers.latent_scale(importers.file_of(path))
+    out['latent_scale'] = np.float32(spec.autoencoder.scale if measured is None else measured)
+  return out
 
 
 def save(converted: dict[str, Any], about: dict[str, Any], workdir: str) -> None:

@@ -77,6 +77,7 @@ class DiT(nn.Module):
       computes it.
     eps: of the normalisation before the MLP; 1e-6 as the released model was trained, 1e-5 as
       diffusers computes it.
+    remat: blocks are computed again for the gradient, in place of keeping what is inside them.
     dtype: of the computation; parameters are float32, and so is the output.
   """
 
@@ -89,6 +90,7 @@ class DiT(nn.Module):
   freq_shift: int = 0
   eps: float = 1e-6
   dtype: Any = jnp.float32
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x: Array, t: Array, cond: Array, train: bool = False) -> Array:
@@ -113,8 +115,9 @@ class DiT(nn.Module):
     h = h.reshape(B, side * side, self.channels) + position_table(side, self.channels)[None].astype(
       self.dtype
     )
+    block = nn.remat(Block) if self.remat else Block
     for i in range(self.blocks):
-      h = Block(self.channels, self.heads, self.eps, self.dtype, name=f'blocks.{i}')(h, emb)
+      h = block(self.channels, self.heads, self.eps, self.dtype, name=f'blocks.{i}')(h, emb)
     shift, scale = Modulation(2, self.channels, self.dtype, name='final_layer.adaLN_modulation')(
       emb
     )

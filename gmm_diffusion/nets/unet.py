@@ -53,6 +53,7 @@ class Encoder(nn.Module):
     eps: of the group normalisations.
     freq_shift, sin_first: form of the time embedding (ADM, LDM: 0, False; DDPM: 1, True).
     dropout: rate inside residual blocks while training.
+    remat: blocks are computed again for the gradient, in place of keeping what is inside them.
     dtype: of the computation; parameters are float32, and so is the output.
   """
 
@@ -78,9 +79,14 @@ class Encoder(nn.Module):
   attention_ratio: int = 2
   attention_normalise: str = 'rows'
   transformer_depth: tuple[int, ...] = (1,)
+  remat: bool = False
+
+  def _block(self, kind, *static):
+    """A class of blocks; static: the numbers of arguments that are no arrays."""
+    return nn.remat(kind, static_argnums=static) if self.remat else kind
 
   def _res(self, channels, name, resample=''):
-    return ResBlock(
+    return self._block(ResBlock, 3)(
       channels, resample, self.scale_shift, self.dropout, self.eps, self.dtype, name=name
     )
 
@@ -105,15 +111,19 @@ class Encoder(nn.Module):
   def _attention(self, h, context, level, name):
     heads = self._heads(h.shape[-1])
     if self.context_dim:
-      return SpatialTransformer(heads, self.dtype, self._depth(level), name=name)(h, context)
+      return self._block(SpatialTransformer)(heads, self.dtype, self._depth(level), name=name)(
+        h, context
+      )
     if self.attention_kind == 'em':
-      return EMAttentionBlock(heads, self.eps, self.dtype, name=name)(h)
+      return self._block(EMAttentionBlock)(heads, self.eps, self.dtype, name=name)(h)
     if self.attention_kind == 'soft':
       # the middle block has attention at a side that nobody chose
       ratio = math.gcd(self.attention_ratio, *h.shape[1:3]) if level < 0 else self.attention_ratio
       options = ratio, self.attention_normalise, self.eps, self.dtype
-      return SoftAttentionBlock(heads, *options, name=name)(h)
-    return AttentionBlock(heads, self.legacy_attention, self.eps, self.dtype, name=name)(h)
+      return self._block(SoftAttentionBlock)(heads, *options, name=name)(h)
+    return self._block(AttentionBlock)(
+      heads, self.legacy_attention, self.eps, self.dtype, name=name
+    )(h)
 
   def _down(self, h, emb, train, name):
     if self.resblock_updown:

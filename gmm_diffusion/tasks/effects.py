@@ -32,6 +32,7 @@ DATA = {  # what each data set reads, besides its name and the limit
   'toy': (),
   'crafted': (),
   'folder': ('path', 'size', 'colour', 'labels', 'held_out', 'skip_unreadable', 'stream'),
+  'npz': ('path', 'size', 'colour', 'held_out', 'stream'),
   'tfds': ('dataset', 'path', 'size', 'colour', 'stream'),
   'none': ('size', 'classes', 'dataset'),
 }

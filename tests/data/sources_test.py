@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gmm_diffusion import specs
-from gmm_diffusion.data import base, sources
+from gmm_diffusion.data import base, npz, sources
 from gmm_diffusion.errors import UserError
 
 MNIST = os.environ.get('GMM_DIFFUSION_TFDS', '')  # a folder with a prepared MNIST
@@ -114,6 +114,89 @@ class FakeTfdsTest(parameterized.TestCase):
     data = self.load({'train': rows, 'test': rows[:1]}, {'label': label})
     self.assertEqual((data.names, data.train.shape), (('cat', 'dog'), (2, 2, 2, 1)))
     self.assertEqual((data.train_labels.tolist(), data.test_labels.tolist()), ([1, 0], [1]))
+
+  @parameterized.parameters(((0, 1), 'test'), ((-1, -1), 'validation'))
+  def test_a_test_set_with_secret_labels(self, labels, used):
+    rows = lambda value, own: [
+      {'image': np.full((2, 2, 1), value, np.uint8), 'label': one} for one in own
+    ]
+    splits = {'train': rows(1, (0, 1)), 'test': rows(2, labels), 'validation': rows(3, (1, 0))}
+    data = self.load(splits, {'label': mock.Mock(names=['cat', 'dog'])})
+    self.assertEqual(int(data.test[0, 0, 0, 0]), {'test': 2, 'validation': 3}[used])
+    self.assertEqual(data.classes, 2)
+
+
+class NpzTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    random = np.random.RandomState(0)
+    self.x = random.randint(0, 256, (10, 4, 6, 3)).astype(np.uint8)
+    self.y = random.randint(0, 3, (10, 1))
+    self.path = os.path.join(self.create_tempdir().full_path, 'x.npz')
+
+  def load(self, **options):
+    return sources.load(specs.Data('npz', path=self.path, **options))
+
+  @parameterized.product(
+    names=[two for two in sources.NPZ_NAMES if two[1]],
+    compressed=(False, True),
+    stream=(False, True),
+  )
+  def test_two_parts(self, names, compressed, stream):
+    (images, labels), (others, their_labels) = names
+    save = np.savez_compressed if compressed else np.savez
+    save(
+      self.path, **{images: self.x, labels: self.y, others: self.x[:2], their_labels: self.y[:2]}
+    )
+    data = self.load(stream=stream)
+    self.assertEqual(isinstance(data.train, np.ndarray), not stream)
+    np.testing.assert_array_equal(np.asarray(data.train), self.x)
+    np.testing.assert_array_equal(np.asarray(data.test), self.x[:2])
+    self.assertEqual(data.train_labels.tolist(), self.y.reshape(-1).tolist())
+    self.assertEqual((data.classes, data.test_labels.dtype), (3, np.int32))
+    self.assertEqual(self.load(held_out=0.5).train.shape, (10, 4, 6, 3))
+
+  def test_one_part(self):
+    np.savez(self.path, arr_0=np.asfortranarray(self.x[..., 0]))
+    data = self.load(held_out=0.3)
+    self.assertEqual((data.train.shape, data.test.shape), ((7, 4, 6, 1), (3, 4, 6, 1)))
+    every = np.concatenate([data.train, data.test])[..., 0].reshape(10, -1)
+    np.testing.assert_array_equal(
+      np.sort(every, axis=0), np.sort(self.x[..., 0].reshape(10, -1), axis=0)
+    )
+    self.assertEqual((data.classes, data.train_labels.tolist()), (0, [0] * 7))
+    self.assertEqual(self.load(size=4, colour='rgb').shape, (4, 4, 3))
+
+  def test_an_image_is_read_when_it_is_used(self):
+    np.savez(self.path, arr_0=self.x, arr_1=self.y[:, 0])
+    with npz.Npz(self.path) as file:
+      rows, labels = file.mapped('arr_0'), file.mapped('arr_1')
+    self.assertIsInstance(rows, np.memmap)
+    np.testing.assert_array_equal(rows, self.x)
+    np.testing.assert_array_equal(labels, self.y[:, 0])
+
+  @parameterized.parameters(
+    ({'images': np.zeros((2, 4, 4), np.uint8)}, 'has no images but images; valid names: arr_0, '),
+    ({'arr_0': np.zeros((2, 4, 4, 3))}, 'is float64 .* valid: uint8'),
+    ({'arr_0': np.zeros((2, 4, 4, 2), np.uint8)}, r'is uint8 \[2, 4, 4, 2\]; valid: uint8'),
+    ({'arr_0': np.zeros((0, 4, 4), np.uint8)}, r'is uint8 \[0, 4, 4\]; valid: uint8'),
+    (
+      {'arr_0': np.zeros((2, 4, 4), np.uint8), 'arr_1': np.zeros(3, int)},
+      'for each of the 2 images',
+    ),
+    ({'arr_0': np.zeros((2, 4, 4), np.uint8), 'arr_1': np.full(2, -1)}, 'whole numbers from 0 on'),
+  )
+  def test_refused(self, arrays, message):
+    np.savez(self.path, **arrays)
+    with self.assertRaisesRegex(UserError, message):
+      self.load()
+
+  def test_nothing_there(self):
+    with self.assertRaisesRegex(UserError, 'there is no file .* set data.path to an .npz'):
+      self.load()
+    np.savez(self.path, arr_0=self.x[:1])
+    with self.assertRaisesRegex(UserError, 'lower data.held_out'):
+      self.load(held_out=0.9)
 
 
 class ClassesTest(parameterized.TestCase):

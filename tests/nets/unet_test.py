@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from gmm_diffusion.engine import build
 from gmm_diffusion.errors import UserError
-from gmm_diffusion.nets import UNet
+from gmm_diffusion.nets import DiT, UNet
 
 
 class UNetTest(parameterized.TestCase):
@@ -49,6 +50,30 @@ class UNetTest(parameterized.TestCase):
       jax.eval_shape(
         net.init, jax.random.key(0), jnp.ones((1, 8, 8, 1)), jnp.ones(1), jnp.ones((1, 1, 4))
       )
+
+
+class RematTest(parameterized.TestCase):
+  @parameterized.parameters(
+    lambda **how: UNet(2, 8, (1,), 1, (8,), head_channels=8, classes=2, **how),
+    lambda **how: UNet(2, 8, (1,), 1, (), head_channels=8, classes=2, context_dim=8, **how),
+    lambda **how: DiT(2, 16, 3, 2, classes=2, **how),
+  )
+  def test_the_same_gradient_with_less_kept_for_it(self, make):
+    x, t, cond = jnp.ones((8, 8, 8, 2)), jnp.full((8,), 5.0), jnp.ones((8,), jnp.int32)
+    shapes = jax.eval_shape(lambda: make().init(jax.random.key(0), x, t, cond))
+    params = build.random_weights(shapes, 0)
+
+    def loss(module):
+      return lambda params: jnp.mean(module.apply(params, x, t, cond, True) ** 2)
+
+    def kept(module):
+      back = jax.eval_shape(lambda params: jax.vjp(loss(module), params)[1], params)
+      own = sum(leaf.size for leaf in jax.tree.leaves(params))
+      return sum(leaf.size for leaf in jax.tree.leaves(back)) - own
+
+    plain, again = (jax.jit(jax.grad(loss(make(remat=remat))))(params) for remat in (False, True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, again)
+    self.assertLess(kept(make(remat=True)), 0.5 * kept(make()))
 
 
 if __name__ == '__main__':

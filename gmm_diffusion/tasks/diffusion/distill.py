@@ -74,7 +74,7 @@ def distill(spec: specs.Spec, data: base.Data, workdir: str) -> None:
       batch,
       about,
       workdir,
-      show=_preview(spec, data, workdir) if train.sample_every else lambda step, ema: None,
+      show=_preview(spec, data, workdir),
       section='distill',
     )
   print(f'samples in one call: --config.sampler.name=one_step{_level_words(spec)}')

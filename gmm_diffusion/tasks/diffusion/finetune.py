@@ -56,7 +56,7 @@ def finetune(spec: specs.Spec, data: base.Data, workdir: str) -> None:
     {**build.about(spec, data), **loss.PLAIN, 'finetuned': _about(spec, params)},
     workdir,
     ahead=spec.data.stream,
-    show=loss.preview(spec, data, workdir) if train.sample_every else lambda step, ema: None,
+    show=loss.preview(spec, data, workdir),
     section='finetune',
   )
 
