@@ -4,18 +4,23 @@ Everything outside works on plain arrays with one leading batch axis. Here the b
 over the local devices with pmap; weights and other shared arrays are replicated once.
 """
 
+import contextlib
 import functools
 import importlib.util
 import os
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from gmm_diffusion.errors import UserError
 
 AXIS = 'devices'
+_SILENT = 40  # seconds after which a host that says nothing counts as gone
 
 
 def _many(size: str, *signs: str) -> bool:
@@ -44,11 +49,13 @@ def start() -> str:
   if name == 'JAX_COORDINATOR_ADDRESS':
     number = lambda key: int(os.environ[key]) if key in os.environ else None
     jax.distributed.initialize(
-      num_processes=number('JAX_NUM_PROCESSES'), process_id=number('JAX_PROCESS_ID')
+      num_processes=number('JAX_NUM_PROCESSES'),
+      process_id=number('JAX_PROCESS_ID'),
+      heartbeat_timeout_seconds=_SILENT,
     )
   elif name:
     try:
-      jax.distributed.initialize()
+      jax.distributed.initialize(heartbeat_timeout_seconds=_SILENT)
     except ValueError as error:
       if name != 'TPU pod' or 'coordinator_address' not in str(error):
         raise UserError(f'cannot join the other processes of {name}: {error}') from error
@@ -174,6 +181,41 @@ def check_batch(n: int, key: str) -> None:
 def hosts() -> int:
   """How many processes work together."""
   return jax.process_count()
+
+
+def preempted(step: int) -> bool:
+  """Whether all hosts are to stop after this step, since one of them got SIGTERM: the same step on
+  all, which call this after each of their steps. A host that is alone has its own handlers."""
+  return hosts() > 1 and multihost_utils.reached_preemption_sync_point(step)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+  """For what several hosts compute together: where another host is gone, this one ends the program
+  with one line, and waits for nobody."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if hosts() == 1:
+      raise
+    end(
+      f'the hosts cannot go on together ({str(error).splitlines()[0][:200]}); start the command '
+      f'again on all of them: it goes on from the last checkpoint',
+      patience=0,
+    )
+
+
+def end(message: str, patience: float = 5) -> None:
+  """Ends the program with one line. Several hosts that end at the same time part in order; but none
+  waits longer than `patience` seconds for others, which may be gone."""
+  if hosts() == 1:
+    sys.exit(f'error: {message}')
+  print(f'error: {message}', file=sys.stderr, flush=True)
+  if patience:
+    parting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    parting.start()
+    parting.join(patience)
+  os._exit(1)
 
 
 def per_device(n: int) -> int:

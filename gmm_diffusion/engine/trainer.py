@@ -181,6 +181,7 @@ def fit(
     read = lambda step: batch(step, mine)
     batches = (streams.ahead if ahead else _in_turn)(read, start, spec.steps)
     with (
+      parallel.together(),
       stops() as stopped,
       tqdm(
         total=spec.steps, initial=start, desc='training', unit='step', dynamic_ncols=True
@@ -190,6 +191,8 @@ def fit(
         state, values = update(state, parallel.split(part))
         log.values.append(values)
         bar.update()
+        if parallel.preempted(done):
+          stopped.append('SIGTERM')
         stop = bool(stopped)
         save = done == spec.steps or done % spec.checkpoint_every == 0 or stop
         if save or done % spec.log_every == 0:
@@ -273,7 +276,7 @@ def _step_of(line: str) -> float:
 def stops() -> Iterator[list[str]]:
   """Names of the signals SIGTERM and SIGINT that came; a second one acts as it would outside.
 
-  Several hosts would have to agree on the step: there, signals act as they do outside.
+  Several hosts have to agree on the step, for which parallel.preempted is.
   """
   came: list[str] = []
   if parallel.hosts() > 1 or threading.current_thread() is not threading.main_thread():
