@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
   try:
     tasks.run(FLAGS.mode, FLAGS.workdir, FLAGS.config, command, given)
   except UserError as error:
-    parallel.end(command_line.one_line(error))
+    parallel.end(command_line.one_line(error), error.code)
 
 
 def start() -> None:

@@ -183,6 +183,27 @@ def hosts() -> int:
   return jax.process_count()
 
 
+# What one device computes at most, in operations a second with inputs of bfloat16, by the beginning
+# of its kind's name: data sheets of NVIDIA, without sparsity, and of Google Cloud.
+_PEAKS = {
+  'NVIDIA B200': 2250e12, 'NVIDIA H200': 989e12, 'NVIDIA H100 PCIe': 756e12, 'NVIDIA H100': 989e12,
+  'NVIDIA A100': 312e12, 'NVIDIA L40S': 362e12, 'NVIDIA L4': 121e12, 'Tesla V100': 125e12,
+  'TPU v6 lite': 918e12, 'TPU v5p': 459e12, 'TPU v5 lite': 197e12, 'TPU v4': 275e12,
+  'TPU v3': 61.5e12,
+}  # fmt: skip
+
+
+def work(fn: Callable[..., Any], shared: Any, batch: Any) -> float:
+  """How many seconds a call of what `over_devices` returned would take at the peak of the devices;
+  0 where the peak is not known."""
+  kind = jax.devices()[0].device_kind
+  peak = next((value for name, value in _PEAKS.items() if kind.startswith(name)), None)
+  if peak is None:
+    return 0.0
+  lowered: Any = fn
+  return (lowered.lower(shared, batch).cost_analysis() or {}).get('flops', 0.0) / peak
+
+
 def preempted(step: int) -> bool:
   """Whether all hosts are to stop after this step, since one of them got SIGTERM: the same step on
   all, which call this after each of their steps. A host that is alone has its own handlers."""
@@ -205,17 +226,19 @@ def together() -> Iterator[None]:
     )
 
 
-def end(message: str, patience: float = 5) -> None:
-  """Ends the program with one line. Several hosts that end at the same time part in order; but none
-  waits longer than `patience` seconds for others, which may be gone."""
-  if hosts() == 1:
+def end(message: str, code: int = 1, patience: float = 5) -> None:
+  """Ends the program with one line and a code. Several hosts that end at the same time part in
+  order; but none waits longer than `patience` seconds for others, which may be gone."""
+  if hosts() == 1 and code == 1:
     sys.exit(f'error: {message}')
   print(f'error: {message}', file=sys.stderr, flush=True)
+  if hosts() == 1:
+    sys.exit(code)
   if patience:
     parting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     parting.start()
     parting.join(patience)
-  os._exit(1)
+  os._exit(code)
 
 
 def per_device(n: int) -> int:

@@ -174,11 +174,14 @@ class Net:
   )
   learn_sigma: bool = option(False, 'twice the output channels: a learned variance comes last')
   dtype: str = option('float32', 'of the computation', ('float32', 'bfloat16'))
+  checkpoint: int = option(
+    0, 'not while training: the step of the checkpoint to use; 0 is the last', '[0, 100000000]'
+  )
   weights: Weights = Weights()
 
   def options(self) -> dict[str, Any]:
     """What was set of what concerns the network alone."""
-    return _set(self, ('name', 'labels', 'learn_sigma', 'dtype', 'weights'))
+    return _set(self, ('name', 'labels', 'learn_sigma', 'dtype', 'checkpoint', 'weights'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,8 +202,8 @@ class Autoencoder:
   attention: tuple[int, ...] = option((), 'sides (pixels) of the levels with attention', WIDTH)
   scale: float = option(
     1.0,
-    'the network sees latents times this; a file with its own value overrides it; 0: training makes '
-    'their deviation 1',
+    'the network sees latents times this; a file with its own value overrides it; 0: training '
+    'makes their deviation 1',
     '[0, 1e6]',
   )
   batch: int = option(8, 'images coded or decoded at a time on each device', BATCH)
@@ -289,10 +292,17 @@ class Train:
   noise_level: float = option(0.2, 'b / a of that noise', '(0, 1e6]')
   label_dropout: float = option(0.1, 'share of labels replaced by "no class"', '[0, 1)')
   log_every: int = option(50, 'steps between values of the loss', '[1, 100000000]')
+  loggers: tuple[str, ...] = option(
+    (), 'where the rows of metrics.jsonl go, too', ('tensorboard', 'wandb')
+  )
   sample_every: int = option(
     0, 'steps between pictures of 16 samples from the same noise; 0 is none', '[0, 100000000]'
   )
   checkpoint_every: int = option(500, 'steps between checkpoints', '[1, 100000000]')
+  keep: int = option(2, 'how many of the last checkpoints stay', '[1, 1000000]')
+  keep_every: int = option(
+    0, 'steps between checkpoints that stay for good; 0 is none', '[0, 100000000]'
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -415,6 +425,11 @@ class Spec:
     if kind != 'dot' and (net.name != 'unet' or net.context_dim or net.weights.format):
       raise UserError(
         f"net.attention_kind {kind!r} needs a U-Net trained here, without a context; use 'dot'"
+      )
+    if self.train.keep_every % self.train.checkpoint_every:
+      raise UserError(
+        f'train.keep_every {self.train.keep_every} must be a multiple of train.checkpoint_every '
+        f'{self.train.checkpoint_every}'
       )
     if self.quantise.activations == 1:
       raise UserError('quantise.activations must be 0 or in [2, 16], got 1')

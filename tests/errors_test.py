@@ -328,7 +328,7 @@ class SettingsTest(parameterized.TestCase):
     ({'net.multipliers': (1, 1, 1, 1, 1)}, 'images of 8 x 8 cannot be halved 4 times'),
     (
       {'data.name': 'imagenet'},
-      "unknown data.name 'imagenet'; valid: digits, toy, folder, tfds, crafted, none",
+      "unknown data.name 'imagenet'; valid: digits, toy, folder, npz, tfds, crafted, none",
     ),
     ({'denoiser.name': 'ELS', 'denoiser.size': 4}, 'patch size must be odd'),
     ({'denoiser.name': 'EL'}, "unknown denoiser 'EL'; valid: network, mixture, empirical, IS"),

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as managers
 from orbax.checkpoint import type_handlers
 
 from gmm_diffusion import files, parallel
@@ -34,9 +35,24 @@ class Store:
   """The checkpoints of a workdir, closed at the end of a `with` block. `about` is a small JSON
   description of the network."""
 
-  def __init__(self, workdir: str, create: bool = False, copy: bool = True):
-    """copy: save works on copies, so that the arrays may change at once; without, they must stay
-    until close()."""
+  def __init__(
+    self,
+    workdir: str,
+    create: bool = False,
+    copy: bool = True,
+    keep: tuple[int, int] = (2, 0),
+    step: int = 0,
+  ):
+    """Opens the checkpoints.
+
+    Args:
+      workdir: where they are.
+      create: makes the folder.
+      copy: save works on copies, so that the arrays may change at once; without, they must stay
+        until close().
+      keep: (how many of the last ones stay, every how many steps one stays for good; 0 none).
+      step: the one to read; 0 is the latest.
+    """
     self.path = os.path.abspath(os.path.join(workdir, 'checkpoints'))
     self._manager: Any = None
     self._saving: int | None = None
@@ -44,13 +60,18 @@ class Store:
       raise UserError(f'{self.path} is not a folder; remove it, or give another --workdir')
     if create or os.path.isdir(self.path):
       try:
-        self._manager = self._open(create, copy)
+        self._manager = self._open(create, copy, keep)
       except Exception as error:  # orbax raises many kinds
         raise UserError(
           f'cannot open {self.path}: {_reason(error)}; give another --workdir'
         ) from error
+    self._step = step
+    if step and self._manager and step not in self._manager.all_steps():
+      known = ', '.join(map(str, sorted(self._manager.all_steps()))) or 'none'
+      self.close()
+      raise UserError(f'there is no checkpoint {step} in {self.path}; there are: {known}')
 
-  def _open(self, create, copy):
+  def _open(self, create, copy, keep):
     numpy = type_handlers.NumpyHandler(deepcopy_host_arrays=copy)
     # nothing here is a jax.Array, but orbax warns where they have no handler
     registry = type_handlers.create_type_handler_registry(
@@ -60,8 +81,9 @@ class Store:
     handler = lambda: ocp.PyTreeCheckpointHandler(
       type_handler_registry=registry, use_compression=False
     )
+    stay = [managers.LatestN(keep[0])] + [managers.EveryNSteps(keep[1])] * bool(keep[1])
     options = ocp.CheckpointManagerOptions(
-      max_to_keep=2,
+      preservation_policy=managers.AnyPreservationPolicy(stay),
       create=create,
       enable_async_checkpointing=True,
       async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
@@ -80,8 +102,8 @@ class Store:
     self.close()
 
   def latest(self) -> int | None:
-    """The last complete step, or None."""
-    return self._manager.latest_step() if self._manager else None
+    """The last complete step, or the one that was asked for; None where there is none."""
+    return self._step or (self._manager.latest_step() if self._manager else None)
 
   def save(self, step: int, weights: dict[str, Any], train: Any, about: dict[str, Any]) -> None:
     """Writes a step in the background: weights by the names in PARTS; train is None where nothing

@@ -280,7 +280,7 @@ def weights(spec: specs.Spec, data: base.Data, workdir: str) -> Any:
   if spec.net.weights.format == RANDOM:
     print('the weights are random: images will be noise', flush=True)
     return random_weights(template(spec, data), spec.seed)
-  with Store(workdir) as store:
+  with Store(workdir, step=spec.net.checkpoint) as store:
     check_about(store, about(spec, data))
     known = store.about()
     _check_distilled(known.get('distilled'), spec)

@@ -37,7 +37,7 @@ _NUMBERS = ('steps', 'grid', 'end', 'rho', 'times', 'eta', *samplers.NUMBERS)
 _LETTERS = 60  # that settings take in the name of a set; the hash stands for the others
 _AT_ONCE = 25  # samples in one call of `draw_over_parts`
 # Settings of a section of the spec that samples do not depend on: weights count by their hash.
-_FREE = ('weights', 'dropout', 'remat', 'batch')
+_FREE = ('weights', 'dropout', 'remat', 'checkpoint', 'batch')
 
 
 class Steps(NamedTuple):

@@ -6,28 +6,25 @@ killed and resumed equals an uninterrupted one, and the number of devices change
 
 import contextlib
 import dataclasses
-import json
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from tqdm import tqdm
 
 from gmm_diffusion import files, parallel, specs
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.data import streams
-from gmm_diffusion.errors import UserError
+from gmm_diffusion.engine import logs
+from gmm_diffusion.errors import Stopped, UserError
 from gmm_diffusion.reports import plots
 
 CURVE = 'training.json'  # of a workdir: [{'step', 'loss'}, ...]
-METRICS = 'metrics.jsonl'  # a row of Log in each line
 # What runs once is compiled the fastest way: a network's first weights take 3 s in place of 30.
 _ONCE = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 
@@ -168,27 +165,33 @@ def fit(
     begun: what else is done to `fresh` where nothing was trained yet; not compiled.
 
   Raises:
-    UserError: the loss is not finite; or SIGTERM or SIGINT came, when everything is saved.
+    UserError: the loss is not finite.
+    Stopped: SIGTERM or SIGINT came, and everything is saved.
   """
-  with contextlib.closing(Store(workdir, create=True)) as store:
+  with contextlib.closing(Store(workdir, create=True, keep=(spec.keep, spec.keep_every))) as store:
     state, curve = _started(store, fresh, begun, about, workdir)
     start = int(state.step)
     if start >= spec.steps:
       print(f'already trained to step {start}')
       return
     update, state = make(), parallel.replicate(state)
-    mine, log = parallel.host_slice(spec.batch), Log(spec, workdir, start, section)
+    mine, rate = parallel.host_slice(spec.batch), learning_rate(spec)
     read = lambda step: batch(step, mine)
     batches = (streams.ahead if ahead else _in_turn)(read, start, spec.steps)
     with (
       parallel.together(),
+      logs.writers(spec.loggers, workdir, start, {**about, 'train': vars(spec)}) as write,
       stops() as stopped,
       tqdm(
         total=spec.steps, initial=start, desc='training', unit='step', dynamic_ncols=True
       ) as bar,
     ):
+      log = logs.Log(spec, workdir, start, section, rate, write)
       for done, part in enumerate(batches, start + 1):
-        state, values = update(state, parallel.split(part))
+        part = parallel.split(part)
+        if done == start + 1:
+          log.expect(parallel.work(update, state, part))
+        state, values = update(state, part)
         log.values.append(values)
         bar.update()
         if parallel.preempted(done):
@@ -211,65 +214,10 @@ def fit(
   if parallel.is_main():
     plots.training_curve(os.path.join(workdir, 'training.png'), curve)
   if done < spec.steps:
-    raise UserError(
+    raise Stopped(
       f'stopped by {stopped[0]} after step {done} of {spec.steps}, which is saved; the same '
       f'command goes on from there'
     )
-
-
-class Log:
-  """The rows of metrics.jsonl: means since the row before."""
-
-  def __init__(self, spec: specs.Train, workdir: str, start: int, section: str):
-    """Removes rows after the step `start`, which is where the training goes on."""
-    self.spec, self.path, self.section = spec, os.path.join(workdir, METRICS), section
-    self.values: list[Any] = []
-    self._rate, self._then = learning_rate(spec), time.perf_counter()
-    if parallel.is_main() and os.path.exists(self.path):
-      with open(self.path, encoding='utf-8') as file:
-        kept = [line for line in file if _step_of(line) <= start]
-      files.write_text(self.path, ''.join(kept))
-
-  def row(self, done: int, store: Store) -> dict[str, Any]:
-    """Adds the row of a step; raises UserError where its loss is not finite."""
-    losses, norms = zip(*parallel.unreplicate(self.values))
-    rate = self._rate(done - 1) if callable(self._rate) else self._rate
-    loss = self._mean(losses, done, store)
-    now, images = time.perf_counter(), len(losses) * self.spec.batch
-    row = {
-      'step': done,
-      'images': done * self.spec.batch,
-      'loss': loss,
-      'gradient_norm': float(np.mean(norms)),
-      'learning_rate': float(rate),
-      'images_per_second': images / (now - self._then),
-      'time': time.time(),
-    }
-    if parallel.is_main():
-      with open(self.path, 'a', encoding='utf-8') as file:
-        file.write(json.dumps(row) + '\n')
-    self.values, self._then = [], now
-    return row
-
-  def _mean(self, losses: Sequence[Any], done: int, store: Store) -> float:
-    """The mean of the last losses; raises UserError where it is not finite."""
-    mean = float(np.mean(losses))
-    if np.isfinite(mean):
-      return mean
-    kept = store.latest()
-    raise UserError(
-      f'loss is {mean} between steps {done - len(losses)} and {done}; lower '
-      f'{self.section}.learning_rate ({self.spec.learning_rate:g}) or train.clip_norm; '
-      + (f'checkpoint {kept} is kept' if kept else 'no checkpoint was written')
-    )
-
-
-def _step_of(line: str) -> float:
-  """The step of a row; infinite where the line is none, such as one that was cut off."""
-  try:
-    return float(json.loads(line)['step'])
-  except (ValueError, KeyError, TypeError):
-    return float('inf')
 
 
 @contextlib.contextmanager

@@ -146,9 +146,11 @@ def _net(spec, mode, name):
   if name.startswith('weights.'):
     return _weights('net', spec.net.weights, name)
   options = build.net_options(spec.net)
-  taken = ('name', 'labels', 'learn_sigma', 'dtype', 'weights', *options)
+  taken = ('name', 'labels', 'learn_sigma', 'dtype', 'checkpoint', 'weights', *options)
   if name not in taken:
     return f'net {spec.net.name!r} takes {_keys("net", taken)}'
+  if name == 'checkpoint' and (mode in ('train', 'all') or spec.task != 'diffusion'):
+    return 'the last checkpoint is used here'
   if name == 'heads' and options.get('head_channels'):
     return (
       f'net.head_channels {options["head_channels"]} says how many heads there are; set it to 0'

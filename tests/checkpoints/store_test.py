@@ -66,6 +66,18 @@ class StoreTest(absltest.TestCase):
   def test_old_steps_go(self):
     self.assertEqual(sorted(os.listdir(os.path.join(self.workdir, 'checkpoints'))), ['2', '3'])
 
+  def test_what_stays(self):
+    workdir = self.create_tempdir().full_path
+    with Store(workdir, create=True, keep=(1, 2)) as store:
+      for step in range(1, 6):
+        store.save(step, jax.tree.map(lambda x: x * step, WEIGHTS), STATE, {})
+    self.assertEqual(sorted(os.listdir(os.path.join(workdir, 'checkpoints'))), ['2', '4', '5'])
+    with Store(workdir, step=4) as store:
+      self.assertEqual(store.latest(), 4)
+      np.testing.assert_array_equal(store.weights(shapes(WEIGHTS))['autoencoder']['scale'], 2)
+    with self.assertRaisesRegex(UserError, 'there is no checkpoint 3 in .*; there are: 2, 4, 5$'):
+      Store(workdir, step=3)
+
   def test_an_unfinished_step_does_not_count(self):
     os.makedirs(os.path.join(self.workdir, 'checkpoints', '9.orbax-checkpoint-tmp'))
     self.assertEqual(Store(self.workdir).latest(), 3)

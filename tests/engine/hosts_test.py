@@ -1,4 +1,4 @@
-"""Several hosts that train together, as processes of this machine: stopped, killed, gone on with."""
+"""Several hosts that train together, as processes of this machine."""
 
 import glob
 import os
@@ -79,8 +79,10 @@ class HostsTest(absltest.TestCase):
     ends = self.last_lines(first)
     step = Store(self.workdir).latest()
     for code, line in ends:
-      self.assertEqual(code, 1)
-      self.assertRegex(line, f'^error: stopped by SIGTERM after step {step} of 100000, which is saved')
+      self.assertEqual(code, 75)
+      self.assertRegex(
+        line, f'^error: stopped by SIGTERM after step {step} of 100000, which is saved'
+      )
 
     second = self.start(2)
     self.wait_for(step + 20, second)

@@ -18,7 +18,7 @@ from gmm_diffusion import files, parallel, specs, tasks
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.data import base, sources
 from gmm_diffusion.engine import build, loss, trainer
-from gmm_diffusion.errors import UserError
+from gmm_diffusion.errors import Stopped, UserError
 from gmm_diffusion.maths import schedules, training
 from gmm_diffusion.types import Time
 
@@ -317,6 +317,10 @@ class OptionsTest(parameterized.TestCase):
     rate = trainer.learning_rate(specs.Train(**{'learning_rate': 1.0, 'steps': 6, **options}))
     np.testing.assert_allclose([rate(n) for n in range(len(expected))], expected, atol=1e-6)
 
+  def test_checkpoints_that_stay_must_be_written(self):
+    with self.assertRaisesRegex(UserError, 'train.keep_every 30 must be a multiple of .*_every 20'):
+      specs.Spec(train=specs.Train(keep_every=30, checkpoint_every=20))
+
   def test_cosine_needs_steps_after_the_warmup(self):
     with self.assertRaisesRegex(UserError, 'train.warmup 9 must be below train.steps 9'):
       trainer.learning_rate(specs.Train(steps=9, warmup=9, decay='cosine'))
@@ -359,7 +363,7 @@ class OptionsTest(parameterized.TestCase):
   def test_a_signal_saves_and_leaves(self):
     whole, broken = self.create_tempdir().full_path, self.create_tempdir().full_path
     expected, before = fit(whole, steps=5), signal.getsignal(signal.SIGTERM)
-    with self.assertRaisesRegex(UserError, 'stopped by SIGTERM after step 3 of 5, which is saved'):
+    with self.assertRaisesRegex(Stopped, 'stopped by SIGTERM after step 3 of 5, which is saved'):
       fit(broken, steps=5, signal_at=2, checkpoint_every=100)
     self.assertEqual(signal.getsignal(signal.SIGTERM), before)
     chex.assert_trees_all_equal(fit(broken, steps=5), expected)
