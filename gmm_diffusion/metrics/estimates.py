@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 INTERVAL = '95 %, jackknife over the samples, reference fixed'
 
@@ -70,8 +70,18 @@ def of_mean(values: Any) -> Estimate:
   x = np.asarray(values, np.float64)
   if len(x) < 2:
     return Estimate(float(x.mean()), np.nan, np.nan)
-  half = stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
+  half = special.stdtrit(len(x) - 1, 0.975) * x.std(ddof=1) / np.sqrt(len(x))
   return Estimate(float(x.mean()), float(x.mean() - half), float(x.mean() + half))
+
+
+def p_of_mean(values: Any) -> float:
+  """The p-value of a mean of independent values by a two-sided t test against 0; 1 where they do
+  not vary."""
+  x = np.asarray(values, np.float64)
+  if len(x) < 2 or np.ptp(x) == 0:
+    return 1.0
+  t = x.mean() / (x.std(ddof=1) / np.sqrt(len(x)))
+  return float(2 * special.stdtr(len(x) - 1, -abs(t)))
 
 
 def jackknife(value: float | np.floating | np.ndarray, influence: np.ndarray) -> OfSamples:

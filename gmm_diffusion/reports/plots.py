@@ -2,20 +2,25 @@
 
 import io
 from collections.abc import Iterable
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from gmm_diffusion import files
 
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
 
-def new(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6, 3)) -> tuple[Figure, Any]:
+
+def new(
+  rows: int = 1, columns: int = 1, size: tuple[float, float] = (6, 3)
+) -> tuple['Figure', Any]:
   """(figure, its axes as an array [rows, columns]); `size` is in units of 100 pixels."""
+  from matplotlib.figure import Figure  # slow to import, and only needed here
+
   figure = Figure(figsize=size, dpi=100, layout='tight')
   return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def png(figure: Figure, path: str = '') -> bytes:
+def png(figure: 'Figure', path: str = '') -> bytes:
   """The figure as PNG, also written to `path` where one is given."""
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png')

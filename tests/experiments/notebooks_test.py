@@ -34,12 +34,12 @@ def code(name, by_tag=(), replace=('', '')):
 
 
 class NotebooksTest(parameterized.TestCase):
-  def run_cells(self, name, by_tag=(), **scope):
+  def run_cells(self, name, by_tag=(), replace=('', ''), **scope):
     shown = []
     self.addCleanup(os.chdir, os.getcwd())
     os.chdir(self.create_tempdir().full_path)
     scope.update(display=shown.append, HTML=str, Image=str)
-    for source in code(name, by_tag):
+    for source in code(name, by_tag, replace):
       exec(compile(source, name, 'exec'), scope)  # pylint: disable=exec-used
     return shown, scope
 
@@ -48,7 +48,8 @@ class NotebooksTest(parameterized.TestCase):
       mock.patch.dict(features.SETTINGS, steps=10),  # of the feature network
       mock.patch.multiple(jacobian, COUNT=4, RATIOS=np.array([0.2, 2.0])),
     ):
-      shown, scope = self.run_cells('ddim_gmm_colab.ipynb')
+      small = 'config.net.update(channels=8, multipliers=(1.0,), head_channels=8)\ntasks.run('
+      shown, scope = self.run_cells('ddim_gmm_colab.ipynb', replace=('tasks.run(', small))
     self.assertLen(shown, 3)
     self.assertIn('its control', shown[2])
     self.assertEqual(int(scope['result'].nfe), 10)

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
-from scipy import io
 
 from gmm_diffusion import specs
 from gmm_diffusion.data import sources
@@ -172,6 +171,8 @@ def open_mat(path: str) -> list[np.ndarray]:
   `groundTruth` holds a structure with `Segmentation` for each of them."""
   try:
     _check_mat(path)
+    from scipy import io  # slow to import, and only needed here
+
     entries = io.loadmat(path, variable_names=['groundTruth'])['groundTruth'].ravel()
     maps = [entry['Segmentation'][0, 0] for entry in entries]
   except Exception as error:  # of a damaged file scipy raises nearly anything

@@ -25,7 +25,8 @@ def records(workdir):
 class AllTest(absltest.TestCase):
   def test_digits(self):
     workdir = os.path.join(self.create_tempdir().full_path, 'run')
-    code, out, error = cli.main('digits.py:runlocal', 'all', workdir, optimised=True)
+    cache = f'--config.evaluate.cache={cases.features_of_the_session()}'
+    code, out, error = cli.main('digits.py:runlocal', 'all', workdir, *cli.TINY[:3], cache, optimised=True)
     self.assertEqual(code, 0, error[-3000:])
     self.assertNotIn('Warning', error)
     self.assertIn('training', error)  # the progress bar
@@ -87,6 +88,7 @@ class AllTest(absltest.TestCase):
       'digits.py:runlocal',
       'sample',
       workdir,
+      *cli.TINY[:3],
       '--config.sampler.steps=5',
       '--config.sample.count=20',
     )
@@ -99,6 +101,7 @@ class AllTest(absltest.TestCase):
       'digits.py:runlocal',
       'sample',
       workdir,
+      *cli.TINY[:3],
       '--config.sampler.steps=5',
       '--config.sample.count=20',
     )
@@ -110,7 +113,7 @@ class AllTest(absltest.TestCase):
     self.assertEqual(code, 1)
     self.assertRegex(
       error.strip().splitlines()[-1],
-      r'^error: the checkpoint in .* was made with net.channels = 16, the config says 24',
+      r'^error: the checkpoint in .* was made with net.channels = 8, the config says 24',
     )
 
   def test_three_at_once_in_a_fresh_workdir(self):
