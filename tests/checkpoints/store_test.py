@@ -172,7 +172,7 @@ class CommandTest(absltest.TestCase):
     )
     code, _, error = cases.python(
       *('-c', script, '--config=configs/digits.py:runlocal', '--mode=train'),
-      *(f'--workdir={workdir}', '--config.train.steps=1', *cli.TINY),
+      *(f'--workdir={workdir}', '--config.train.steps=1', *cli.CNN),
     )
     self.assertEqual(code, 1)
     last = error.replace('\r', '\n').splitlines()[-1]

@@ -17,9 +17,7 @@ from gmm_diffusion.checkpoints.store import Store
 from helpers import cases, cli
 
 SMALL = (
-  '--config.net.name=cnn', '--config.net.channels=8', '--config.net.blocks=1',
-  '--config.train.batch=8', '--config.train.warmup=0', '--config.train.log_every=1',
-  '--config.train.checkpoint_every=20',
+  *cli.CNN, '--config.train.log_every=1', '--config.train.checkpoint_every=20',
 )  # fmt: skip
 
 

@@ -18,6 +18,13 @@ TINY = (
   '--config.train.batch=16',
   '--config.train.warmup=0',
 )
+CNN = (  # compiles in less time
+  '--config.net.name=cnn',
+  '--config.net.channels=8',
+  '--config.net.blocks=1',
+  '--config.train.batch=16',
+  '--config.train.warmup=0',
+)
 
 
 def words(config, mode, workdir, *overrides):
@@ -56,6 +63,6 @@ def typed(*arguments):
 def trained(folder):
   """The workdir of a tiny network of the digits, trained for two steps below a folder."""
   workdir = os.path.join(folder, 'start')
-  code, _, error = here('digits.py:runlocal', 'train', workdir, *TINY, '--config.train.steps=2')
+  code, _, error = here('digits.py:runlocal', 'train', workdir, *CNN, '--config.train.steps=2')
   assert not code, error
   return workdir

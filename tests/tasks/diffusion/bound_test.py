@@ -55,7 +55,7 @@ class CommandTest(absltest.TestCase):
     self.enter_context(mock.patch.multiple(levels, COUNT=8, RATIOS=np.array([1.0])))
     workdir = self.enter_context(cases.folder())
     code, _, error = cli.here(
-      'digits.py:runlocal', 'all', workdir, *cli.TINY, *LEARNED,
+      'digits.py:runlocal', 'all', workdir, *cli.CNN, *LEARNED,
       "--config.evaluate.samplers=('ddpm',)", '--config.sampler.variance=learned',
       '--config.sampler.steps=3', '--config.evaluate.count=20',
     )  # fmt: skip
@@ -70,7 +70,7 @@ class CommandTest(absltest.TestCase):
   def test_refused_before_a_training(self):
     workdir = self.enter_context(cases.folder())
     code, _, error = cli.here(
-      'digits.py:runlocal', 'all', workdir, *cli.TINY, "--config.evaluate.samplers=('ddpm',)",
+      'digits.py:runlocal', 'all', workdir, *cli.CNN, "--config.evaluate.samplers=('ddpm',)",
       '--config.sampler.variance=learned',
     )  # fmt: skip
     self.assertEqual(code, 1)
@@ -85,7 +85,7 @@ class CommandTest(absltest.TestCase):
       (('--config.sampler.name=ddpm', '--config.sampler.variance=learned'), 'net.learn_sigma'),
       (('--config.train.vlb=1.0',), 'net.learn_sigma is False'),
     ):
-      code, _, error = cli.here('digits.py:runlocal', 'sample', start, *cli.TINY[:3], *words)
+      code, _, error = cli.here('digits.py:runlocal', 'sample', start, *cli.CNN[:3], *words)
       self.assertEqual(code, 1)
       self.assertIn(message, error.splitlines()[-1])
 

@@ -26,7 +26,9 @@ class AllTest(absltest.TestCase):
   def test_digits(self):
     workdir = os.path.join(self.create_tempdir().full_path, 'run')
     cache = f'--config.evaluate.cache={cases.features_of_the_session()}'
-    code, out, error = cli.main('digits.py:runlocal', 'all', workdir, *cli.TINY[:3], cache, optimised=True)
+    code, out, error = cli.main(
+      'digits.py:runlocal', 'all', workdir, *cli.TINY[:3], cache, optimised=True
+    )
     self.assertEqual(code, 0, error[-3000:])
     self.assertNotIn('Warning', error)
     self.assertIn('training', error)  # the progress bar
@@ -173,7 +175,7 @@ class AllTest(absltest.TestCase):
 class ResumeTest(absltest.TestCase):
   def test_kill_and_resume_is_bit_exact(self):
     root = self.create_tempdir().full_path
-    overrides = cli.TINY + (
+    overrides = cli.CNN + (
       '--config.train.steps=200',
       '--config.train.checkpoint_every=50',
       '--config.train.log_every=25',
@@ -231,7 +233,7 @@ from gmm_diffusion.data import sources
 from gmm_diffusion.engine import build, drawing as sample
 workdir, out = sys.argv[1:3]
 config = digits.get_config('runlocal')
-config.net.update(channels=8, multipliers=(1,), head_channels=8)
+config.net.update(name='cnn', channels=8, blocks=1)
 spec = specs.from_config(config)
 data = sources.load(spec.data)
 weights = build.weights(spec, data, workdir)
@@ -256,7 +258,7 @@ class DevicesTest(absltest.TestCase):
   def test_samples_do_not_depend_on_batch_or_devices(self):
     root = self.create_tempdir().full_path
     workdir = os.path.join(root, 'run')
-    code, _, error = cli.here('digits.py:runlocal', 'train', workdir, *cli.TINY)
+    code, _, error = cli.here('digits.py:runlocal', 'train', workdir, *cli.CNN)
     self.assertEqual(code, 0, error[-3000:])
     found = {}
     for devices, batches in ((1, ('64', '7', '1')), (2, ('7',)), (4, ('7',))):
@@ -272,7 +274,7 @@ class DevicesTest(absltest.TestCase):
 
   def test_training_uses_all_devices(self):
     root = self.create_tempdir().full_path
-    overrides = cli.TINY + ('--config.train.steps=3', '--config.train.log_every=1')
+    overrides = cli.CNN + ('--config.train.steps=3', '--config.train.log_every=1')
     losses = {}
     for devices in (1, 2):
       workdir = os.path.join(root, str(devices))

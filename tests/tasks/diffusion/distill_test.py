@@ -123,7 +123,7 @@ class CommandTest(parameterized.TestCase):
       'digits.py:runlocal',
       mode,
       os.path.join(self.root, folder),
-      *cli.TINY[:3],
+      *cli.CNN[:3],
       *([f'--config.distill.start={self.start}', '--config.distill.batch=8'] * (mode == 'distill')),
       *overrides,
     )
@@ -133,7 +133,7 @@ class CommandTest(parameterized.TestCase):
       'digits.py:runlocal',
       'sample',
       os.path.join(self.root, folder),
-      *cli.TINY[:3],
+      *cli.CNN[:3],
       '--config.sampler.name=one_step',
       '--config.sample.count=20',
     )
@@ -188,7 +188,7 @@ class CommandTest(parameterized.TestCase):
       'digits.py:runlocal',
       'sample',
       os.path.join(self.root, 'start'),
-      *cli.TINY[:3],
+      *cli.CNN[:3],
       '--config.sampler.name=one_step',
       '--config.sampler.steps=3',
     )

@@ -91,7 +91,7 @@ class CommandTest(parameterized.TestCase):
       'digits.py:runlocal',
       mode,
       os.path.join(self.root, folder),
-      *cli.TINY[:3],
+      *cli.CNN[:3],
       f'--config.finetune.start={self.start}',
       '--config.sampler.name=ddim',
       '--config.sampler.steps=2',
@@ -115,7 +115,7 @@ class CommandTest(parameterized.TestCase):
         'digits.py:runlocal',
         'sample',
         os.path.join(self.root, folder),
-        *cli.TINY[:3],
+        *cli.CNN[:3],
         '--config.sampler.name=ddim',
         '--config.sampler.steps=2',
         '--config.sample.count=4',
@@ -133,7 +133,7 @@ class CommandTest(parameterized.TestCase):
       self.assertIn('holds the checkpoint of another network', error)
       self.assertEqual(code, 1)
     code, _, error = cli.here(
-      'digits.py:runlocal', 'train', os.path.join(self.root, 'whole'), *cli.TINY
+      'digits.py:runlocal', 'train', os.path.join(self.root, 'whole'), *cli.CNN
     )
     self.assertIn('holds the checkpoint of another network', error)
     self.assertEqual(code, 1)

@@ -127,7 +127,7 @@ class ImagesTest(absltest.TestCase):
       cli.trained(folder)
       start = os.path.join(folder, 'start')
       code, said, error = cli.here(
-        'digits.py:runlocal', 'posterior', start, *cli.TINY[:3], '--config.posterior.levels=2',
+        'digits.py:runlocal', 'posterior', start, *cli.CNN[:3], '--config.posterior.levels=2',
         '--config.posterior.count=40', '--config.posterior.directions=3',
       )  # fmt: skip
       self.assertEqual(code, 0, error)

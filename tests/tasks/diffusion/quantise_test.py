@@ -57,7 +57,7 @@ class CommandTest(parameterized.TestCase):
       'digits.py:runlocal',
       mode,
       os.path.join(self.root, folder),
-      *cli.TINY[:3],
+      *cli.CNN[:3],
       *(('--config.sampler.name=ddim', '--config.sampler.steps=2') if asked else ()),
       *overrides,
     )
