@@ -25,6 +25,10 @@ from gmm_diffusion.tune import race
 from helpers import cases
 
 
+CNN = dict(name='cnn', channels=32, blocks=1)  # compiles in less time
+SET = ('--set', *(f'net.{key}={value}' for key, value in CNN.items()))
+
+
 def record(workdir, name):
   with open(os.path.join(workdir, f'{name}.json'), encoding='utf-8') as file:
     return json.load(file)
@@ -37,9 +41,12 @@ class NetworksTest(absltest.TestCase):
     cls.root = cls.enterClassContext(cases.folder())
     cls.enterClassContext(mock.patch.dict(features.SETTINGS, steps=10))
     cls.start = os.path.join(cls.root, 'start')
-    config = digits.get_config('runlocal')
-    config.train.steps = 2
-    tasks.run('train', cls.start, config, 'test')
+    cls.cnn = os.path.join(cls.root, 'cnn')
+    for workdir, net in ((cls.start, {}), (cls.cnn, CNN)):
+      config = digits.get_config('runlocal')
+      config.train.steps = 2
+      config.net.update(net)
+      tasks.run('train', workdir, config, 'test')
 
   def folder(self, name):
     return os.path.join(self.root, name)
@@ -47,9 +54,9 @@ class NetworksTest(absltest.TestCase):
   def test_quantisation(self):
     workdir = self.folder('quantisation')
     cases.call(
-      quantisation.main, f'--workdir={workdir}', f'--start={self.start}',
+      quantisation.main, f'--workdir={workdir}', f'--start={self.cnn}',
       '--config=digits:runlocal', '--count=30', '--calibration=8', '--rows', 'W8', 'W3',
-      '--set', 'sampler.steps=2',
+      *SET, 'sampler.steps=2',
     )  # fmt: skip
     whole, near, far = record(workdir, 'quantisation')['rows']
     self.assertLess(near['bytes'], whole['bytes'] / 3)
@@ -109,9 +116,10 @@ class NetworksTest(absltest.TestCase):
       mock.patch.object(race, 'RUNNERS', {'unipc': {}}),
     ):
       cases.call(
-        posterior_kernels.main, f'--workdir={workdir}', f'--start={self.start}',
+        posterior_kernels.main, f'--workdir={workdir}', f'--start={self.cnn}',
         '--config=digits:runlocal', '--calls', '2', '--etas', '1', '--grids', 'trailing',
         '--scales', '1', '--directions=2', '--items=20', '--choose=16', '--count=20', '--seeds=2',
+        *SET,
       )  # fmt: skip
     rows = {row['what']: row for row in record(workdir, 'posterior_kernels')['rows']}
     self.assertIn('the best other', rows)
@@ -128,8 +136,7 @@ class NetworksTest(absltest.TestCase):
     with mock.patch.multiple(bound, COUNT=8, EXACT=2, PARTS=2):
       cases.call(
         learned_variance.main, f'--workdir={workdir}', '--config=digits:runlocal', '--steps', '2',
-        '--count=20', '--seeds', '5', '6', '--set', 'train.steps=2', 'net.channels=8',
-        'net.multipliers=(1,)', 'net.head_channels=8',
+        '--count=20', '--seeds', '5', '6', *SET, 'train.steps=2',
       )  # fmt: skip
     found = record(workdir, 'learned_variance')
     self.assertContainsSubset(learned_variance.VARIANCES, found['bits'])
@@ -146,10 +153,10 @@ class NetworksTest(absltest.TestCase):
       mock.patch.multiple(geometry.jacobian, COUNT=4, RATIOS=np.array([0.2, 2.0])),
     ):
       cases.call(
-        geometry.main, f'--workdir={self.start}', '--config=digits:runlocal', '--count=2',
-        '--training=20', '--set', 'data.limit=100',
+        geometry.main, f'--workdir={self.cnn}', '--config=digits:runlocal', '--count=2',
+        '--training=20', *SET, 'data.limit=100',
       )  # fmt: skip
-    found = record(self.start, 'geometry')
+    found = record(self.cnn, 'geometry')
     of = {row['model']: row['value'] for row in found['machines'] if row['metric'] == 'asymmetry'}
     self.assertLess(of['IS'], 1e-9)
     self.assertGreater(of['ELS 3'], 1e-3)
