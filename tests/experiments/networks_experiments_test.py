@@ -24,7 +24,6 @@ from gmm_diffusion.tasks.diffusion import bound
 from gmm_diffusion.tune import race
 from helpers import cases
 
-
 CNN = dict(name='cnn', channels=32, blocks=1)  # compiles in less time
 SET = ('--set', *(f'net.{key}={value}' for key, value in CNN.items()))
 

@@ -18,7 +18,7 @@ from gmm_diffusion.metrics import references
 from gmm_diffusion.metrics.estimates import INTERVAL, difference
 from gmm_diffusion.reports import images as pictures
 from gmm_diffusion.reports import records
-from gmm_diffusion.tasks.diffusion import bound, jacobian, levels, suspicious, verdict
+from gmm_diffusion.tasks.diffusion import bound, copies, jacobian, levels, suspicious, verdict
 from gmm_diffusion.tasks.diffusion import report as report_page
 
 INTERVALS = (
@@ -181,7 +181,9 @@ def evaluate(one: Run, todo: list[tuple[drawing.Prepared, str]] | None = None) -
   if not parallel.is_main():
     return
   records.add(one.workdir, new)  # before what takes the most memory
-  more, of_model = ([], []) if e.images else _about_model(model, todo, rows, new, one, shared)
+  more, of_model = (
+    ([], []) if e.images else _about_model(model, found.features, todo, rows, new, one, shared)
+  )
   records.add(one.workdir, of_model)
   about |= {
     'reference': f'{found.reference.what}, hash {found.reference.hash}',
@@ -207,13 +209,18 @@ def evaluate(one: Run, todo: list[tuple[drawing.Prepared, str]] | None = None) -
   print('\n'.join([*words, f'report: {path}']))
 
 
-def _about_model(model, todo, rows, known, one, shared):
+def _about_model(model, features, todo, rows, known, one, shared):
   """(sections of the page, records) about the model and what it makes up; `known` are the records
   of metrics."""
   sections, new = [], []
+  of_rows = {row.names[0] for row in rows if row.kind == 'sampler'}
+  drawn = [made for made, _ in todo if made.sampler.name in of_rows]
+  if copies.possible(one.spec, one.data):
+    twins = copies.find(model, drawn, features, one)
+    sections.append(copies.section(twins))
+    new += copies.record(twins, known, shared)
   if suspicious.possible(one.spec, one.data):
-    of_rows = {row.names[0] for row in rows if row.kind == 'sampler'}
-    suspects = suspicious.find(model, [m for m, _ in todo if m.sampler.name in of_rows], one)
+    suspects = suspicious.find(model, drawn, one)
     sections.append(suspicious.section(suspects))
     new += suspicious.record(suspects, known, shared)
   for part in (levels, bound, jacobian):

@@ -71,6 +71,7 @@ class AllTest(absltest.TestCase):
       text = file.read()
     self.assertIn('Samples that may be made up', text)
     self.assertIn('Geometry of the model', text)
+    self.assertIn('Copies of training images', text)
 
     with open(os.path.join(workdir, 'report.html'), encoding='utf-8') as file:
       page = file.read()
