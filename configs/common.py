@@ -178,7 +178,7 @@ def from_scratch(config: ConfigDict, local: bool, dataset: str, **train) -> Conf
     config.autoencoder.scale = 0.0
     train = dict(steps=200, batch=16, learning_rate=1e-3, warmup=20, ema=0.99)
   config.data.update(name='tfds', dataset=dataset, path='~/tensorflow_datasets', flip=True)
-  config.data.stream = not local
+  config.data.update(stream=not local, limit=1000 if local else 0)
   config.net.weights.update(format='', url='', size=0, sha256='')
   config.train.update(checkpoint_every=max(train['steps'] // 200, 100))
   config.train.update(train)

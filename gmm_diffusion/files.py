@@ -177,6 +177,15 @@ def load(path: str, mark: Any) -> dict[str, Any] | None:
   return found if there == mark else None
 
 
+def has_mark(path: str, mark: str) -> bool:
+  """Whether path is an .npz with this mark; of its arrays nothing is read."""
+  try:
+    with open(path, 'rb') as content, np.load(content) as file:
+      return str(file['mark']) == mark
+  except Exception:  # absent, or damaged in one of many ways
+    return False
+
+
 def save(path: str, mark: Any, content: dict[str, Any]) -> dict[str, Any]:
   """Writes what `load` reads, and returns it; arguments as for `kept`."""
   if path.endswith('.json'):

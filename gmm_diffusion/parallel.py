@@ -194,14 +194,14 @@ _PEAKS = {
 
 
 def work(fn: Callable[..., Any], shared: Any, batch: Any) -> float:
-  """How many seconds a call of what `over_devices` returned would take at the peak of the devices;
-  0 where the peak is not known."""
+  """How many seconds a call of what `over_devices` returned would take at the peak of the devices,
+  the body of a loop counted once; 0 where the peak is not known, or for any other function."""
   kind = jax.devices()[0].device_kind
   peak = next((value for name, value in _PEAKS.items() if kind.startswith(name)), None)
-  if peak is None:
+  lower = getattr(fn, 'lower', None)
+  if peak is None or lower is None:
     return 0.0
-  lowered: Any = fn
-  return (lowered.lower(shared, batch).cost_analysis() or {}).get('flops', 0.0) / peak
+  return (lower(shared, batch).cost_analysis() or {}).get('flops', 0.0) / peak
 
 
 def preempted(step: int) -> bool:
@@ -217,6 +217,11 @@ def together() -> Iterator[None]:
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' in str(error):
+      raise UserError(
+        'the device has too little memory for a step; raise train.accumulate, set net.remat, or '
+        'lower train.batch'
+      ) from error
     if hosts() == 1:
       raise
     end(
@@ -234,6 +239,7 @@ def end(message: str, code: int = 1, patience: float = 5) -> None:
   print(f'error: {message}', file=sys.stderr, flush=True)
   if hosts() == 1:
     sys.exit(code)
+  sys.stdout.flush()
   if patience:
     parting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     parting.start()

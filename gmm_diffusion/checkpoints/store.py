@@ -103,7 +103,7 @@ class Store:
 
   def latest(self) -> int | None:
     """The last complete step, or the one that was asked for; None where there is none."""
-    return self._step or (self._manager.latest_step() if self._manager else None)
+    return (self._step or self._manager.latest_step()) if self._manager else None
 
   def save(self, step: int, weights: dict[str, Any], train: Any, about: dict[str, Any]) -> None:
     """Writes a step in the background: weights by the names in PARTS; train is None where nothing

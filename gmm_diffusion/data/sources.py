@@ -55,27 +55,28 @@ def tfds(spec: specs.Data) -> Data:
     ) from error
   mode = folders.MODES[spec.colour] if spec.colour else ''
 
-  def part(rows, split):
-    labels = np.zeros(len(rows), np.int32)
+  def part(rows, split, limit=0):
+    count = min(limit or len(rows), len(rows))
+    labels = np.zeros(count, np.int32)
 
     def one(number):
       row = rows[number]
       labels[number] = row.get('label', 0)
       return folders.fitted_pixels(row['image'], spec.size, mode)
 
-    images = streams.Stream(one, lambda n: f'item {n} of {spec.dataset}, {split},', len(rows))
+    images = streams.Stream(one, lambda n: f'item {n} of {spec.dataset}, {split},', count)
     if not spec.stream:
       return images.read(f'reading {split}'), labels  # of all that were read
     if 'label' in info.features:
       rows = source(split, image=tensorflow_datasets.decode.SkipDecoding())
-      labels = np.array([row['label'] for row in rows], np.int32)
+      labels = np.array([rows[n]['label'] for n in range(count)], np.int32)
     return images, labels
 
-  images, labels = part(train, 'train')
+  images, labels = part(train, 'train', spec.limit)
   held_out, held_out_labels = images[:0], np.zeros(0, np.int32)
   for name, rows in others.items():
-    held_out, held_out_labels = part(rows, name)
-    if held_out_labels.min(initial=0) >= 0:  # labels of a test set may be secret, which is -1
+    if len(rows) and rows[0].get('label', 0) >= 0:  # those of a test set may be secret, which is -1
+      held_out, held_out_labels = part(rows, name)
       break
   classes, names = 0, ()
   if 'label' in info.features:
@@ -109,8 +110,14 @@ def npz_file(spec: specs.Data) -> Data:
     there = bool(other) and other[0] in file.heads
     train = _npz_part(file, *own)
     test = _npz_part(file, *other) if there else train
+    if (train[1][0] < 0) != (test[1][0] < 0):
+      raise UserError(
+        f'{path} has classes in only one of {own[1]} and {other[1]}; add the other, or leave both '
+        f'out'
+      )
   away = folders.held_out(len(train[1]), 0.0 if there else spec.held_out)
   kept, apart = np.flatnonzero(~away), np.arange(len(test[1])) if there else np.flatnonzero(away)
+  kept = kept[: spec.limit or len(kept)]
   if not len(kept):
     raise UserError(f'no image is left to train on in {path}; lower data.held_out')
   mode = folders.MODES[spec.colour] if spec.colour else ''

@@ -93,18 +93,24 @@ def mapped(one: Callable[[int], Any], count: int, title: str = '') -> Iterator[A
         bar.update()
 
 
+def grain() -> Any:
+  """The module; raises UserError where it is not installed."""
+  try:
+    import grain  # slow to import, and only needed here
+
+    return grain
+  except ImportError as error:
+    raise UserError(
+      f"data.stream needs grain ({error}); install the extra: pip install -e '.[stream]'"
+    ) from error
+
+
 def ahead(batch: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]:
   """batch(start), ..., batch(stop - 1) in order, each read by a thread before it is asked for.
 
   Raises:
     UserError: grain, which does that, is not installed.
   """
-  try:
-    import grain  # slow to import, and only needed here
-  except ImportError as error:
-    raise UserError(
-      f"data.stream needs grain ({error}); install the extra: pip install -e '.[stream]'"
-    ) from error
-  steps = grain.MapDataset.range(start, stop).map(batch)
-  options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=2 * THREADS)
+  steps = grain().MapDataset.range(start, stop).map(batch)
+  options = grain().ReadOptions(num_threads=THREADS, prefetch_buffer_size=2 * THREADS)
   yield from steps.to_iter_dataset(options)

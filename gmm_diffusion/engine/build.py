@@ -289,6 +289,7 @@ def weights(spec: specs.Spec, data: base.Data, workdir: str) -> Any:
     out = store.weights(wanted)
   if apart:
     with Store(os.path.join(workdir, FIRST_STAGE)) as store:
+      check_about(store, {'hash': known['latents']})
       out |= store.weights(apart)
   count = sum(leaf.size for leaf in jax.tree.leaves(out))
   print(

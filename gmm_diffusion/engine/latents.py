@@ -22,7 +22,8 @@ from gmm_diffusion.engine import build, released, shards
 from gmm_diffusion.errors import UserError
 
 FOLDER = 'latents'  # of a workdir
-_SIZE = 1024  # images of a file
+_SIZE = 1024  # images of a file, at least
+_FILES = 256  # at most, as each of them stays open
 _MEASURED = 64  # images by which the scale of latents is found
 
 
@@ -43,16 +44,21 @@ def first_stage(spec: specs.Spec, data: base.Data, workdir: str) -> dict[str, An
   spec = dataclasses.replace(spec, net=dataclasses.replace(spec.net, dtype='float32'))
   template = {'autoencoder': build.template(spec, data)['autoencoder']}
   about = {'autoencoder': build.about(spec, data)['autoencoder']}
+  given = not spec.train.start and spec.autoencoder.weights.format not in ('', build.RANDOM)
   place = os.path.join(workdir, build.FIRST_STAGE)
   path = os.path.join(place, 'checkpoints')
   with files.locked(path) if parallel.is_main() else contextlib.nullcontext():
     with Store(place) as store:
       there = store.latest() is not None
+      if there and given:
+        released.check_origins(store, spec, data, workdir)
     if not there:
       made = _made(spec, data, workdir, template)
       made['latent_scale'] = np.float32(made['latent_scale'] or _scale(spec, data, made))
       os.makedirs(place, exist_ok=True)
-      released.save({'autoencoder': made}, about, place)
+      origin = {'weights': released.origin(spec.autoencoder.weights, workdir)} if given else {}
+      known = {'autoencoder': about['autoencoder'] | origin, 'hash': build.tree_hash(made)}
+      released.save({'autoencoder': made}, known, place)
   files.remove_lock(path)
   with Store(place) as store:
     build.check_about(store, about)
@@ -133,7 +139,7 @@ def encoded(spec: specs.Spec, data: base.Data, workdir: str, arrays: dict[str, A
   """
   copies, count = 1 + spec.data.flip, len(data.train)
   spec = dataclasses.replace(spec, net=dataclasses.replace(spec.net, dtype='float32'))
-  source = dataclasses.replace(spec.data, stream=False, limit=0)
+  source = dataclasses.replace(spec.data, path='', stream=False, limit=0)
   ends = np.asarray(data.train[:1]), np.asarray(data.train[-1:])
   mark = files.fingerprint(build.tree_hash(arrays), source, count, *ends)
   encode, replicas = _encoder(spec), parallel.replicate(arrays, local=True)
@@ -146,9 +152,10 @@ def encoded(spec: specs.Spec, data: base.Data, workdir: str, arrays: dict[str, A
     images = np.stack(list(streams.mapped(lambda i: image(ids[i]), len(ids))))
     return {'latents': encode(replicas, images, advance)}
 
-  folder = os.path.join(workdir, FOLDER)
-  shards.fill(folder, mark, copies * count, _SIZE, make, 'encoding')
-  paths = [shards.path_of(folder, ids) for ids in shards.ranges(copies * count, _SIZE)]
+  folder, total = os.path.join(workdir, FOLDER), copies * count
+  size = max(_SIZE, -(-total // _FILES))
+  shards.fill(folder, mark, total, size, make, 'encoding', whole=False)
+  paths = [shards.path_of(folder, ids) for ids in shards.ranges(total, size)]
   out = Latents(paths)
   some = out[np.arange(min(_SIZE, len(out)))].astype(np.float32)
   deviation = _as_latents(spec, some, arrays['latent_scale']).std()

@@ -123,7 +123,14 @@ def writers(
     yield write
 
 
-def _module(name, extra):
+def check(names: Sequence[str]) -> None:
+  """Raises UserError where one of the loggers is not installed."""
+  for name in names:
+    _module(name)
+
+
+def _module(extra):
+  name = {'tensorboard': 'tensorboardX'}.get(extra, extra)
   try:
     return importlib.import_module(name)
   except ImportError as error:
@@ -136,7 +143,7 @@ def _module(name, extra):
 @contextlib.contextmanager
 def _tensorboard(workdir, start, about):
   """Event files in WORKDIR/tensorboard."""
-  module = _module('tensorboardX', 'tensorboard')
+  module = _module('tensorboard')
   with module.SummaryWriter(os.path.join(workdir, 'tensorboard'), purge_step=start + 1) as writer:
     writer.add_text('settings', f'```\n{json.dumps(about, indent=1)}\n```', start)
 
@@ -152,7 +159,7 @@ def _tensorboard(workdir, start, about):
 def _wandb(workdir, start, about):
   """One run for a workdir, however often it is started."""
   del start  # rows that are there already are left out over there
-  module = _module('wandb', 'wandb')
+  module = _module('wandb')
   path = os.path.join(workdir, _WANDB_RUN)
   own = files.read_json(path, {}) or {'id': uuid.uuid4().hex[:12]}
   files.write_json(path, own)

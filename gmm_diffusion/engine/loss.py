@@ -255,8 +255,8 @@ def train(spec: specs.Spec, data: base.Data, workdir: str) -> None:
   """
   if not len(data.train) or spec.net.weights.format:
     raise UserError(
-      'this config is for a pretrained model: it has no data to train on; valid modes: fetch, '
-      'convert, sample'
+      'this config is for a pretrained model, and trains nothing; valid modes: fetch, convert, '
+      'sample; to train the same network, set net.weights.format to nothing and data.name to images'
     )
   trainer.check_batch(spec.train)
   others: dict[str, Any] = {}  # the parts that are not trained

@@ -48,7 +48,8 @@ def _wanted(spec: specs.Spec, data: base.Data) -> dict[str, specs.Weights]:
   """Where the weights of each part that is not trained here come from; a file may hold several."""
   out = {name: weights for name, (_, _, weights) in build.parts(spec, data).items()}
   if not spec.net.weights.format:  # trained here, perhaps on a released autoencoder
-    out = {name: weights for name, weights in out.items() if weights.format}
+    trained = ('', build.RANDOM)
+    out = {name: weights for name, weights in out.items() if weights.format not in trained}
   for name, weights in out.items():
     if weights.format not in importers.FORMATS:
       raise UserError(
@@ -81,15 +82,15 @@ def fetch(spec: specs.Spec, data: base.Data, workdir: str) -> None:
       )
 
 
-def _find(weights: specs.Weights, workdir: str) -> str:
-  """The file or folder to read."""
+def _find(name: str, weights: specs.Weights, workdir: str) -> str:
+  """The file or folder to read for a part."""
   path = place(weights, workdir)
   if not os.path.exists(path):
     raise UserError(
       f'no weights at {path}; use --mode=fetch, or '
       f'{needed(weights.url, path, weights.size, weights.sha256)}'
       if weights.url
-      else f'no weights at {path}; put the file there, or set net.weights.path'
+      else f'no weights at {path}; put the file there, or set {name}.weights.path'
     )
   if not os.path.isdir(path) and not weights.path:
     check(weights.url, path, weights.size, weights.sha256)
@@ -116,7 +117,7 @@ def convert(spec: specs.Spec, data: base.Data, workdir: str) -> None:
     if not there:
       converted, about = _read(spec, data, workdir), build.about(spec, data)
       for name, weights in _wanted(spec, data).items():
-        about[name]['weights'] = _origin(weights, workdir)
+        about[name]['weights'] = origin(weights, workdir)
       save(converted, about, workdir)
   files.remove_lock(path)
   print(f'{"already converted:" if there else "converted to"} {store.path}')
@@ -126,7 +127,7 @@ def _address(weights):
   return os.path.abspath(os.path.expanduser(weights.path)) if weights.path else weights.url
 
 
-def _origin(weights, workdir):
+def origin(weights: specs.Weights, workdir: str) -> dict[str, Any]:
   """What identifies released weights: the hash of their file, and the published one, which may be
   of an archive. Address and time save hashing a file again that was not touched."""
   path = place(weights, workdir)
@@ -155,9 +156,17 @@ def _sha256(path):
 def _check(store, spec, data, workdir):
   """Raises UserError unless a checkpoint was made of the files that the config names."""
   build.check_about(store, build.about(spec, data))
+  check_origins(store, spec, data, workdir)
+
+
+def check_origins(store: Store, spec: specs.Spec, data: base.Data, workdir: str) -> None:
+  """The same of where the parts that are there came from, and of nothing else."""
   about = store.about()
   for name, weights in _wanted(spec, data).items():
-    stored, path = about[name].get('weights'), place(weights, workdir)
+    if name not in about:
+      continue
+    stored: Any = about[name].get('weights')
+    path = place(weights, workdir)
     # a conversion that did not store hashes has an address alone, a trained step has nothing
     stored = stored if isinstance(stored, dict) else {'address': stored}
     stored = {'address': '', 'sha256': '', 'published': '', 'modified': None} | stored
@@ -177,8 +186,8 @@ def _check(store, spec, data, workdir):
 
 def _read(spec: specs.Spec, data: base.Data, workdir: str) -> dict[str, Any]:
   """The weights of each part, from the released files."""
-  for weights in _wanted(spec, data).values():  # none is read before all are there
-    _find(weights, workdir)
+  for name, weights in _wanted(spec, data).items():  # none is read before all are there
+    _find(name, weights, workdir)
   out = {name: read_part(spec, data, workdir, name) for name in build.parts(spec, data)}
   if not out.get('autoencoder', {'latent_scale': 1})['latent_scale']:
     raise UserError(
@@ -190,7 +199,7 @@ def _read(spec: specs.Spec, data: base.Data, workdir: str) -> dict[str, Any]:
 def read_part(spec: specs.Spec, data: base.Data, workdir: str, name: str) -> dict[str, Any]:
   """The weights of 'net', 'autoencoder' or 'classifier', from its released file."""
   module, _, weights = build.parts(spec, data)[name]
-  path = _find(weights, workdir)
+  path = _find(name, weights, workdir)
   shape = build.sample_shape(spec, data) if name == 'net' else data.shape
   out = importers.load_weights(path, weights.format, module, shape)
   if name == 'autoencoder':

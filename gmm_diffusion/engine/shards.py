@@ -43,6 +43,7 @@ def fill(
   size: int,
   make: Callable[[range, Advance], Arrays],
   title: str,
+  whole: bool = True,
 ) -> None:
   """Returns when every range of ids has its file.
 
@@ -53,8 +54,13 @@ def fill(
     size: ids in a file.
     make: (ids, advance) -> arrays; calls advance(number of ids done) as it goes.
     title: of the progress bar.
+    whole: files that are there are read to their end, which finds damaged ones.
   """
-  todo = [ids for ids in ranges(count, size) if load(folder, mark, ids) is None]
+  is_there = lambda ids: (
+    files.has_mark(path_of(folder, ids), mark)
+    and (not whole or load(folder, mark, ids) is not None)
+  )
+  todo = [ids for ids in ranges(count, size) if not is_there(ids)]
   if not todo:
     return
   with tqdm(
@@ -70,7 +76,7 @@ def fill(
         with files.claimed(path) as mine:
           if not mine:
             others.append(ids)
-          elif load(folder, mark, ids) is not None:
+          elif is_there(ids):
             bar.update(len(ids))
           else:
             files.save(path, mark, make(ids, bar.update))

@@ -174,7 +174,11 @@ def fit(
     if start >= spec.steps:
       print(f'already trained to step {start}')
       return
-    update, state = make(), parallel.replicate(state)
+    logs.check(spec.loggers)  # what is missing shows before anything slow
+    if ahead:
+      streams.grain()
+    with early_stops():
+      update, state = make(), parallel.replicate(state)
     mine, rate = parallel.host_slice(spec.batch), learning_rate(spec)
     read = lambda step: batch(step, mine)
     batches = (streams.ahead if ahead else _in_turn)(read, start, spec.steps)
@@ -190,7 +194,7 @@ def fit(
       for done, part in enumerate(batches, start + 1):
         part = parallel.split(part)
         if done == start + 1:
-          log.expect(parallel.work(update, state, part))
+          log.expect(spec.accumulate * parallel.work(update, state, part))
         state, values = update(state, part)
         log.values.append(values)
         bar.update()
@@ -218,6 +222,24 @@ def fit(
       f'stopped by {stopped[0]} after step {done} of {spec.steps}, which is saved; the same '
       f'command goes on from there'
     )
+
+
+@contextlib.contextmanager
+def early_stops() -> Iterator[None]:
+  """Before the first step SIGTERM ends the program at once, with the code of one that can be
+  started again."""
+  if parallel.hosts() > 1 or threading.current_thread() is not threading.main_thread():
+    yield
+    return
+
+  def stop(number, frame):
+    raise Stopped('stopped by SIGTERM before the first step; the same command goes on from there')
+
+  before = signal.signal(signal.SIGTERM, stop)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

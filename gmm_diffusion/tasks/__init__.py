@@ -67,6 +67,7 @@ def run(mode: str, workdir: str, config: Any, command: str, given: Sequence[str]
   TASKS[spec.task][mode](diffusion.located(spec, workdir), workdir, command)
   if parallel.is_main():
     model = spec
-    if spec.task == 'diffusion':  # what was restored belongs to that run alone, not to the model
-      model = dataclasses.replace(spec, inverse=specs.Inverse())
+    if spec.task == 'diffusion':  # what belongs to that run alone, not to the model
+      net = dataclasses.replace(spec.net, checkpoint=0)
+      model = dataclasses.replace(spec, net=net, inverse=specs.Inverse())
     records.remember(workdir, model, anew=mode in MAKES_WEIGHTS)

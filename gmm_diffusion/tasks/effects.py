@@ -59,12 +59,13 @@ SAMPLES = {
 
 TRAINS = (  # what --mode=finetune and --mode=distill read of the section train
   'optimiser', 'weight_decay', 'clip_norm', 'ema', 'ema_half_life', 'log_every', 'sample_every',
-  'checkpoint_every',
+  'checkpoint_every', 'keep', 'keep_every', 'loggers',
 )  # fmt: skip
 OF_LOSS = (  # what only the loss of a denoiser reads
   'loss', 'gamma', 'times', 'log_mean', 'log_deviation', 'low_discrepancy', 'label_dropout',
   'noisy', 'noise_level', 'vlb',
 )  # fmt: skip
+CURRENT = ('train', 'all', 'fetch', 'convert')  # modes that use no older checkpoint
 READ = {  # task -> what it reads of sections that it shares with 'diffusion', if not all
   'restoration': {
     'inverse': ('operator', 'noise', 'hidden', 'factor', 'width', 'draws'),
@@ -149,7 +150,7 @@ def _net(spec, mode, name):
   taken = ('name', 'labels', 'learn_sigma', 'dtype', 'checkpoint', 'weights', *options)
   if name not in taken:
     return f'net {spec.net.name!r} takes {_keys("net", taken)}'
-  if name == 'checkpoint' and (mode in ('train', 'all') or spec.task != 'diffusion'):
+  if name == 'checkpoint' and (mode in CURRENT or spec.task != 'diffusion'):
     return 'the last checkpoint is used here'
   if name == 'heads' and options.get('head_channels'):
     return (

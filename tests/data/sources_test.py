@@ -166,6 +166,9 @@ class NpzTest(parameterized.TestCase):
     )
     self.assertEqual((data.classes, data.train_labels.tolist()), (0, [0] * 7))
     self.assertEqual(self.load(size=4, colour='rgb').shape, (4, 4, 3))
+    few = self.load(held_out=0.3, limit=2)
+    np.testing.assert_array_equal(few.train, data.train[:2])
+    self.assertLen(few.test, 3)
 
   def test_an_image_is_read_when_it_is_used(self):
     np.savez(self.path, arr_0=self.x, arr_1=self.y[:, 0])
@@ -185,6 +188,13 @@ class NpzTest(parameterized.TestCase):
       'for each of the 2 images',
     ),
     ({'arr_0': np.zeros((2, 4, 4), np.uint8), 'arr_1': np.full(2, -1)}, 'whole numbers from 0 on'),
+    (
+      {
+        **dict.fromkeys(('x_train', 'x_test'), np.zeros((2, 4, 4), np.uint8)),
+        'y_train': np.ones(2, int),
+      },
+      'classes in only one of y_train and y_test',
+    ),
   )
   def test_refused(self, arrays, message):
     np.savez(self.path, **arrays)

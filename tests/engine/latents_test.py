@@ -93,11 +93,19 @@ class LatentsTest(absltest.TestCase):
     with absltest.mock.patch.object(latents, '_encoder') as encoder:
       latents.encoded(SPEC, self.data, self.workdir, self.arrays)
     encoder.return_value.assert_not_called()
+
+  def test_other_images_are_encoded_anew(self):
+    def mark(spec, data):
+      with absltest.mock.patch.object(shards, 'fill', side_effect=ZeroDivisionError) as fill:
+        with self.assertRaises(ZeroDivisionError):
+          latents.encoded(spec, data, self.workdir, self.arrays)
+      return fill.call_args.args[1]
+
+    place = dataclasses.replace(SPEC, data=dataclasses.replace(SPEC.data, path='/elsewhere'))
+    self.assertEqual(mark(SPEC, self.data), mark(place, self.data))
+    straight = dataclasses.replace(SPEC, data=specs.Data())
     other = self.data._replace(train=255 - self.data.train)
-    with absltest.mock.patch.object(shards, 'fill', side_effect=ZeroDivisionError) as fill:
-      with self.assertRaises(ZeroDivisionError):
-        latents.encoded(SPEC, other, self.workdir, self.arrays)
-    self.assertNotEqual(fill.call_args.args[1], '')
+    self.assertLen({mark(SPEC, self.data), mark(SPEC, other), mark(straight, self.data)}, 3)
 
   def test_kl_draws_from_the_posterior(self):
     """Mean and deviation over 20,000 draws, each within six standard errors: by chance once in
@@ -148,6 +156,13 @@ class TrainTest(absltest.TestCase):
     one, other = (build.weights(SPEC, data, at(name)) for name in ('whole', 'parts'))
     jax.tree.map(np.testing.assert_array_equal, one, other)
     self.assertEqual(set(one), {'net', 'autoencoder'})
+    other = dataclasses.replace(SPEC, seed=1)
+    os.rename(os.path.join(at('parts'), 'autoencoder'), at('away'))
+    with self.assertRaisesRegex(UserError, 'no checkpoint in .*/autoencoder/checkpoints'):
+      build.weights(SPEC, data, at('parts'))
+    latents.first_stage(other, data, at('parts'))
+    with self.assertRaisesRegex(UserError, 'was made with hash = '):
+      build.weights(SPEC, data, at('parts'))
     with Store(at('whole')) as store:
       self.assertNotIn('autoencoder', os.listdir(os.path.join(store.path, '2')))
       self.assertIn('latents', store.about())
@@ -173,6 +188,7 @@ class TrainTest(absltest.TestCase):
       '--config.data.stream=True', '--config.net.name=cnn', '--config.net.channels=8',
       '--config.net.blocks=1',
       '--config.autoencoder.weights.format=diffusers', f'--config.autoencoder.weights.path={path}',
+      '--config.autoencoder.weights.sha256=',
       '--config.train.batch=4', '--config.train.sample_every=200',
     )  # fmt: skip
     code, out, error = cli.here(
@@ -189,6 +205,14 @@ class TrainTest(absltest.TestCase):
     self.assertEqual((samples.shape, samples.dtype), ((2, 16, 16, 3), np.uint8))
     code, _, error = cli.here('folder.py:latents,runlocal', 'fetch', workdir, *own)
     self.assertEqual(code, 0, error)
+    os.rename(path, f'{folder}/other.safetensors')
+    own += (f'--config.autoencoder.weights.path={folder}/other.safetensors',)
+    with open(f'{folder}/other.safetensors', 'ab') as file:
+      file.write(b' ')
+    code, _, error = cli.here(
+      'folder.py:latents,runlocal', 'train', workdir, *own, '--config.train.steps=300'
+    )
+    self.assertIn('which is another file; use its config', error)
 
 
 if __name__ == '__main__':

@@ -368,6 +368,22 @@ class OptionsTest(parameterized.TestCase):
     self.assertEqual(signal.getsignal(signal.SIGTERM), before)
     chex.assert_trees_all_equal(fit(broken, steps=5), expected)
 
+  def test_a_signal_before_the_first_step(self):
+    workdir, before = self.create_tempdir().full_path, signal.getsignal(signal.SIGTERM)
+    kill = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+    with mock.patch.object(trainer, 'updater', kill):
+      with self.assertRaisesRegex(Stopped, 'stopped by SIGTERM before the first step'):
+        fit(workdir)
+    self.assertEqual(signal.getsignal(signal.SIGTERM), before)
+
+  def test_too_little_memory(self):
+    def full(state, batch):
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
+
+    with mock.patch.object(trainer, 'updater', lambda *_: full):
+      with self.assertRaisesRegex(UserError, 'too little memory for a step; raise train.accumul'):
+        fit(self.create_tempdir().full_path)
+
   def test_rows_of_metrics(self):
     workdir = self.create_tempdir().full_path
     options = {'steps': 5, 'log_every': 1, 'learning_rate': 0.5, 'warmup': 2, 'sample_every': 2}

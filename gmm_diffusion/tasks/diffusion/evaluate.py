@@ -90,7 +90,7 @@ def _check_reference(spec, data):
     raise UserError(
       f'data {spec.data.name!r} has no images to compare with; set evaluate.reference to a folder '
       f'of images, an .npz or tfds:NAME:SPLIT, or data.name to a data set, valid: digits, folder, '
-      f'tfds'
+      f'npz, tfds'
     )
 
 

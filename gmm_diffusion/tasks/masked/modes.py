@@ -41,7 +41,7 @@ def rounded(images: Any, levels: int) -> Any:
 def check(mode: str, spec: specs.Spec, data: base.Data) -> None:
   """Raises UserError on a bad setting before anything slow starts."""
   if not data.is_image or not len(data.train):
-    raise UserError(f'data {spec.data.name!r} has no images; valid: digits, folder, tfds')
+    raise UserError(f'data {spec.data.name!r} has no images; valid: digits, folder, npz, tfds')
   if spec.masked.predictor == 'exact' and mode == 'train':
     raise UserError(
       "masked.predictor 'exact' has nothing to train; use --mode=sample or --mode=evaluate"

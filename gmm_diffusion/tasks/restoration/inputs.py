@@ -25,7 +25,7 @@ def check(spec: specs.Spec, data: base.Data) -> None:
   """Raises UserError unless the spec says what is restored, of images."""
   if not data.is_image or not len(data.train):
     raise UserError(
-      f'data {spec.data.name!r} has no images to restore; valid: digits, folder, tfds'
+      f'data {spec.data.name!r} has no images to restore; valid: digits, folder, npz, tfds'
     )
   if bool(spec.inverse.operator) == bool(spec.restoration.pairs):
     raise UserError(
