@@ -206,7 +206,8 @@ def work(fn: Callable[..., Any], shared: Any, batch: Any) -> float:
 
 def preempted(step: int) -> bool:
   """Whether all hosts are to stop after this step, since one of them got SIGTERM: the same step on
-  all, which call this after each of their steps. A host that is alone has its own handlers."""
+  all, which call this after each of their steps, from 1 on. A host that is alone has its own
+  handlers."""
   return hosts() > 1 and multihost_utils.reached_preemption_sync_point(step)
 
 

@@ -198,7 +198,7 @@ def fit(
         state, values = update(state, part)
         log.values.append(values)
         bar.update()
-        if parallel.preempted(done):
+        if parallel.preempted(done - start):
           stopped.append('SIGTERM')
         stop = bool(stopped)
         save = done == spec.steps or done % spec.checkpoint_every == 0 or stop
