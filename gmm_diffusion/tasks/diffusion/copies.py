@@ -21,9 +21,9 @@ SHOWN = 12
 _AT_ONCE = 512  # images whose features are extracted in one call
 HOW = (
   'How often a sample is nearer to its nearest training image than a held-out image is to its own, '
-  'on the features named below: 0.5 for new images, 1 for copies. Blurred samples are near to '
-  'much, and can be above 0.5 without being copies: look at the pictures, which are the samples '
-  'that are nearest, and below each its training image.'
+  'on the features named below: 0.5 for new images, 1 for copies, 0 for what is unlike all '
+  'training images. Blurred samples are near to much, and can be above 0.5 without being copies: '
+  'look at the pictures, which are the samples that are nearest, and below each its training image.'
 )
 
 
