@@ -2,6 +2,7 @@
 finds its first stage again."""
 
 import dataclasses
+import importlib.util
 import os
 
 import jax
@@ -16,6 +17,7 @@ from gmm_diffusion.engine import build, latents, loss, shards
 from gmm_diffusion.errors import UserError
 from helpers import cases, cli, released_files
 
+HAS_GRAIN = importlib.util.find_spec('grain') is not None  # which reads streams
 RANDOM = specs.Weights(format='random')
 FIRST = specs.Autoencoder(
   name='kl',
@@ -185,7 +187,7 @@ class TrainTest(absltest.TestCase):
     os.rename(released_files.released.place(spec.autoencoder.weights, workdir), path)
     own = (
       '--config.data.name=npz', f'--config.data.path={folder}/x.npz', '--config.data.size=16',
-      '--config.data.stream=True', '--config.net.name=cnn', '--config.net.channels=8',
+      f'--config.data.stream={HAS_GRAIN}', '--config.net.name=cnn', '--config.net.channels=8',
       '--config.net.blocks=1',
       '--config.autoencoder.weights.format=diffusers', f'--config.autoencoder.weights.path={path}',
       '--config.autoencoder.weights.sha256=',
