@@ -43,6 +43,13 @@ class Stored(NamedTuple):
   seconds: float
 
 
+def first(run: Run, source: drawing.Drawer, count: int, most: int) -> np.ndarray:
+  """The first `most` of what `write` has, as in drawing.Samples."""
+  stored = write(run, source, count)
+  parts = [ids for ids in shards.ranges(count, run.spec.sample.shard) if ids.start < most]
+  return np.concatenate([stored.part(ids)['x'] for ids in parts])[:most]
+
+
 def write(run: Run, source: drawing.Drawer, count: int) -> Stored:
   """Samples with ids 0..count-1 to files, with a record.
 

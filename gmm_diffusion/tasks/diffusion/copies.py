@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from gmm_diffusion import specs
 from gmm_diffusion.data import base
-from gmm_diffusion.engine import drawing, sample_sets, shards
+from gmm_diffusion.engine import drawing, sample_sets
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.metrics import copies
 from gmm_diffusion.metrics.estimates import Estimate
@@ -56,15 +56,10 @@ def find(
   spread = np.unique(np.linspace(0, len(data.test) - 1, COUNT).astype(int))  # folders are sorted
   new, _ = copies.nearest(_features(features, data.test, spread), of_train)
   for made in tqdm(drawn, desc='nearest training images', unit='sampler', dynamic_ncols=True):
-    stored = sample_sets.write(one, model.drawer(made, count), count)
-    parts = [ids for ids in shards.ranges(count, one.spec.sample.shard) if ids.start < COUNT]
-    x = np.concatenate([stored.part(ids)['x'] for ids in parts])[:COUNT]
+    x = sample_sets.first(one, model.drawer(made, count), count, COUNT)
     distance, index = copies.nearest(_features(features, x), of_train)
     most = np.argsort(distance)[:SHOWN]
-    twins = [
-      train[int(i) % len(train)] if i < len(train) else train[int(i) % len(train)][:, ::-1]
-      for i in index[most]
-    ]
+    twins = [train[i % len(train)][:, :: 1 if i < len(train) else -1] for i in index[most].tolist()]
     both = np.concatenate([x[most], np.stack(twins)])
     strip = images.png(images.picture(both, train, columns=len(most), most=2 * SHOWN))
     out.append(Copies(made.sampler.name, copies.nearer(distance, new), len(x), strip))

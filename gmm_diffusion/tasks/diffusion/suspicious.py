@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from gmm_diffusion import specs
 from gmm_diffusion.data import base
-from gmm_diffusion.engine import drawing, sample_sets, shards
+from gmm_diffusion.engine import drawing, sample_sets
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.metrics.estimates import Estimate, of_mean
 from gmm_diffusion.reports import images, page
@@ -61,9 +61,7 @@ def find(model: drawing.Model, drawn: Sequence[drawing.Prepared], one: Run) -> l
     held_out, labels = spread(data.test, data.test_labels)
     add('held-out data', held_out, moves(drawn[0], held_out, labels))
   for made in tqdm(drawn, desc='made-up samples', unit='sampler', dynamic_ncols=True):
-    stored = sample_sets.write(one, model.drawer(made, count), count)
-    parts = [ids for ids in shards.ranges(count, one.spec.sample.shard) if ids.start < COUNT]
-    x = np.concatenate([stored.part(ids)['x'] for ids in parts])[:COUNT]
+    x = sample_sets.first(one, model.drawer(made, count), count, COUNT)
     labels = drawing.labels_of(one.spec, data, np.arange(len(x)))
     add(made.sampler.name, x, moves(made, x, labels))
   return out
