@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+import types
 from unittest import mock
 
 import numpy as np
@@ -28,6 +30,14 @@ CNN = dict(name='cnn', channels=32, blocks=1)  # compiles in less time
 SET = ('--set', *(f'net.{key}={value}' for key, value in CNN.items()))
 
 
+def digits_cnn(arg=''):
+  """As configs/digits.py:runlocal."""
+  del arg
+  config = digits.get_config('runlocal')
+  config.net.update(CNN)
+  return config
+
+
 def record(workdir, name):
   with open(os.path.join(workdir, f'{name}.json'), encoding='utf-8') as file:
     return json.load(file)
@@ -39,13 +49,12 @@ class NetworksTest(absltest.TestCase):
     super().setUpClass()
     cls.root = cls.enterClassContext(cases.folder())
     cls.enterClassContext(mock.patch.dict(features.SETTINGS, steps=10))
-    cls.start = os.path.join(cls.root, 'start')
+    small = types.SimpleNamespace(get_config=digits_cnn)
+    cls.enterClassContext(mock.patch.dict(sys.modules, {'configs.digits_cnn': small}))
     cls.cnn = os.path.join(cls.root, 'cnn')
-    for workdir, net in ((cls.start, {}), (cls.cnn, CNN)):
-      config = digits.get_config('runlocal')
-      config.train.steps = 2
-      config.net.update(net)
-      tasks.run('train', workdir, config, 'test')
+    config = digits_cnn()
+    config.train.steps = 2
+    tasks.run('train', cls.cnn, config, 'test')
 
   def folder(self, name):
     return os.path.join(self.root, name)
@@ -91,8 +100,8 @@ class NetworksTest(absltest.TestCase):
     workdir = self.folder('restoration')
     with mock.patch.object(restoration, 'METHODS', ('exact', 'pigdm')):
       cases.call(
-        restoration.main, f'--workdir={workdir}', f'--start={self.start}',
-        '--config=restore:runlocal', '--unconditional=digits:runlocal', '--count=8', '--draws=2',
+        restoration.main, f'--workdir={workdir}', f'--start={self.cnn}',
+        '--config=restore:runlocal', '--unconditional=digits_cnn', '--count=8', '--draws=2',
         '--steps', '1', '--guided-steps=2', '--problems', 'super-resolution, 2 x',
         '--set', 'train.steps=2', 'net.name=cnn', 'net.channels=8',
       )  # fmt: skip

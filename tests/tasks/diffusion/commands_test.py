@@ -1,5 +1,6 @@
 """End to end, by the real command: train, sample, evaluate, all; toy; resume after kill -9."""
 
+import functools
 import json
 import os
 import signal
@@ -26,9 +27,7 @@ class AllTest(absltest.TestCase):
   def test_digits(self):
     workdir = os.path.join(self.create_tempdir().full_path, 'run')
     cache = f'--config.evaluate.cache={cases.features_of_the_session()}'
-    code, out, error = cli.main(
-      'digits.py:runlocal', 'all', workdir, *cli.TINY[:3], cache, optimised=True
-    )
+    code, out, error = cli.main('digits.py:runlocal', 'all', workdir, *cli.CNN[:3], cache)
     self.assertEqual(code, 0, error[-3000:])
     self.assertNotIn('Warning', error)
     self.assertIn('training', error)  # the progress bar
@@ -91,7 +90,7 @@ class AllTest(absltest.TestCase):
       'digits.py:runlocal',
       'sample',
       workdir,
-      *cli.TINY[:3],
+      *cli.CNN[:3],
       '--config.sampler.steps=5',
       '--config.sample.count=20',
     )
@@ -104,7 +103,7 @@ class AllTest(absltest.TestCase):
       'digits.py:runlocal',
       'sample',
       workdir,
-      *cli.TINY[:3],
+      *cli.CNN[:3],
       '--config.sampler.steps=5',
       '--config.sample.count=20',
     )
@@ -112,7 +111,9 @@ class AllTest(absltest.TestCase):
     self.assertNotIn('sampling', error)
 
     # another network than the checkpoint's is refused
-    code, out, error = cli.here('digits.py:runlocal', 'sample', workdir, '--config.net.channels=24')
+    code, out, error = cli.here(
+      'digits.py:runlocal', 'sample', workdir, *cli.CNN[:3], '--config.net.channels=24'
+    )
     self.assertEqual(code, 1)
     self.assertRegex(
       error.strip().splitlines()[-1],
@@ -259,7 +260,9 @@ class DevicesTest(absltest.TestCase):
   def test_samples_do_not_depend_on_batch_or_devices(self):
     root = self.create_tempdir().full_path
     workdir = os.path.join(root, 'run')
-    code, _, error = cli.here('digits.py:runlocal', 'train', workdir, *cli.CNN)
+    code, _, error = cli.here(
+      'digits.py:runlocal', 'train', workdir, *cli.CNN, '--config.train.steps=5'
+    )
     self.assertEqual(code, 0, error[-3000:])
     found = {}
     for devices, batches in ((1, ('64', '7', '1')), (2, ('7',)), (4, ('7',))):
@@ -279,7 +282,8 @@ class DevicesTest(absltest.TestCase):
     losses = {}
     for devices in (1, 2):
       workdir = os.path.join(root, str(devices))
-      code, _, error = cli.main('digits.py', 'train', workdir, *overrides, devices=devices)
+      run = functools.partial(cli.main, devices=2) if devices == 2 else cli.here
+      code, _, error = run('digits.py', 'train', workdir, *overrides)
       self.assertEqual(code, 0, error[-3000:])
       with open(os.path.join(workdir, 'training.json'), encoding='utf-8') as file:
         losses[devices] = [row['loss'] for row in json.load(file)]
