@@ -75,7 +75,7 @@ class NetworksTest(absltest.TestCase):
     cases.call(
       attention_kinds.main, f'--workdir={workdir}', '--config=digits:runlocal', '--count=30',
       '--kinds', 'dot', 'soft, rows', '--trainings=1',
-      '--set', 'train.steps=2', 'train.log_every=1', 'net.attention=(8,)', 'sampler.steps=2',
+      '--set', 'train.steps=2', 'train.log_every=1', 'sampler.steps=2',
         'net.channels=8', 'net.multipliers=(1,)', 'net.head_channels=8',
     )  # fmt: skip
     dot, soft = record(workdir, 'attention_kinds')['rows']

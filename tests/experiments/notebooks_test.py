@@ -68,9 +68,12 @@ class NotebooksTest(parameterized.TestCase):
     start = f'import os, sys\nsys.path.insert(0, {cases.ROOT!r})\nos.chdir({folder!r})\n'
     start += "HTML, Image, display = len, len, lambda x: print('shown:', getattr(x, 'size', x))\n"
     small = 'config = config_lib.get_config("runlocal")\n'
-    small += 'config.segmentation.update(baseline=False, clicks=2, objects=2)\ntasks.run('
+    small += (
+      'config.segmentation.baseline = False\ntasks.run('  # as in tasks/segmentation/modes_test.py,
+    )
+    # also on two devices: what one of the two has compiled the other reads
     source = '\n'.join(code('probabilistic_attention_colab.ipynb', replace=('tasks.run(', small)))
-    found, out, error = cases.python('-c', start + source)
+    found, out, error = cases.python('-c', start + source, devices=2)
     self.assertEqual(found, 0, error[-2000:])
     self.assertIn('100% of the tokens on the right side', out)
     self.assertRegex(out, r'shown: \d{4,}\n(.*\n)*shown: \(96, 96\)')

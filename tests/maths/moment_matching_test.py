@@ -14,6 +14,7 @@ from helpers import cases
 SKEWED = np.array([0.1, 0.2, 0.3, 0.4])
 UNIFORM = np.full(4, 0.25)
 D = 7
+SAMPLE = jax.jit(mm.sample, static_argnums=(1, 2))
 CASES = [
   (form, covariance, offsets)
   for form, handlings in mm.COVARIANCES.items()
@@ -100,8 +101,8 @@ class CovarianceTest(cases.X64TestCase):
     scale = 0.97 * tau * summary.largest
     for k in range(4):
       index = jnp.full((D,), k)
-      zero = mm.sample(m, form, covariance, tau, scale, index, jnp.zeros((D, D)))
-      factor = np.asarray(mm.sample(m, form, covariance, tau, scale, index, jnp.eye(D)) - zero)
+      zero = SAMPLE(m, form, covariance, tau, scale, index, jnp.zeros((D, D)))
+      factor = np.asarray(SAMPLE(m, form, covariance, tau, scale, index, jnp.eye(D)) - zero)
       np.testing.assert_allclose(zero[0], scale * m.offsets[k], atol=1e-14)
       np.testing.assert_allclose(
         factor @ factor.T, dense_covariance(m, form, covariance, tau, scale, k), atol=1e-12
@@ -156,8 +157,8 @@ class CovarianceTest(cases.X64TestCase):
     second = np.zeros((D, D))
     for k in range(4):
       index = jnp.full((D,), k)
-      zero = np.asarray(mm.sample(m, form, covariance, tau, scale, index, jnp.zeros((D, D))))[0]
-      factor = np.asarray(mm.sample(m, form, covariance, tau, scale, index, jnp.eye(D))) - zero
+      zero = np.asarray(SAMPLE(m, form, covariance, tau, scale, index, jnp.zeros((D, D))))[0]
+      factor = np.asarray(SAMPLE(m, form, covariance, tau, scale, index, jnp.eye(D))) - zero
       second += priors[k] * (factor.T @ factor + np.outer(zero, zero))
     error = second - tau**2 * np.eye(D)
     norm, trace = mm.residual(m, summary, form, covariance, tau, scale)

@@ -82,7 +82,7 @@ class AttentionTest(parameterized.TestCase):
   def test_diffusion_trains(self):
     config = digits.get_config('runlocal')
     config.update(
-      net=dict(channels=8, multipliers=(1,), head_channels=8, attention=(8,), attention_kind='em'),
+      net=dict(channels=8, multipliers=(1,), head_channels=8, attention_kind='em'),
       train=dict(steps=30, batch=16, warmup=10, learning_rate=3e-3, log_every=10),
     )
     workdir = self.create_tempdir().full_path

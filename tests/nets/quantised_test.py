@@ -106,7 +106,7 @@ class QuantisedTest(parameterized.TestCase):
       self.assertEqual(form(few), form(wanted))
 
   def test_inputs_are_rounded_and_nothing_else(self):
-    module, variables, paths, arguments = made('unet')
+    module, variables, paths, arguments = made('cnn')
     whole = jax.jit(module.apply)(variables, *arguments)
     fine = {path: (2.0**-12, -(2**20), 2**20) for path in paths}
     few = quantised.of(variables, paths, 8, {})

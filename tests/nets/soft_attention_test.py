@@ -81,10 +81,12 @@ class BlockTest(parameterized.TestCase):
     self.assertEqual((module.attention_ratio, module.attention_normalise), (4, 'landmarks'))
     variables = build.random_weights(build.template(spec, data), 0)['net']
     x = jnp.asarray(np.random.RandomState(0).randn(2, 8, 8, 1), jnp.float32)
-    out = module.apply(variables, x, jnp.array([3.0, 500.0]), jnp.array([1, 2]))
+    apply = jax.jit(module.apply)
+    out = apply(variables, x, jnp.array([3.0, 500.0]), jnp.array([1, 2]))
     self.assertTrue(np.isfinite(out).all())
-    alone = module.apply(variables, x[1:], jnp.array([500.0]), jnp.array([2]))
-    np.testing.assert_allclose(out[1:], alone, atol=1e-4)
+    other = apply(variables, x.at[0].add(1.0), jnp.array([30.0, 500.0]), jnp.array([3, 2]))
+    self.assertGreater(np.abs(out[0] - other[0]).max(), 1e-3)
+    np.testing.assert_allclose(out[1], other[1], atol=1e-5)
 
 
 if __name__ == '__main__':

@@ -88,7 +88,7 @@ class LossesTest(absltest.TestCase):
   def test_nothing_flows_through_the_judges(self):
     keys = self.losses.keys(0, np.arange(6, dtype=np.uint32))
     labels = self.losses.labels(0)
-    by_all = jax.grad(self.losses.matching, (0, 1, 2))(*self.weights, keys, labels)
+    by_all = jax.jit(jax.grad(self.losses.matching, (0, 1, 2)))(*self.weights, keys, labels)
     sizes = [max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree)) for tree in by_all]
     self.assertGreater(sizes[0], 1e-6)
     self.assertEqual(sizes[1:], [0, 0])
@@ -107,7 +107,8 @@ class LossesTest(absltest.TestCase):
     # a network that answers 0 has the loss E eps^2 = 1, whatever x_0 is
     zero = jax.tree.map(jnp.zeros_like, self.weights[0])
     keys = self.losses.keys(0, np.arange(6, dtype=np.uint32))
-    found = self.losses.denoising(zero, jnp.zeros((6, 8, 8, 1)), keys, self.losses.labels(0))
+    x0, labels = jnp.zeros((6, 8, 8, 1)), self.losses.labels(0)
+    found = jax.jit(self.losses.denoising)(zero, x0, keys, labels)
     self.assertAlmostEqual(float(found), 1, delta=4 * np.sqrt(2 / 384))
 
 
