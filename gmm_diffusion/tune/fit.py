@@ -97,6 +97,7 @@ def fit(
   seed: int,
   known: np.ndarray,
   items: np.ndarray,
+  labels: np.ndarray,
 ) -> tuple[Candidate, np.ndarray]:
   """A table with all earlier predictions, fitted step by step, and the last states [n, *shape]:
   for other targets than 'joint' those are its samples with this noise.
@@ -107,13 +108,15 @@ def fit(
     choice: see Choice.
     ids, seed: of the noise, [n].
     known: for 'coupled', what `targets` says of the same noise; else not used.
-    items: for 'joint', clean data [n, *shape]; else not used.
+    items, labels: for 'joint', clean data [n, *shape] and what the denoiser is given with them, [n];
+      else not used.
   """
   bands = bands_lib.make(subject.shape, choice.bands)
   table = widened(start.table, choice.bands)
   steps, noisy = len(table.keep), choice.target == 'joint'
   path = chain(table, items, seed) if noisy else known
   y = path[0] if noisy else subject.start(table.b[0], seed, ids)
+  labels = labels if noisy else subject.labels(ids)
   keep, weights, std = table.keep.copy(), table.weights.copy(), np.zeros_like(table.std)
   history: list[np.ndarray] = []  # coefficients of m_n, ..., m_0
   turn = lambda x: np.asarray(bands.analyse(x), np.float64).reshape(
@@ -121,7 +124,7 @@ def fit(
   )
   for n in range(steps):
     time = Time(*(part[n] for part in table.time))
-    history.insert(0, turn(subject.predict(y, time, ids)))
+    history.insert(0, turn(subject.predict(y, time, labels)))
     goal = path[n + 1] if noisy else path[n]
     if choice.target == 'local':
       goal = _ahead(subject, table, y, n, ids)

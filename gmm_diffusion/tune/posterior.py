@@ -57,7 +57,7 @@ def measure(
     at = subject.schedule.at(t)
     a, b = np.float32(at.a), np.float32(at.b)
     x = a * items + b * random.standard_normal(items.shape, np.float32)
-    r = items - subject.predict(x, Time(t, at.a, at.b), ids)
+    r = items - subject.predict(x, Time(t, at.a, at.b), subject.labels(ids))
     found = components(r.reshape(len(r), -1), directions)
     row = (float(subject.schedule.log_snr(t)), *found)
     for name, value in zip(out, row, strict=True):

@@ -4,7 +4,8 @@ Deterministic samplers and those with Gaussian noise are tables (samplers/linear
 race shares one compilation. It runs by successive halving [Jamieson & Talwalkar 2016]: all
 candidates on few samples, the best quarter on four times as many, and so on, so that all rounds
 cost the same; all on the same noise. The search then moves the times of the best ones [USF's
-choice of times, arXiv 2312.07243, by an evolution with common noise], each with its sampler.
+choice of times, arXiv 2312.07243, by an evolution with common noise], each with its sampler, and
+then its ratios [DC-Solver, arXiv 2409.03755].
 """
 
 import dataclasses
@@ -37,6 +38,7 @@ FLOW_RUNNERS: dict[str, dict[str, tuple[Any, ...]]] = {
   'rfim': {'eta': (0.3, 0.6, 1.0)},
 }
 KARRAS_RHO = (3.0, 7.0)
+OWN = 'gits'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,13 +90,19 @@ def embedded(
   return Candidate(name, tuple(sorted(options.items())), grid, table)
 
 
-def candidates(schedule: Schedule, calls: int, times: Callable[[Any], Any]) -> list[Candidate]:
+def candidates(
+  schedule: Schedule,
+  calls: int,
+  times: Callable[[Any], Any],
+  own: Callable[[int], np.ndarray] | None = None,
+) -> list[Candidate]:
   """All samplers on all grids with exactly `calls` calls; tables that are equal count once.
 
   Args:
     schedule: of the denoiser.
     calls: N, at least 2.
     times: falling times -> those at which the denoiser may be asked.
+    own: steps -> times [steps] of a grid that the model has for itself.
   """
   runners = RUNNERS if schedule.discrete else {**RUNNERS, **FLOW_RUNNERS}
   found: dict[bytes, Candidate] = {}
@@ -103,9 +111,11 @@ def candidates(schedule: Schedule, calls: int, times: Callable[[Any], Any]) -> l
       steps = calls // 2 + 1 if name == 'heun' else calls  # its last step makes one call
       if name == 'heun' and calls % 2 == 0:
         continue
-      for words, grid in _grids(schedule, steps):
+      tried = [(words, times(grid.t)) for words, grid in _grids(schedule, steps)]
+      tried += [(OWN, own(steps))] if own else []
+      for words, t in tried:
         try:
-          one = embedded(name, options, schedule, times(grid.t), words)
+          one = embedded(name, options, schedule, t, words)
         except UserError:  # a sampler for another kind of schedule, or too few steps for it
           continue
         if len(one.table.keep) == calls and is_finite(one.table):
@@ -185,6 +195,33 @@ def moved(
     except UserError:
       continue
     if len(one.table.keep) == len(parent.table.keep) and is_finite(one.table):
+      yield one
+
+
+def takes_ratios(one: Candidate) -> bool:
+  """Whether the sampler takes `ratios`, and has steps enough that they change something."""
+  return 'ratios' in samplers.options_of(one.name) and len(one.table.keep) > 2
+
+
+def compensated(
+  parents: list[Candidate],
+  schedule: Schedule,
+  times: Callable[[Any], Any],
+  width: float,
+  random: np.random.Generator,
+) -> Iterator[Candidate]:
+  """Parents with other ratios, without end [DC-Solver, arXiv 2409.03755]: those of the parent, at
+  first 1, are moved by normal numbers of deviation `width` from the second step on; the polynomial
+  goes through one prediction before."""
+  del times
+  while True:
+    parent = parents[random.integers(len(parents))]
+    options, steps = dict(parent.options), len(parent.table.keep)
+    moves = np.append(0, width * random.standard_normal(steps - 1))
+    ratios = tuple(float(one) for one in np.round(options.get('ratios', np.ones(steps)) + moves, 3))
+    options.update(ratios=ratios, compensate=1)
+    one = embedded(parent.name, options, schedule, parent.table.time.t, parent.grid)
+    if is_finite(one.table):
       yield one
 
 

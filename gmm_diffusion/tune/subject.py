@@ -100,9 +100,9 @@ class Subject:
     keys = noise_lib.sample_keys(seed, np.asarray(ids, np.uint32))
     return np.asarray(jnp.float32(b) * noise_lib.initial(keys, self.shape))
 
-  def predict(self, x: np.ndarray, time: Time, ids: np.ndarray) -> np.ndarray:
-    """x_0 as the denoiser predicts it from states [n, *shape] at one time."""
-    self.calls += len(ids)
+  def predict(self, x: np.ndarray, time: Time, labels: np.ndarray) -> np.ndarray:
+    """x_0 as the denoiser predicts it from states [n, *shape] at one time, with labels [n]."""
+    self.calls += len(x)
     if 'predict' not in self._kept:
 
       def fn(shared, batch):
@@ -112,7 +112,7 @@ class Subject:
       self._kept['predict'] = parallel.map_batches(fn, self.batch)
     time = Time(*(np.asarray(part, np.float32) for part in time))
     shared = self._there(), parallel.replicate(time, local=True)
-    return self._kept['predict'](shared, (x, self.labels(ids)))
+    return self._kept['predict'](shared, (x, np.asarray(labels, np.int32)))
 
   def clipped(self, x: Array) -> Array:
     """Samples in the range of the data."""

@@ -21,7 +21,7 @@ from gmm_diffusion import files
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import bands as bands_lib
 from gmm_diffusion.samplers.linear import Table
-from gmm_diffusion.tune import calibrate, descend, fit, race, scores
+from gmm_diffusion.tune import calibrate, descend, fit, local_errors, race, scores
 from gmm_diffusion.tune.race import Candidate
 from gmm_diffusion.tune.scores import Score
 from gmm_diffusion.tune.subject import Subject
@@ -102,6 +102,7 @@ class Tuner:
     report: Callable[[Found], None] = lambda found: None,
     mark: str = '',
     learned: Callable[[Any], Any] | None = None,
+    labels: np.ndarray | None = None,
   ):
     """Args:
 
@@ -112,12 +113,14 @@ class Tuner:
     report: called with what is found whenever that changes.
     mark: what the subject, the items and `learned` depend on, such as a hash.
     learned: features of a trained network, as in scores.features.
+    labels: what the denoiser is given with the items, int32 [M]; by default 0.
     """
     if settings.calls < 2:
       raise UserError(f'tune.calls must be at least 2, got {settings.calls}')
     self.subject, self.settings, self.keep, self.report = subject, settings, keep, report
     self.mark = f'{mark} {settings.seed}'
     self.items, chosen = split(items)
+    self.labels = (np.zeros(len(items), np.int32) if labels is None else labels)[::2]
     self.features = scores.features(subject.shape, learned)
     self.reference, selecting = (
       scores.reference(self.features, part[: SURE * settings.samples], learned is not None)
@@ -176,7 +179,11 @@ class Tuner:
 
   def _race(self):
     subject, settings = self.subject, self.settings
-    field = race.candidates(subject.schedule, settings.calls, subject.times)
+    t, costs = self._local_errors()
+    own = lambda steps: local_errors.best(t, costs, steps)
+    field = race.candidates(
+      subject.schedule, settings.calls, subject.times, own if settings.calls <= len(t) else None
+    )
     if not field:
       raise UserError(f'no sampler makes exactly {settings.calls} calls on this schedule')
     rounds = race.halvings(len(field), FIRST, SURE * settings.samples)
@@ -203,6 +210,13 @@ class Tuner:
     self.report(found)
     return found
 
+  def _local_errors(self):
+    make = lambda: dict(
+      zip('tc', local_errors.costs(self.subject, self._seed(TUNE), np.arange(FIRST)), strict=True)
+    )
+    found = self.keep('local-errors.npz', self.mark, make)
+    return found['t'], found['c']
+
   def _selected(self, one):
     return self.score(one, SURE * self.settings.samples, SELECT)
 
@@ -219,23 +233,28 @@ class Tuner:
     self.report(found)
 
   def _search(self, found):
+    self._evolve(found, 'times', race.moved, self.leaders)
+    takes = [pair for pair in self.leaders if race.takes_ratios(pair[0])]
+    if takes:
+      self._evolve(found, 'ratios', race.compensated, takes)
+
+  def _evolve(self, found, tier, move, leaders):
+    """Generations of candidates that `move` makes of leaders [(candidate, score)]."""
     subject, samples = self.subject, max(FIRST, self.settings.samples // 4)
     random = np.random.Generator(np.random.SFC64(self._seed(TUNE)))
-    parents = self._scored('search', [one for one, _ in self.leaders], samples)[:PARENTS]
+    parents = self._scored('search', [one for one, _ in leaders], samples)[:PARENTS]
     for width in WIDTHS:
-      source = race.moved(
-        [one for one, _ in parents], subject.schedule, subject.times, width, random
-      )
+      source = move([one for one, _ in parents], subject.schedule, subject.times, width, random)
       new = list(itertools.islice(source, OFFSPRING))
       parents = sorted(
-        parents + self._scored(f'times, moved by {width:g}', new, samples),
+        parents + self._scored(f'{tier}, moved by {width:g}', new, samples),
         key=lambda pair: _value(pair[1]),
       )[:PARENTS]
-    self.leaders = self._scored(
-      'search', [one for one, _ in parents] + [found.fixed], self.settings.samples
-    )
-    if self.leaders and self.leaders[0][0] is not found.best:
-      self._propose(found, 'times', *self.leaders[0])
+    known = [one for one, _ in self.leaders if tier != 'times'] + [found.fixed]
+    some = {id(one): one for one in [one for one, _ in parents] + known}
+    self.leaders = self._scored('search', some.values(), self.settings.samples)
+    if self.leaders and all(self.leaders[0][0] is not one for one in found.proposals):
+      self._propose(found, tier, *self.leaders[0])
 
   def _fit(self, found):
     subject, samples = self.subject, self.settings.samples
@@ -272,8 +291,10 @@ class Tuner:
     """(the fitted table, its tuning score)."""
 
     def make():
-      items = self.items[ids % len(self.items)]
-      one, x = fit.fit(self.subject, start, choice, ids, seed, known, items)
+      own = ids % len(self.items)
+      one, x = fit.fit(
+        self.subject, start, choice, ids, seed, known, self.items[own], self.labels[own]
+      )
       if choice.target == 'joint':
         x = self.subject.draw(one.table, seed, ids, self.bands(one.bands))
       score = self._tuning(self.subject.clipped(x))

@@ -13,7 +13,7 @@ from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import bands as bands_lib
 from gmm_diffusion.maths import grids, marginals, schedules
 from gmm_diffusion.samplers import linear
-from gmm_diffusion.tune import calibrate, descend, fit, race, scores, subject, tiers
+from gmm_diffusion.tune import calibrate, descend, fit, local_errors, race, scores, subject, tiers
 
 LINEAR = schedules.linear()
 SHAPE = (4, 4, 1)
@@ -119,6 +119,43 @@ class RaceTest(parameterized.TestCase):
       self.assertGreaterEqual(t[-1], LINEAR.first)
 
 
+  def test_ratios_change_coefficients_and_no_times(self):
+    random = np.random.Generator(np.random.SFC64(0))
+    parent = embedded('unipc', order=2)
+    self.assertTrue(race.takes_ratios(parent))
+    self.assertFalse(race.takes_ratios(embedded('ddim')))
+    self.assertFalse(race.takes_ratios(embedded('unipc', steps=2, order=2)))
+    child = next(race.compensated([parent], LINEAR, lambda t: t, 0.2, random))
+    options = dict(child.options)
+    self.assertEqual((options['ratios'][0], options['order'], options['compensate']), (1, 2, 1))
+    self.assertTrue(all(ratio != 1 for ratio in options['ratios'][1:]))
+    np.testing.assert_array_equal(child.table.time.t, parent.table.time.t)
+    self.assertGreater(np.abs(child.table.weights[-1] - parent.table.weights[-1]).max(), 1e-3)
+    again = next(race.compensated([child], LINEAR, lambda t: t, 0.0, random))
+    self.assertEqual(again.options, child.options)  # moved from where it is
+
+
+class LocalErrorsTest(absltest.TestCase):
+  def test_costs_of_a_gaussian(self):
+    """Where a^2 + b^2 = 1 and the data are N(0, I), the exact trajectories stand still, and a step
+    of DDIM multiplies by the cosine of the angle between two levels."""
+
+    def unit(weights):
+      return lambda x, time, cond: marginals.from_x0(x, weights * time.a * x, time)
+
+    it = subject.Subject(unit, np.ones((1, 1, 1, 1), np.float32), LINEAR, SHAPE, batch=32)
+    ids = np.arange(20)
+    t, found = local_errors.costs(it, 3, ids)
+    at = LINEAR.at(t)
+    angle, a = np.append(np.arctan2(at.b, at.a), 0.0), np.append(at.a, 1.0)
+    size = np.mean(np.linalg.norm(it.start(at.b[0], 3, ids).reshape(20, -1), axis=1)) / 4
+    wanted = np.triu(size * (1 - np.cos(angle[:, None] - angle)) / a, 1)
+    np.testing.assert_allclose(found, wanted, rtol=0.02, atol=2e-4)
+    times = local_errors.best(t, found, 3)
+    self.assertEqual((len(times), times[0]), (3, t[0]))
+    self.assertTrue(np.all(np.diff(times) < 0))
+
+
 class FitTest(absltest.TestCase):
   def test_a_known_row_is_found(self):
     random = np.random.RandomState(0)
@@ -138,7 +175,7 @@ class FitTest(absltest.TestCase):
     away = {}
     for count in (1, 4):
       choice = fit.Choice('coupled', count, 1e-9, False)
-      one, end = fit.fit(it, start, choice, ids, 1, known, None)
+      one, end = fit.fit(it, start, choice, ids, 1, known, None, None)
       away[count] = np.sqrt(np.mean((end - known[-1]) ** 2) / np.mean(known[-1] ** 2))
       drawn = it.draw(one.table, 1, ids, bands_lib.make(SHAPE, count))
       np.testing.assert_allclose(drawn, end, atol=1e-4)
@@ -150,7 +187,7 @@ class FitTest(absltest.TestCase):
     start = embedded(steps=2, grid='trailing')
     x = it.start(start.table.b[0], 2, ids)
     known = fit.targets(it, start.table, x, ids)
-    _, end = fit.fit(it, start, fit.Choice('coupled', 1, 1e-3, True), ids, 2, known, None)
+    _, end = fit.fit(it, start, fit.Choice('coupled', 1, 1e-3, True), ids, 2, known, None, None)
     self.assertAlmostEqual(np.std(end) / np.std(known[-1]), 1, delta=0.02)
 
   def test_the_chain_has_the_levels_of_the_table(self):
@@ -165,7 +202,11 @@ class FitTest(absltest.TestCase):
     it, x0 = image_subject(), items(600)
     start = embedded(steps=3)
     choice = fit.Choice('joint', 4, 1e-6, False)
-    one, _ = fit.fit(it, start, choice, np.arange(600), 3, None, x0)
+    labels = np.arange(600) % 7
+    with mock.patch.object(it, 'predict', wraps=it.predict) as predict:
+      one, _ = fit.fit(it, start, choice, np.arange(600), 3, None, x0, labels)
+    for call in predict.call_args_list:
+      np.testing.assert_array_equal(call.args[2], labels)  # those of the items
     t = one.table
     a, b, a2, b2 = t.a[1], t.b[1], t.a[2], t.b[2]
     prior = a2**2 * SPECTRUM + b2**2  # of x_s; x_t = r x_s + noise of variance v

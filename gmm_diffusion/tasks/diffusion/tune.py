@@ -53,6 +53,13 @@ class Judge(NamedTuple):
   samples: int
 
 
+class Known(NamedTuple):
+  """Items [M, ...] of the reference, in the range of the model, and their labels, int32 [M]."""
+
+  items: np.ndarray
+  labels: np.ndarray
+
+
 def path_of(workdir: str, calls: int) -> str:
   """Where the sampler for so many calls is."""
   return os.path.join(workdir, FOLDER, f'{calls}.json')
@@ -69,15 +76,15 @@ def tune(one: Run) -> None:
   released.ensure(spec, data, one.workdir)
   model = drawing.Model(spec, data, build.weights(spec, data, one.workdir))
   subject = subject_of(model, bind, functools.partial(drawing.labels_of, spec, data))
-  kept, held = _parts(spec, data)
+  known, held = _parts(spec, data)
   judge = _judge(spec, data, held, one.workdir)
-  items = kept
   if spec.tune.reference == 'model':
     items = own(subject, 4 * spec.tune.samples, spec, one.workdir, model.hash)
+    known = Known(items, subject.labels(np.arange(len(items))))
   learned, key = _learned(spec, data, one.workdir)
-  mark = files.fingerprint(model.hash, repr(drawing.facts(spec, model.hash)), items, key)
+  mark = files.fingerprint(model.hash, repr(drawing.facts(spec, model.hash)), *known, key)
   for calls in spec.tune.calls:
-    _one(one, subject, items, judge, mark, calls, model, learned)
+    _one(one, subject, known, judge, mark, calls, model, learned)
   if parallel.is_main():
     path = os.path.join(one.workdir, 'tuned.html')
     found = [files.read_json(path_of(one.workdir, n), {}) for n in spec.tune.calls]
@@ -126,11 +133,15 @@ def _check_reference(spec, data):
     )
 
 
-def _parts(spec: specs.Spec, data: base.Data) -> tuple[np.ndarray, Any]:
-  """(items for tuning and selection [M, ...] in the range of the model, as many as are compared
-  with; items for the report alone)."""
+def _parts(spec: specs.Spec, data: base.Data) -> tuple[Known, Any]:
+  """(what is known of tuning and selection, as many as are compared with; items for the report
+  alone)."""
   index, held = _split(data)
-  return base.to_model(data.train[index[: 2 * tiers.SURE * spec.tune.samples]]), held
+  index = index[: 2 * tiers.SURE * spec.tune.samples]
+  labels = np.zeros(len(index), np.int32)
+  if drawing.takes_labels(spec, data):
+    labels = np.asarray(data.train_labels[index], np.int32)
+  return Known(base.to_model(data.train[index]), labels), held
 
 
 def _split(data: base.Data) -> tuple[np.ndarray, Any]:
@@ -200,7 +211,7 @@ def _judge(spec: specs.Spec, data: base.Data, held: np.ndarray, workdir: str) ->
 def _one(
   one: Run,
   subject: Subject,
-  items: np.ndarray,
+  known: Known,
   judge: Judge,
   mark: str,
   calls: int,
@@ -210,6 +221,8 @@ def _one(
   """Tunes for one number of calls and judges what was found."""
   spec, begin, folder = one.spec, time.perf_counter(), os.path.join(one.workdir, FOLDER)
   t, before = spec.tune, subject.calls
+  earlier = files.read_json(path_of(one.workdir, calls), {})
+  earlier = earlier if earlier.get('mark') == mark else {}
   settings = tiers.Settings(
     calls, t.tier, t.bands, t.samples, t.steps, t.batch, t.minutes, spec.seed
   )
@@ -219,18 +232,17 @@ def _one(
   shared = records.common(spec, one.command)
   about = {
     'calls': calls,
-    'seconds': 0.0,
-    'network_calls': 0,
+    'mark': mark,
     **shared,
-    'reference': f'{len(items)} items of the {"data" if t.reference == "data" else "model"}',
+    'reference': f'{len(known.items)} items of the {"data" if t.reference == "data" else "model"}',
   }
 
   def write(found: Any, report: Any = None) -> None:
     if not parallel.is_main():
       return
     about.update(
-      seconds=time.perf_counter() - begin,
-      network_calls=found.calls - before,
+      seconds=earlier.get('seconds', 0) + time.perf_counter() - begin,
+      network_calls=earlier.get('network_calls', 0) + found.calls - before,
       finished=found.finished,
     )
     content = tuned.content(found.best.table, subject.shape, model.hash)
@@ -248,7 +260,9 @@ def _one(
     )
 
   print(f'{calls} calls: looking for the best sampler', flush=True)
-  tuner = tiers.Tuner(subject, items, settings, keep, write, mark, learned)
+  tuner = tiers.Tuner(
+    subject, known.items, settings, keep, write, mark, learned, known.labels
+  )
   found = tuner.run()
   if not found.finished:
     print(

@@ -51,8 +51,12 @@ class TuneTest(parameterized.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     cls.workdir = cls.enterClassContext(cases.folder())
+    cls.said = cls.tune()
+
+  @classmethod
+  def tune(cls):
     with few():
-      cls.said = run(
+      return run(
         'tune', cls.workdir, tune__calls=(3, 2), tune__tier=1, tune__bands=1, tune__samples=32,
         tune__seeds=2, tune__limits=True, evaluate__count=50,
       )  # fmt: skip
@@ -71,6 +75,13 @@ class TuneTest(parameterized.TestCase):
     self.assertTrue(all(len(row['values']) == 2 for row in rows))
     self.assertGreater(found['network_calls'], 0)
     self.assertEqual(found['command'], 'the command')
+
+  def test_a_second_run_keeps_what_the_first_cost(self):
+    before = self.read()
+    self.tune()
+    after = self.read()
+    self.assertEqual(after['network_calls'], before['network_calls'])
+    self.assertGreater(after['seconds'], before['seconds'])
 
   def test_the_limits(self):
     limits = {one['what']: one['values'] for one in self.read()['report']['limits']}
