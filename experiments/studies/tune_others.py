@@ -37,6 +37,7 @@ def main(argv=None):
   parser.add_argument('--count', type=int, default=1000)
   parser.add_argument('--batch', type=int, default=32)
   parser.add_argument('--minutes', type=float, default=0)
+  parser.add_argument('--limits', type=int, default=0, help='seeds of the model in many steps')
   args = parser.parse_args(argv)
   data = sources.load(specs.Data(name='tfds', dataset='mnist', path=args.path))
   arrays = small_ddpm.weights(args.weights)
@@ -58,7 +59,7 @@ def main(argv=None):
     return frechet.frechet_distance(found.features, reference.moments).value
 
   for calls in args.calls:
-    _one(args, it, items, value, calls, arrays, source.what)
+    _one(args, it, (items, data.train), value, calls, arrays, source.what)
   found = [files.read_json(tune.path_of(args.workdir, calls), {}) for calls in args.calls]
   path = os.path.join(args.workdir, 'tuned.html')
   name = os.path.basename(args.weights)
@@ -70,7 +71,8 @@ def _long(it, count):
   return np.asarray(it.end('ddpm', {}, grid, tiers.stream(0, tiers.OWN), np.arange(count)))
 
 
-def _one(args, it, items, value, calls, arrays, reference):
+def _one(args, it, known, value, calls, arrays, reference):
+  items, training = known
   start, before = time.perf_counter(), it.calls
   folder = os.path.join(args.workdir, 'work', str(calls))
   keep = lambda name, mark, make: files.kept(os.path.join(folder, name), mark, make)
@@ -83,13 +85,29 @@ def _one(args, it, items, value, calls, arrays, reference):
   default = race.embedded('ddim', {}, it.schedule, trailing, 'trailing')
   some = (default, found.fixed, *found.proposals)
   judged = tune.judged(some, tuner, value, args.seeds, args.count, reference)
-  about = {'metric': 'frechet', 'features': 'classifier', 'reference': reference}
+  keep_limit = lambda name, make: files.kept(
+    os.path.join(args.workdir, 'work', name), f'{weights} {reference}', make
+  )
+  limits = []
+  if args.limits:
+    streams = [tiers.stream(0, seed) for seed in range(args.limits)]
+    some = base.to_model(training[np.linspace(0, len(training) - 1, args.count).astype(int)])
+    limits = [
+      {'what': f'{args.count} training items', 'values': [value(some)]},
+      *tune.limits(it, value, streams, args.count, keep_limit),
+    ]
+  about = {
+    'metric': 'frechet',
+    'features': 'classifier',
+    'reference': reference,
+    'count': args.count,
+  }
   content = tuned.content(found.best.table, it.shape, weights)
   fixed = tuned.content(found.fixed.table, it.shape, weights)['table']
   files.write_json(tune.path_of(args.workdir, calls), {
     'what': str(found.best), **content, 'fixed': {'what': str(found.fixed), 'table': fixed},
     'evidence': found.evidence,
-    'report': tune_page.report(judged, found, {**about, 'count': args.count}),
+    'report': tune_page.report(judged, found, {**about, 'limits': limits}),
     'calls': calls, 'seconds': seconds, 'network_calls': asked, 'finished': found.finished,
     'command': f'python -m experiments.studies.tune_others {vars(args)}',
     'versions': records.versions(),

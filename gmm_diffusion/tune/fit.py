@@ -108,8 +108,8 @@ def fit(
     choice: see Choice.
     ids, seed: of the noise, [n].
     known: for 'coupled', what `targets` says of the same noise; else not used.
-    items, labels: for 'joint', clean data [n, *shape] and what the denoiser is given with them, [n];
-      else not used.
+    items, labels: for 'joint', clean data [n, *shape] and what the denoiser is given with them,
+      [n]; else not used.
   """
   bands = bands_lib.make(subject.shape, choice.bands)
   table = widened(start.table, choice.bands)

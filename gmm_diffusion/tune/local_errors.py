@@ -29,7 +29,7 @@ def costs(subject: Subject, seed: int, ids: np.ndarray) -> tuple[np.ndarray, np.
   steps = min(FINE, len(schedule.training_times))
   t = subject.times(np.asarray(grids.make(schedule, steps, 'log_snr').t))
   grid = grids.from_times(schedule, t)
-  path = subject.path(*fit.TEACHER, grid, subject.start(grid.b_t[0], seed, ids), ids)
+  path = subject.path(*fit.TEACHER, grid, subject.start(float(grid.b_t[0]), seed, ids), ids)
   a, b = np.append(grid.a_t, 1.0), np.append(grid.b_t, 0.0)
   out = np.zeros((steps + 1, steps + 1))
   for i in range(steps):

@@ -220,7 +220,7 @@ def compensated(
     moves = np.append(0, width * random.standard_normal(steps - 1))
     ratios = tuple(float(one) for one in np.round(options.get('ratios', np.ones(steps)) + moves, 3))
     options.update(ratios=ratios, compensate=1)
-    one = embedded(parent.name, options, schedule, parent.table.time.t, parent.grid)
+    one = embedded(parent.name, options, schedule, np.asarray(parent.table.time.t), parent.grid)
     if is_finite(one.table):
       yield one
 

@@ -80,10 +80,7 @@ class StartTest(absltest.TestCase):
 
   def test_attention_of_other_sizes(self):
     """The same levels have other sides."""
-    plain = specs.Net(channels=8, multipliers=(1.0,), blocks=1, attention=(), head_channels=8)
-    without = self.create_tempdir().full_path
-    loss.train(spec_of(net=plain, steps=1), self.data, without)
-    net = dataclasses.replace(plain, attention=(8,))
+    net = specs.Net(channels=8, multipliers=(1.0,), blocks=1, attention=(8,), head_channels=8)
     start = self.create_tempdir().full_path
     loss.train(spec_of(net=net, steps=1), self.data, start)
     large = self.data._replace(train=self.data.train.repeat(2, 1).repeat(2, 2))
@@ -93,8 +90,7 @@ class StartTest(absltest.TestCase):
       self.create_tempdir().full_path,
     )
     with self.assertRaisesRegex(UserError, 'set net.attention to the sides of the same levels'):
-      other = dataclasses.replace(net, attention=(16,))
-      loss.train(spec_of(without, other), large, self.create_tempdir().full_path)
+      loss.train(spec_of(start, net), large, self.create_tempdir().full_path)  # no level has side 8
 
   def test_what_is_refused(self):
     for spec, words in (

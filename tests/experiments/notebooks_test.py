@@ -63,7 +63,7 @@ class NotebooksTest(parameterized.TestCase):
     self.assertLen(shown, 4)
     self.assertIn('Machine against network', shown[3])
 
-  def test_probabilistic_attention(self):
+  def test_probabilistic_attention_and_everything_it_writes_on_two_devices(self):
     folder = self.create_tempdir().full_path
     start = f'import os, sys\nsys.path.insert(0, {cases.ROOT!r})\nos.chdir({folder!r})\n'
     start += "HTML, Image, display = len, len, lambda x: print('shown:', getattr(x, 'size', x))\n"
@@ -77,6 +77,17 @@ class NotebooksTest(parameterized.TestCase):
     self.assertEqual(found, 0, error[-2000:])
     self.assertIn('100% of the tokens on the right side', out)
     self.assertRegex(out, r'shown: \d{4,}\n(.*\n)*shown: \(96, 96\)')
+    self.assertRegex(out, r'both +IoU@1 [\d.]+ ± [\d.]+ .*NoC@85')
+    workdir = os.path.join(folder, 'runs', 'segmentation')
+    with open(os.path.join(workdir, 'results.json'), encoding='utf-8') as file:
+      records = {(record['sampler'], record['metric']): record for record in json.load(file)}
+    for arm in ('none', 'keys', 'values', 'both'):
+      self.assertBetween(records[arm, 'IoU@2']['value'], 0, 1)
+    self.assertGreater(records['both', 'milliseconds per click']['value'], 0)
+    with open(os.path.join(workdir, 'report.html'), encoding='utf-8') as file:
+      self.assertGreaterEqual(file.read().count('<figure>'), 4 * 5)
+    self.assertTrue(os.path.exists(os.path.join(workdir, 'curve.png')))
+    self.assertTrue(os.path.exists(os.path.join(workdir, 'training.png')))
 
   @parameterized.parameters(*NAMES)
   def test_first_cell_on_colab(self, name):

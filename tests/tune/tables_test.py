@@ -118,7 +118,6 @@ class RaceTest(parameterized.TestCase):
       self.assertTrue(np.all(np.diff(t) < 0))
       self.assertGreaterEqual(t[-1], LINEAR.first)
 
-
   def test_ratios_change_coefficients_and_no_times(self):
     random = np.random.Generator(np.random.SFC64(0))
     parent = embedded('unipc', order=2)

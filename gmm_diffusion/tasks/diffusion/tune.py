@@ -260,9 +260,7 @@ def _one(
     )
 
   print(f'{calls} calls: looking for the best sampler', flush=True)
-  tuner = tiers.Tuner(
-    subject, known.items, settings, keep, write, mark, learned, known.labels
-  )
+  tuner = tiers.Tuner(subject, known.items, settings, keep, write, mark, learned, known.labels)
   found = tuner.run()
   if not found.finished:
     print(
@@ -334,28 +332,26 @@ def _report(found, tuner, judge, spec, model, workdir):
   return tune_page.report(values, found, about)
 
 
-def _limits(
-  tuner: tiers.Tuner, judge: Judge, spec: specs.Spec, model: drawing.Model, workdir: str
+def limits(
+  subject: Subject,
+  value: Callable[[np.ndarray], float],
+  streams: Sequence[int],
+  samples: int,
+  keep: Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]],
 ) -> list[dict[str, Any]]:
-  """[{'what', 'values'}], with tune.limits: what the judge says of training items, and of the model
-  in many steps, without noise and with it."""
-  if not spec.tune.limits:
-    return []
-  subject, out = tuner.subject, []
-  streams = [tiers.stream(tuner.settings.seed, seed) for seed in range(judge.seeds)]
-  about = f'{tuner.mark} {judge.features.name} {judge.metric} {judge.reference.hash}'
-  place = lambda name: os.path.join(workdir, FOLDER, 'work', name)
-  index = _split(model.data)[0]
-  if len(index) >= judge.samples:  # as many as are compared, none of them in the reference
-    index = index[np.linspace(0, len(index) - 1, judge.samples).astype(int)]
-    make = lambda: {'value': _value(model.data.train[index], judge, spec, lambda x: x)}
-    found = files.kept(place(f'limit-data-{judge.samples}.npz'), about, make)
-    out.append({'what': f'{len(index)} training items', 'values': [float(found['value'])]})
+  """[{'what', 'values'}]: what the judge says of the model in many steps, without and with noise.
+
+  Args:
+    subject: the denoiser.
+    value: samples [n, *shape] -> the metric.
+    streams: seeds of the noise.
+    samples: of each.
+    keep: (name, make) -> what make() returns, perhaps from an earlier run.
+  """
   noisy, noisy_grid = long_run(subject)
   steps = min(ODE, len(subject.schedule.training_times))
   times = subject.times(np.asarray(grids.make(subject.schedule, steps, 'log_snr').t))
-  ode = 'dpmpp', grids.from_times(subject.schedule, times)
-  decode = _decoder(model, spec)
+  out, ode = [], ('dpmpp', grids.from_times(subject.schedule, times))
   for what, (name, grid) in (
     (f'the ODE in {steps} steps', ode),
     (f'{noisy} in {len(noisy_grid.t)} steps', (noisy, noisy_grid)),
@@ -364,13 +360,31 @@ def _limits(
     for stream in tqdm(streams, desc=what, unit='seed', dynamic_ncols=True):
 
       def make(name=name, grid=grid, stream=stream):
-        x = subject.end(name, {}, grid, stream, np.arange(judge.samples))
-        return {'value': _value(x, judge, spec, decode)}
+        return {'value': value(subject.end(name, {}, grid, stream, np.arange(samples)))}
 
-      path = place(f'limit-{name}-{judge.samples}-{stream}.npz')
-      values.append(float(files.kept(path, about, make)['value']))
+      values.append(float(keep(f'limit-{name}-{samples}-{stream}.npz', make)['value']))
     out.append({'what': what, 'values': values})
   return out
+
+
+def _limits(
+  tuner: tiers.Tuner, judge: Judge, spec: specs.Spec, model: drawing.Model, workdir: str
+) -> list[dict[str, Any]]:
+  """As `limits`, and before them what the judge says of training items; with tune.limits."""
+  if not spec.tune.limits:
+    return []
+  out, value = [], lambda x, decode: _value(x, judge, spec, decode)
+  about = f'{tuner.mark} {judge.features.name} {judge.metric} {judge.reference.hash}'
+  keep = lambda name, make: files.kept(os.path.join(workdir, FOLDER, 'work', name), about, make)
+  index = _split(model.data)[0]
+  if len(index) >= judge.samples:  # as many as are compared, none of them in the reference
+    index = index[np.linspace(0, len(index) - 1, judge.samples).astype(int)]
+    make = lambda: {'value': value(model.data.train[index], lambda x: x)}
+    found = keep(f'limit-data-{judge.samples}.npz', make)
+    out.append({'what': f'{len(index)} training items', 'values': [float(found['value'])]})
+  streams = [tiers.stream(tuner.settings.seed, seed) for seed in range(judge.seeds)]
+  of_samples = lambda x: value(x, _decoder(model, spec))
+  return out + limits(tuner.subject, of_samples, streams, judge.samples, keep)
 
 
 def _strips(found, subject, model, spec):
