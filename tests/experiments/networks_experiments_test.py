@@ -19,10 +19,14 @@ from experiments.studies import (
   posterior_kernels,
   quantisation,
   restoration,
+  transfer,
 )
-from gmm_diffusion import tasks
+from gmm_diffusion import files, tasks
+from gmm_diffusion.errors import UserError
+from gmm_diffusion.maths import schedules
 from gmm_diffusion.metrics import features
-from gmm_diffusion.tasks.diffusion import bound
+from gmm_diffusion.samplers import tuned
+from gmm_diffusion.tasks.diffusion import bound, tune
 from gmm_diffusion.tune import race
 from helpers import cases
 
@@ -138,6 +142,30 @@ class NetworksTest(absltest.TestCase):
       sum(row['difference']['value'] for row in parts),
       rows['mixture, axes']['mean'] - rows['DDIM']['mean'],
     )
+
+  def test_transfer(self):
+    workdir, there = self.folder('transfer'), self.folder('tuned elsewhere')
+    table = lambda name: (
+      race.embedded(name, {}, schedules.linear(), np.array([999.0, 400.0]), '').table
+    )
+    best, fixed = (tuned.content(table(name), (8, 8, 1), '') for name in ('unipc', 'deis'))
+    files.write_json(
+      tune.path_of(there, 2), {'calls': 2, **best, 'fixed': {'table': fixed['table']}}
+    )
+    words = (
+      f'--workdir={workdir}', f'--tuned={there}', f'--start={self.cnn}',
+      '--config=digits:runlocal', '--count=20', '--seeds=2', *SET,
+    )  # fmt: skip
+    out = cases.call(transfer.main, '--calls=2', *words)
+    self.assertIn('2 calls, tuned: ', out)
+    rows = {row['what']: row for row in record(workdir, 'transfer')['rows']}
+    self.assertEqual(list(rows), ['DDIM', 'best untuned', 'tuned'])
+    self.assertAlmostEqual(
+      rows['tuned']['minus_untuned']['value'],
+      rows['tuned']['mean'] - rows['best untuned']['mean'],
+    )
+    with self.assertRaisesRegex(UserError, 'no tuned sampler at .*/3.json; run --mode=tune'):
+      cases.call(transfer.main, '--calls=3', *words)
 
   def test_learned_variance(self):
     workdir = self.folder('learned_variance')

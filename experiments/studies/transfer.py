@@ -1,0 +1,83 @@
+"""Samplers that were tuned for one network, on another network, beside the best untuned sampler of
+the first.
+
+python -m experiments.studies.transfer --tuned=runs/digits --start=runs/digits_again --calls 4 6
+"""
+
+import os
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from experiments.lib import common, paired
+from experiments.studies import posterior_kernels
+from gmm_diffusion import files
+from gmm_diffusion.errors import UserError
+from gmm_diffusion.maths import bands, grids
+from gmm_diffusion.samplers import tuned
+from gmm_diffusion.tasks.diffusion import tune
+from gmm_diffusion.tune import race, tiers
+
+
+def samplers_of(found: dict[str, Any], here) -> dict[str, Any]:
+  """Table of each sampler in a file of --mode=tune, and of DDIM."""
+  schedule = here.subject.schedule
+  times = here.subject.times(grids.make(schedule, found['calls'], 'trailing').t)
+  return {
+    'DDIM': race.embedded('ddim', {}, schedule, times, 'trailing').table,
+    'best untuned': tuned.table_of(found['fixed']['table']),
+    'tuned': tuned.table_of(found['table']),
+  }
+
+
+def values(args, here, table, bar) -> list[float]:
+  """Frechet distance for each seed."""
+  count, out = table.keep.shape[1], []
+  transform = bands.make(here.subject.shape, count) if count > 1 else None
+  for seed in range(args.seeds):
+
+    def make(seed=seed):
+      ids = np.arange(args.count)
+      return {'value': here.judge(here.subject.draw(table, seed, ids, transform))}
+
+    name = f'{tiers.hash_of(table)}-{args.count}-{seed}.npz'
+    path = os.path.join(args.workdir, 'transfer', name)
+    out.append(float(files.kept(path, here.mark, make)['value']))
+    bar.update()
+  return out
+
+
+def main():
+  parser = common.parser(__doc__, 'runs/transfer')
+  common.model_arguments(parser)
+  parser.add_argument('--tuned', default='runs/digits', help='workdir of --mode=tune')
+  parser.add_argument('--start', default='runs/digits_again', help='workdir of the other network')
+  parser.add_argument('--weights', default='', help='in its place, the state dict of another')
+  parser.add_argument('--path', default='', help='with it, the folder of tensorflow-datasets')
+  parser.add_argument('--calls', type=int, nargs='+', default=[5])
+  parser.add_argument('--count', type=int, default=1000, help='samples of each seed')
+  parser.add_argument('--seeds', type=int, default=8)
+  parser.add_argument('--batch', type=int, default=64)
+  args = parser.parse_args()
+  here, rows = posterior_kernels.lab(args), []
+  with tqdm(total=3 * args.seeds * len(args.calls), desc='transfer', unit='seed') as bar:
+    for calls in args.calls:
+      path = tune.path_of(args.tuned, calls)
+      found = files.read_json(path, None)
+      if found is None:
+        raise UserError(f'no tuned sampler at {path}; run --mode=tune with tune.calls {calls}')
+      tables = samplers_of(found, here)
+      own = {name: values(args, here, table, bar) for name, table in tables.items()}
+      for name, row in own.items():
+        away = paired.difference(row, own['best untuned']) if name != 'best untuned' else None
+        rows.append({
+          'calls': calls, 'what': name, 'mean': float(np.mean(row)), 'values': row,
+          'minus_untuned': away and away._asdict(),
+        })  # fmt: skip
+        print(f'{calls} calls, {name}: {np.mean(row):.4f}', away or '', flush=True)
+  common.save(args.workdir, 'transfer', {'rows': rows})
+
+
+if __name__ == '__main__':
+  main()
