@@ -147,6 +147,36 @@ def beginning(table: Table, settings: Settings) -> tuple[int, Moves, Moves, Any]
   return 0, start, start, _optimiser(settings).init(start)
 
 
+def loss_of(
+  subject: Subject,
+  table: Table,
+  bands: Bands,
+  features: scores.Features,
+  reference: scores.Reference,
+  settings: Settings,
+  seed: int,
+) -> Callable[..., Array]:
+  """(moves, weights, ids [n], labels [n], ends [n, *shape]) -> (2); see `descend`."""
+  known, at = theory(table, subject.schedule, subject.whole_times), clock(subject.schedule)
+  grid, steps = linear.grid_of(table), len(table.keep)
+  kernel = linear.form(steps, bool(np.any(table.std)), bands)
+  shape = subject.shape
+
+  def loss(moves, weights, ids, cond, ends):
+    keys = noise_lib.sample_keys(seed, ids)
+    noise = lambda n: noise_lib.at_step(keys, n, shape)
+    x = initial_state(grid, keys, shape)
+    denoiser = jax.checkpoint(subject.bind(weights))
+    row = moved(moves, known, at)
+    x = run(kernel, denoiser, grid, Plan(row), x, noise, cond).x
+    away = jnp.mean((x - ends) ** 2) if settings.trajectory else 0.0
+    value = scores.energy(features(subject.clipped(x)), reference)[0] if settings.energy else 0.0
+    size = sum(jnp.mean(leaf**2) for leaf in jax.tree.leaves(moves))
+    return settings.energy * value + settings.trajectory * away + settings.decay * size
+
+  return loss
+
+
 def descend(
   subject: Subject,
   table: Table,
@@ -174,23 +204,8 @@ def descend(
   Yields:
     (loss, (steps done, moves, averaged moves, state of Adam)).
   """
-  known, at = theory(table, subject.schedule, subject.whole_times), clock(subject.schedule)
-  grid, steps = linear.grid_of(table), len(table.keep)
-  kernel = linear.form(steps, bool(np.any(table.std)), bands)
-  shape = subject.shape
-  optimiser = _optimiser(settings)
-
-  def loss(moves, weights, ids, cond, ends):
-    keys = noise_lib.sample_keys(seed, ids)
-    noise = lambda n: noise_lib.at_step(keys, n, shape)
-    x = initial_state(grid, keys, shape)
-    denoiser = jax.checkpoint(subject.bind(weights))
-    row = moved(moves, known, at)
-    x = run(kernel, denoiser, grid, Plan(row), x, noise, cond).x
-    away = jnp.mean((x - ends) ** 2) if settings.trajectory else 0.0
-    value = scores.energy(features(subject.clipped(x)), reference)[0] if settings.energy else 0.0
-    size = sum(jnp.mean(leaf**2) for leaf in jax.tree.leaves(moves))
-    return settings.energy * value + settings.trajectory * away + settings.decay * size
+  loss = loss_of(subject, table, bands, features, reference, settings, seed)
+  optimiser, steps = _optimiser(settings), len(table.keep)
 
   def step(shared, batch):
     moves, average, optimiser_state, weights = shared

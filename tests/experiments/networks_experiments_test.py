@@ -10,7 +10,7 @@ import numpy as np
 from absl.testing import absltest
 
 from configs import digits
-from experiments.benchmarks import attention_lengths, quantised_memory
+from experiments.benchmarks import attention_lengths, quantised_memory, tune_memory
 from experiments.studies import (
   attention_kinds,
   geometry,
@@ -212,6 +212,11 @@ class NetworksTest(absltest.TestCase):
     )  # fmt: skip
     whole, few = record(workdir, 'quantised_memory')['rows']
     self.assertLess(few['weights_bytes'], whole['weights_bytes'] / 3)  # tables of classes stay
+    cases.call(
+      tune_memory.main, f'--workdir={workdir}', '--batch=8', '--calls', '2', '6', *SET,
+    )  # fmt: skip
+    found = record(workdir, 'tune_memory')
+    self.assertLess(found['each'], found['activations'] / 4)  # only states stay
 
 
 if __name__ == '__main__':
