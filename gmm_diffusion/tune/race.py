@@ -211,13 +211,14 @@ def compensated(
   random: np.random.Generator,
 ) -> Iterator[Candidate]:
   """Parents with other ratios, without end [DC-Solver, arXiv 2409.03755]: those of the parent, at
-  first 1, are moved by normal numbers of deviation `width` from the second step on; the polynomial
-  goes through one prediction before."""
+  first 1, are moved by normal numbers of deviation `width` from the second step on, but for that of
+  a last step that extrapolates; the polynomial goes through one prediction before."""
   del times
   while True:
     parent = parents[random.integers(len(parents))]
     options, steps = dict(parent.options), len(parent.table.keep)
     moves = np.append(0, width * random.standard_normal(steps - 1))
+    moves[-1] *= not options.get('extrapolate')
     ratios = tuple(float(one) for one in np.round(options.get('ratios', np.ones(steps)) + moves, 3))
     options.update(ratios=ratios, compensate=1)
     one = embedded(parent.name, options, schedule, np.asarray(parent.table.time.t), parent.grid)
