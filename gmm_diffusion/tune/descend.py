@@ -45,8 +45,8 @@ class Moves(NamedTuple):
 
 
 class Settings(NamedTuple):
-  """Steps of Adam, samples of each, its first rate, which falls to a tenth along a cosine, and the
-  weights of (2)."""
+  """Steps of Adam, samples of each, its first rate, which falls to a tenth along a cosine, the
+  weights of (2), and which fields of Moves move."""
 
   steps: int = 300
   batch: int = 256
@@ -54,6 +54,7 @@ class Settings(NamedTuple):
   energy: float = 1.0
   trajectory: float = 0.0
   decay: float = 1e-3
+  free: tuple[str, ...] = Moves._fields
 
 
 class Theory(NamedTuple):
@@ -211,7 +212,12 @@ def descend(
     moves, average, optimiser_state, weights = shared
     value, gradient = jax.value_and_grad(loss)(moves, weights, *batch)
     value, gradient = parallel.mean((value, gradient))
-    gradient = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0), gradient)
+    gradient = Moves(
+      *(
+        jnp.where(jnp.isfinite(x), x, 0) if name in settings.free else jnp.zeros_like(x)
+        for name, x in zip(Moves._fields, gradient, strict=True)
+      )
+    )
     change, optimiser_state = optimiser.update(gradient, optimiser_state)
     moves = optax.apply_updates(moves, change)
     average = jax.tree.map(lambda old, new: 0.97 * old + 0.03 * new, average, moves)

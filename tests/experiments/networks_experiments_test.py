@@ -20,10 +20,11 @@ from experiments.studies import (
   quantisation,
   restoration,
   transfer,
+  tune_recipes,
 )
 from gmm_diffusion import files, tasks
 from gmm_diffusion.errors import UserError
-from gmm_diffusion.maths import schedules
+from gmm_diffusion.maths import grids, schedules
 from gmm_diffusion.metrics import features
 from gmm_diffusion.samplers import tuned
 from gmm_diffusion.tasks.diffusion import bound, tune
@@ -166,6 +167,23 @@ class NetworksTest(absltest.TestCase):
     )
     with self.assertRaisesRegex(UserError, 'no tuned sampler at .*/3.json; run --mode=tune'):
       cases.call(transfer.main, '--calls=3', *words)
+
+  def test_recipes_of_others(self):
+    workdir = self.folder('recipes')
+    with (
+      mock.patch.object(race, 'RUNNERS', {'unipc': {}, 'ddim': {'eta': (1.0,)}}),
+      mock.patch.dict(grids.GRIDS, {'log_snr': grids.GRIDS['log_snr']}, clear=True),
+      mock.patch.object(tune_recipes, 'BANK', 8),
+    ):
+      cases.call(
+        tune_recipes.main, f'--workdir={workdir}', f'--start={self.cnn}',
+        '--config=digits:runlocal',
+        '--calls=2', '--count=20', '--seeds=2', '--samples=16', '--budget=600', '--batch=8', *SET,
+      )  # fmt: skip
+    start, *rows = record(workdir, 'tune_recipes')['rows']
+    self.assertRegex(start['what'], '^unipc')
+    self.assertEqual([row['what'] for row in rows], list(tune_recipes.RECIPES))
+    self.assertLen({row['mean'] for row in rows} | {start['mean']}, 4)  # four samplers
 
   def test_learned_variance(self):
     workdir = self.folder('learned_variance')

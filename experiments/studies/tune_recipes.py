@@ -1,0 +1,106 @@
+"""What recipes of others find with as many network calls as the tiers of --mode=tune that need no
+gradient: each moves the numbers of the best deterministic untuned sampler along a gradient.
+
+  grid, to a teacher                    as LD3, arXiv 2405.15506
+  grid and coefficients, to a teacher   as GS, arXiv 2510.17699
+  all numbers, energy distance          as DDSS, arXiv 2202.05830, with another distance
+
+python -m experiments.studies.tune_recipes --start=runs/digits --workdir=runs/tune_recipes --calls 5
+
+The teacher is the fine sampler of tier 1 from the same noise. Where the workdir `--start` has a
+tuned sampler, it is a row as well. All rows are judged as those of experiments.studies.transfer.
+"""
+
+import os
+
+import numpy as np
+from tqdm import tqdm
+
+from experiments.lib import common, paired
+from experiments.studies import posterior_kernels, transfer
+from gmm_diffusion import files
+from gmm_diffusion.errors import UserError
+from gmm_diffusion.samplers import tuned
+from gmm_diffusion.tasks.diffusion import tune
+from gmm_diffusion.tune import descend, fit, tiers
+
+RECIPES = {
+  'grid, to a teacher': {'energy': 0.0, 'trajectory': 1.0, 'free': ('xi',)},
+  'grid and coefficients, to a teacher': {
+    'energy': 0.0, 'trajectory': 1.0, 'free': ('alpha', 'beta', 'xi'),
+  },
+  'all numbers, energy distance': {},
+}  # fmt: skip
+BANK = 512  # ends of the teacher
+
+
+def start_of(args, here, calls: int):
+  """(the best deterministic untuned sampler, the Tuner that raced)."""
+  keep = lambda name, mark, make: files.kept(
+    os.path.join(args.workdir, 'race', str(calls), name), mark, make
+  )
+  settings = tiers.Settings(calls, tier=-1, samples=args.samples)
+  tuner = tiers.Tuner(here.subject, here.items, settings, keep, mark=here.mark)
+  tuner.run()
+  still = [one for one, _ in tuner.leaders if not np.any(one.table.std)]
+  if not still:
+    raise UserError(f'no deterministic sampler is among the best {len(tuner.leaders)} of the race')
+  return still[0], tuner
+
+
+def moved(args, here, start, tuner, recipe: dict):
+  """The table that a recipe finds, with args.budget calls."""
+  subject, ids = here.subject, np.arange(BANK)
+  before, seed, ends = subject.calls, tiers.stream(0, tiers.DESCEND), None
+  if recipe.get('trajectory'):
+    x = subject.start(float(start.table.b[0]), seed, ids)
+    ends = subject.clipped(fit.targets(subject, start.table, x, ids)[-1])
+    ends = np.asarray(ends)
+  each = 4 * len(start.table.keep) * args.batch
+  steps = max(1, (args.budget - (subject.calls - before)) // each)
+  settings = descend.Settings(steps=steps, batch=args.batch, **recipe)
+  state = descend.beginning(start.table, settings)
+  walk = descend.descend(
+    subject, start.table, None, tuner.features, tuner.reference, settings, seed, ends, state
+  )
+  for _ in tqdm(range(steps), desc='gradient', unit='step', dynamic_ncols=True):
+    _, state = next(walk)
+  return descend.table_of(start.table, state[2], subject.schedule, subject.whole_times)
+
+
+def main():
+  parser = common.parser(__doc__, 'runs/tune_recipes')
+  common.model_arguments(parser)
+  parser.add_argument('--start', default='runs/digits', help='workdir of the network')
+  parser.add_argument('--weights', default='', help='in its place, the state dict of another')
+  parser.add_argument('--path', default='', help='with it, the folder of tensorflow-datasets')
+  parser.add_argument('--calls', type=int, nargs='+', default=[5])
+  parser.add_argument('--budget', type=int, default=340_000, help='calls of one sample, for each')
+  parser.add_argument('--samples', type=int, default=512, help='of the race')
+  parser.add_argument('--count', type=int, default=1000, help='samples of each seed')
+  parser.add_argument('--seeds', type=int, default=8)
+  parser.add_argument('--batch', type=int, default=64, help='of a step of the gradient')
+  args = parser.parse_args()
+  here, rows = posterior_kernels.lab(args), []
+  for calls in args.calls:
+    start, tuner = start_of(args, here, calls)
+    tables = {f'{start}': start.table}
+    for name, recipe in RECIPES.items():
+      tables[name] = moved(args, here, start, tuner, recipe)
+    found = files.read_json(tune.path_of(args.start, calls), None)
+    if found:
+      tables['--mode=tune'] = tuned.table_of(found['table'])
+    with tqdm(total=args.seeds * len(tables), desc='report', unit='seed') as bar:
+      own = {name: transfer.values(args, here, table, bar) for name, table in tables.items()}
+    for name, row in own.items():
+      away = paired.difference(row, own[f'{start}']) if name != f'{start}' else None
+      rows.append({
+        'calls': calls, 'what': name, 'mean': float(np.mean(row)), 'values': row,
+        'minus_start': away and away._asdict(),
+      })  # fmt: skip
+      print(f'{calls} calls, {name}: {np.mean(row):.4f}', away or '', flush=True)
+  common.save(args.workdir, 'tune_recipes', {'budget': args.budget, 'rows': rows})
+
+
+if __name__ == '__main__':
+  main()
