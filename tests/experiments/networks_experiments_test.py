@@ -178,7 +178,7 @@ class NetworksTest(absltest.TestCase):
       cases.call(
         tune_recipes.main, f'--workdir={workdir}', f'--start={self.cnn}',
         '--config=digits:runlocal',
-        '--calls=2', '--count=20', '--seeds=2', '--samples=16', '--budget=600', '--batch=8', *SET,
+        '--calls=2', '--count=20', '--seeds=2', '--samples=16', '--budget=3000', '--batch=8', *SET,
       )  # fmt: skip
     start, *rows = record(workdir, 'tune_recipes')['rows']
     self.assertRegex(start['what'], '^unipc')
