@@ -21,11 +21,18 @@ from gmm_diffusion.tune import race, tiers
 
 
 def samplers_of(found: dict[str, Any], here) -> dict[str, Any]:
-  """Table of each sampler in a file of --mode=tune, and of DDIM."""
+  """Table of each sampler in a file of --mode=tune, and of DDIM; raises UserError where the file is
+  for another shape or schedule."""
   schedule = here.subject.schedule
-  times = here.subject.times(grids.make(schedule, found['calls'], 'trailing').t)
+  if tuple(found['shape']) != here.subject.shape:
+    raise UserError(f'tuned for samples of {found["shape"]}, the network has {here.subject.shape}')
+  t = np.asarray(found['table']['t'], np.float64)
+  if not np.allclose(schedule.at(t).a, found['table']['time_a'], atol=1e-6):
+    raise UserError('tuned for another noise schedule than that of the network')
+  default = 'trailing' if schedule.discrete else 'uniform'
+  times = here.subject.times(grids.make(schedule, found['calls'], default).t)
   return {
-    'DDIM': race.embedded('ddim', {}, schedule, times, 'trailing').table,
+    'DDIM': race.embedded('ddim', {}, schedule, times, default).table,
     'best untuned': tuned.table_of(found['fixed']['table']),
     'tuned': tuned.table_of(found['table']),
   }
@@ -43,7 +50,8 @@ def values(args, here, table, bar) -> list[float]:
 
     name = f'{tiers.hash_of(table)}-{args.count}-{seed}.npz'
     path = os.path.join(args.workdir, 'transfer', name)
-    out.append(float(files.kept(path, here.mark, make)['value']))
+    mark = f'{here.mark} {args.config} {args.set} {args.weights} {args.path}'
+    out.append(float(files.kept(path, mark, make)['value']))
     bar.update()
   return out
 

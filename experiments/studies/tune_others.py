@@ -51,6 +51,7 @@ def main(argv=None):
     own = files.kept(os.path.join(args.workdir, 'own.npz'), build.tree_hash(arrays), make)['x']
     items, held = own[:-2000], base.to_image(own[-2000:])
   features = features_lib.load('classifier', data, args.workdir, '')
+  seen = features_lib.learned('classifier', data, args.workdir, features_lib.TUNING)
   source = references.Source(f'{len(held)} images', image_sets.ArraySet(held, 'held-out'))
   reference = references.load(source, features, set(), args.workdir)
 
@@ -59,7 +60,7 @@ def main(argv=None):
     return frechet.frechet_distance(found.features, reference.moments).value
 
   for calls in args.calls:
-    _one(args, it, (items, data.train), value, calls, arrays, source.what)
+    _one(args, it, (items, data.train, seen), value, calls, arrays, source.what)
   found = [files.read_json(tune.path_of(args.workdir, calls), {}) for calls in args.calls]
   path = os.path.join(args.workdir, 'tuned.html')
   name = os.path.basename(args.weights)
@@ -72,13 +73,14 @@ def _long(it, count):
 
 
 def _one(args, it, known, value, calls, arrays, reference):
-  items, training = known
+  items, training, seen = known
   start, before = time.perf_counter(), it.calls
   folder = os.path.join(args.workdir, 'work', str(calls))
   keep = lambda name, mark, make: files.kept(os.path.join(folder, name), mark, make)
   settings = tiers.Settings(calls, args.tier, samples=args.samples, minutes=args.minutes)
   weights = build.tree_hash(arrays)
-  tuner = tiers.Tuner(it, items, settings, keep, mark=f'{weights} {args.own}')
+  mark = f'{weights} {args.own} {args.samples} {seen.key}'
+  tuner = tiers.Tuner(it, items, settings, keep, mark=mark, learned=seen.features)
   found = tuner.run()
   seconds, asked = time.perf_counter() - start, it.calls - before
   trailing = it.times(grids.make(it.schedule, calls, 'trailing').t)
@@ -92,10 +94,9 @@ def _one(args, it, known, value, calls, arrays, reference):
   if args.limits:
     streams = [tiers.stream(0, seed) for seed in range(args.limits)]
     some = base.to_model(training[np.linspace(0, len(training) - 1, args.count).astype(int)])
-    limits = [
-      {'what': f'{args.count} training items', 'values': [value(some)]},
-      *tune.limits(it, value, streams, args.count, keep_limit),
-    ]
+    if not args.own:
+      limits.append({'what': f'{args.count} training items', 'values': [value(some)]})
+    limits += tune.limits(it, value, streams, args.count, keep_limit)
   about = {
     'metric': 'frechet',
     'features': 'classifier',

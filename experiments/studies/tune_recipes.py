@@ -40,7 +40,8 @@ def start_of(args, here, calls: int):
     os.path.join(args.workdir, 'race', str(calls), name), mark, make
   )
   settings = tiers.Settings(calls, tier=-1, samples=args.samples)
-  tuner = tiers.Tuner(here.subject, here.items, settings, keep, mark=here.mark)
+  mark = f'{here.mark} {args.samples} {args.set}'
+  tuner = tiers.Tuner(here.subject, here.items, settings, keep, mark=mark, learned=here.learned)
   tuner.run()
   still = [one for one, _ in tuner.leaders if not np.any(one.table.std)]
   if not still:

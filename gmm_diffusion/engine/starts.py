@@ -14,6 +14,10 @@ from gmm_diffusion.data import base
 from gmm_diffusion.engine import build
 from gmm_diffusion.errors import UserError
 
+_LEVELS = (
+  'images of another size have attention on other levels: set net.attention to the sides of the '
+  'same levels'
+)
 _OF_CLASSES = 'label_emb', 'y_embedder', 'context_emb'  # in names of parameters
 
 
@@ -64,22 +68,23 @@ def weights(spec: specs.Spec, data: base.Data, start: str, workdir: str, fresh: 
     found = store.weights({'net': template['net']})['net']
   known = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(found)}
   same = (about['net']['labels'], about['classes']) == (spec.net.labels, data.classes)
-  anew = []
+  of_classes = lambda name: any(part in name for part in _OF_CLASSES)
+  anew, used = [], set()
 
   def pick(path, leaf):
     name = jax.tree_util.keystr(path)
-    of_classes = any(part in name for part in _OF_CLASSES)
-    if name in known and known[name].shape == leaf.shape and (same or not of_classes):
+    used.add(name)
+    if name in known and known[name].shape == leaf.shape and (same or not of_classes(name)):
       return known[name]
-    if not of_classes:
-      raise UserError(
-        f'the network in {start} has no {name} as it is wanted here; images of another size have '
-        f'attention on other levels: set net.attention to the sides of the same levels'
-      )
+    if not of_classes(name):
+      raise UserError(f'the network in {start} has no {name} as it is wanted here; {_LEVELS}')
     anew.append(name)
     return np.asarray(leaf)
 
   out = jax.tree_util.tree_map_with_path(pick, fresh)
+  for name in set(known) - used:
+    if not of_classes(name):
+      raise UserError(f'the network in {start} has {name}, which has no place here; {_LEVELS}')
   if anew:
     print(f'learnt anew, since the classes differ: {", ".join(anew)}', flush=True)
   return out

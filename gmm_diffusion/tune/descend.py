@@ -10,7 +10,8 @@ the log-SNR at which the denoiser is asked, and w_n half of its smaller gap. The
   (2) ED(samples, reference) + trajectory |samples - ends|^2 / D + decay (mean square of (1))
 
 with fresh noise in each step; `ends` are those of a fine sampler from the same noise. The
-denoiser is rematerialised, so memory grows by the states of a step and not by its activations.
+denoiser is rematerialised, so memory grows by states, N for each of the N steps, and not by
+activations.
 """
 
 import functools

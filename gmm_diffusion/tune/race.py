@@ -184,23 +184,29 @@ def moved(
   width: float,
   random: np.random.Generator,
 ) -> Iterator[Candidate]:
-  """Parents with other times, without end: the steps in log-SNR between calls are multiplied by
-  log-normal numbers of deviation `width`, the last call included; the first stays."""
-  while True:
+  """Parents with other times, until none of a hundred can be used: the steps in log-SNR between
+  calls are multiplied by log-normal numbers of deviation `width`, the last call included; the first
+  stays."""
+  misses = 0
+  while misses < 100:
+    misses += 1
     parent = parents[random.integers(len(parents))]
-    t = _moved_times(parent.table.time.t, schedule, width, random)
+    own = np.unique(parent.table.time.t)[::-1]  # Heun asks twice at a time
+    t = _moved_times(own, schedule, width, random)
     grid = ' '.join(f'{value:.4g}' for value in times(t))
     try:
       one = embedded(parent.name, dict(parent.options), schedule, times(t), f'times {grid}')
     except UserError:
       continue
     if len(one.table.keep) == len(parent.table.keep) and is_finite(one.table):
+      misses = 0
       yield one
 
 
 def takes_ratios(one: Candidate) -> bool:
-  """Whether the sampler takes `ratios`, and has steps enough that they change something."""
-  return 'ratios' in samplers.options_of(one.name) and len(one.table.keep) > 2
+  """Whether the sampler takes `ratios`, and has a step whose ratio may differ from 1."""
+  free = len(one.table.keep) - 1 - bool(dict(one.options).get('extrapolate'))
+  return 'ratios' in samplers.options_of(one.name) and free > 0
 
 
 def compensated(
@@ -210,11 +216,13 @@ def compensated(
   width: float,
   random: np.random.Generator,
 ) -> Iterator[Candidate]:
-  """Parents with other ratios, without end [DC-Solver, arXiv 2409.03755]: those of the parent, at
-  first 1, are moved by normal numbers of deviation `width` from the second step on, but for that of
+  """As `moved`, with other ratios [DC-Solver, arXiv 2409.03755]: those of the parent, at first 1,
+  are moved by normal numbers of deviation `width` from the second step on, but for that of
   a last step that extrapolates; the polynomial goes through one prediction before."""
   del times
-  while True:
+  misses = 0
+  while misses < 100:
+    misses += 1
     parent = parents[random.integers(len(parents))]
     options, steps = dict(parent.options), len(parent.table.keep)
     moves = np.append(0, width * random.standard_normal(steps - 1))
@@ -223,6 +231,7 @@ def compensated(
     options.update(ratios=ratios, compensate=1)
     one = embedded(parent.name, options, schedule, np.asarray(parent.table.time.t), parent.grid)
     if is_finite(one.table):
+      misses = 0
       yield one
 
 

@@ -34,6 +34,7 @@ SURE = 4  # times as many samples decide the race, and between two proposals, as
 FIRST = 32  # samples of a candidate in the first round of the race
 PARENTS, OFFSPRING = 4, 12  # of a generation of the search
 WIDTHS = (0.35, 0.25, 0.15, 0.1)  # of its generations
+LOCAL_ERRORS = 'local-errors.npz'  # the same for all numbers of calls
 PARTS = 6  # of tier 3: the work between two stored states
 RIDGES = (1e-3, 1e-1)
 
@@ -179,11 +180,7 @@ class Tuner:
 
   def _race(self):
     subject, settings = self.subject, self.settings
-    t, costs = self._local_errors()
-    own = lambda steps: local_errors.best(t, costs, steps)
-    field = race.candidates(
-      subject.schedule, settings.calls, subject.times, own if settings.calls <= len(t) else None
-    )
+    field = race.candidates(subject.schedule, settings.calls, subject.times, self._own_grid())
     if not field:
       raise UserError(f'no sampler makes exactly {settings.calls} calls on this schedule')
     rounds = race.halvings(len(field), FIRST, SURE * settings.samples)
@@ -210,12 +207,15 @@ class Tuner:
     self.report(found)
     return found
 
-  def _local_errors(self):
+  def _own_grid(self):
+    """Steps -> times with the least local errors; None for so many that any grid is good."""
+    if self.settings.calls > min(local_errors.FINE, len(self.subject.schedule.training_times)):
+      return None
     make = lambda: dict(
       zip('tc', local_errors.costs(self.subject, self._seed(TUNE), np.arange(FIRST)), strict=True)
     )
-    found = self.keep('local-errors.npz', self.mark, make)
-    return found['t'], found['c']
+    found = self.keep(LOCAL_ERRORS, self.mark, make)
+    return lambda steps: local_errors.best(found['t'], found['c'], steps)
 
   def _selected(self, one):
     return self.score(one, SURE * self.settings.samples, SELECT)
@@ -235,7 +235,7 @@ class Tuner:
   def _search(self, found):
     self._evolve(found, 'times', race.moved, self.leaders)
     takes = [pair for pair in self.leaders if race.takes_ratios(pair[0])]
-    if takes:
+    if takes and not self._late():
       self._evolve(found, 'ratios', race.compensated, takes)
 
   def _evolve(self, found, tier, move, leaders):
@@ -243,7 +243,11 @@ class Tuner:
     subject, samples = self.subject, max(FIRST, self.settings.samples // 4)
     random = np.random.Generator(np.random.SFC64(self._seed(TUNE)))
     parents = self._scored('search', [one for one, _ in leaders], samples)[:PARENTS]
+    if not parents:
+      return
     for width in WIDTHS:
+      if self._late():
+        break
       source = move([one for one, _ in parents], subject.schedule, subject.times, width, random)
       new = list(itertools.islice(source, OFFSPRING))
       parents = sorted(

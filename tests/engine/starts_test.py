@@ -89,8 +89,14 @@ class StartTest(absltest.TestCase):
       large,
       self.create_tempdir().full_path,
     )
-    with self.assertRaisesRegex(UserError, 'set net.attention to the sides of the same levels'):
+    with self.assertRaisesRegex(UserError, 'no place here; .* set net.attention to the sides'):
       loss.train(spec_of(start, net), large, self.create_tempdir().full_path)  # no level has side 8
+    less = dataclasses.replace(net, attention=())
+    without = self.create_tempdir().full_path
+    loss.train(spec_of(net=less, steps=1), self.data, without)
+    with self.assertRaisesRegex(UserError, 'has no .* set net.attention to the sides'):
+      other = dataclasses.replace(net, attention=(16,))
+      loss.train(spec_of(without, other), large, self.create_tempdir().full_path)
 
   def test_what_is_refused(self):
     for spec, words in (

@@ -118,12 +118,26 @@ class RaceTest(parameterized.TestCase):
       self.assertTrue(np.all(np.diff(t) < 0))
       self.assertGreaterEqual(t[-1], LINEAR.first)
 
+  def test_times_of_heun_move_too(self):
+    random = np.random.Generator(np.random.SFC64(0))
+    parent = embedded('heun', steps=3)  # 5 calls, two of them twice at a time
+    child = next(race.moved([parent], LINEAR, lambda t: t, 0.3, random))
+    self.assertEqual((len(child.table.keep), child.table.time.t[0]), (5, 999))
+    self.assertNotAlmostEqual(child.table.time.t[1], parent.table.time.t[1])
+
+  def test_nothing_that_can_be_used_is_an_end(self):
+    random = np.random.Generator(np.random.SFC64(0))
+    with mock.patch.object(race, 'is_finite', lambda table: False):
+      for move in (race.moved, race.compensated):
+        self.assertEmpty(list(move([embedded('unipc', order=2)], LINEAR, lambda t: t, 0.3, random)))
+
   def test_ratios_change_coefficients_and_no_times(self):
     random = np.random.Generator(np.random.SFC64(0))
     parent = embedded('unipc', order=2)
     self.assertTrue(race.takes_ratios(parent))
     self.assertFalse(race.takes_ratios(embedded('ddim')))
-    self.assertFalse(race.takes_ratios(embedded('unipc', steps=2, order=2)))
+    self.assertTrue(race.takes_ratios(embedded('unipc', steps=2, order=2)))
+    self.assertFalse(race.takes_ratios(embedded('unipc', steps=2, order=2, extrapolate=True)))
     child = next(race.compensated([parent], LINEAR, lambda t: t, 0.2, random))
     options = dict(child.options)
     self.assertEqual((options['ratios'][0], options['order'], options['compensate']), (1, 2, 1))
@@ -324,6 +338,22 @@ class TiersTest(absltest.TestCase):
   def test_time_that_is_up(self):
     with self.assertRaisesRegex(UserError, 'tune.minutes .* was over before one of'):
       self.run_all({}, minutes=1e-9)
+
+  def test_time_that_is_up_between_two_searches(self):
+    real, clock = tiers.Tuner._evolve, mock.Mock(return_value=0.0)
+
+    def once(tuner, found, tier, *more):
+      real(tuner, found, tier, *more)
+      clock.return_value = 1e9
+
+    with (
+      mock.patch.object(race, 'RUNNERS', {'unipc': {}}),
+      mock.patch.object(tiers.time, 'monotonic', clock),
+      mock.patch.object(tiers.Tuner, '_evolve', once),
+    ):
+      found, _ = self.run_all({}, minutes=1.0)
+    self.assertFalse(found.finished)
+    self.assertNotIn('ratios', [line['tier'] for line in found.evidence])
 
   def test_few_items(self):
     with self.assertRaisesRegex(UserError, 'at least 4 reference items, got 3'):

@@ -60,6 +60,42 @@ class Known(NamedTuple):
   labels: np.ndarray
 
 
+class Keeper:
+  """What tuning for so many calls keeps in `folder`, and what all of it cost, in this run and in
+  those before.
+
+  Attributes:
+    seconds, calls: of what was asked for; the report is no part of it.
+  """
+
+  def __init__(self, folder: str, calls: int, subject: Subject):
+    self._folder, self._calls, self._subject = folder, calls, subject
+    self._costs: dict[str, np.ndarray] = {}
+
+  def __call__(self, name: str, mark: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def measured():
+      begin, before = time.perf_counter(), self._subject.calls
+      arrays = make()
+      cost = time.perf_counter() - begin, self._subject.calls - before
+      return {**arrays, 'cost': np.array(cost)}
+
+    shared = name == tiers.LOCAL_ERRORS  # by all numbers of calls
+    place = os.path.join(self._folder, *([] if shared else [str(self._calls)]), name)
+    arrays = dict(files.kept(place, mark, measured))
+    cost = arrays.pop('cost', np.zeros(2))
+    if not name.startswith('report-'):
+      self._costs[name] = cost
+    return arrays
+
+  @property
+  def seconds(self) -> float:
+    return float(sum(cost[0] for cost in self._costs.values()))
+
+  @property
+  def calls(self) -> int:
+    return int(sum(cost[1] for cost in self._costs.values()))
+
+
 def path_of(workdir: str, calls: int) -> str:
   """Where the sampler for so many calls is."""
   return os.path.join(workdir, FOLDER, f'{calls}.json')
@@ -72,6 +108,8 @@ def tune(one: Run) -> None:
   for calls in spec.tune.calls:  # bad settings before anything slow
     grids.make(schedule, calls, 'uniform')
   _check_reference(spec, data)
+  if spec.tune.tier == 3 and parallel.hosts() > 1:
+    raise UserError('tune.tier 3 runs on one host; tune with it there, or set tune.tier=2')
   bind = build.denoiser(spec, data)
   released.ensure(spec, data, one.workdir)
   model = drawing.Model(spec, data, build.weights(spec, data, one.workdir))
@@ -219,20 +257,15 @@ def _one(
   learned: Callable[[Any], Any] | None,
 ) -> None:
   """Tunes for one number of calls and judges what was found."""
-  spec, begin, folder = one.spec, time.perf_counter(), os.path.join(one.workdir, FOLDER)
-  t, before = spec.tune, subject.calls
-  earlier = files.read_json(path_of(one.workdir, calls), {})
-  earlier = earlier if earlier.get('mark') == mark else {}
+  spec, folder = one.spec, os.path.join(one.workdir, FOLDER)
+  t = spec.tune
   settings = tiers.Settings(
     calls, t.tier, t.bands, t.samples, t.steps, t.batch, t.minutes, spec.seed
   )
-  keep = lambda name, mark, make: files.kept(
-    os.path.join(folder, 'work', str(calls), name), mark, make
-  )
+  keep = Keeper(os.path.join(folder, 'work'), calls, subject)
   shared = records.common(spec, one.command)
   about = {
     'calls': calls,
-    'mark': mark,
     **shared,
     'reference': f'{len(known.items)} items of the {"data" if t.reference == "data" else "model"}',
   }
@@ -241,8 +274,8 @@ def _one(
     if not parallel.is_main():
       return
     about.update(
-      seconds=earlier.get('seconds', 0) + time.perf_counter() - begin,
-      network_calls=earlier.get('network_calls', 0) + found.calls - before,
+      seconds=keep.seconds,
+      network_calls=keep.calls,
       finished=found.finished,
     )
     content = tuned.content(found.best.table, subject.shape, model.hash)
@@ -267,9 +300,7 @@ def _one(
       f'tune.minutes {t.minutes:g} were over after {found.evidence[-1]["tier"]!r}: this is the '
       f'best so far, and another run goes on from here'
     )
-  seconds = time.perf_counter() - begin
   report = _report(found, tuner, judge, spec, model, one.workdir)
-  begin += time.perf_counter() - begin - seconds  # the report is no part of tuning
   write(found, report)
 
 

@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 
 import gmm_diffusion
 from configs import toy
-from gmm_diffusion import files, samplers, tasks
+from gmm_diffusion import files, parallel, samplers, tasks
 from gmm_diffusion.denoisers import exact
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import grids, schedules
@@ -78,10 +78,15 @@ class TuneTest(parameterized.TestCase):
 
   def test_a_second_run_keeps_what_the_first_cost(self):
     before = self.read()
+    os.remove(os.path.join(self.workdir, 'tuned', '3.json'))  # as if it had been killed early
     self.tune()
-    after = self.read()
-    self.assertEqual(after['network_calls'], before['network_calls'])
-    self.assertGreater(after['seconds'], before['seconds'])
+    for key in ('network_calls', 'seconds', 'evidence', 'report'):
+      self.assertEqual(self.read()[key], before[key])
+
+  def test_the_gradient_runs_on_one_host(self):
+    with mock.patch.object(parallel, 'hosts', lambda: 2):
+      with self.assertRaisesRegex(UserError, 'tune.tier 3 runs on one host; .* set tune.tier=2'):
+        run('tune', self.workdir, tune__calls=(3,), tune__tier=3)
 
   def test_the_limits(self):
     limits = {one['what']: one['values'] for one in self.read()['report']['limits']}
