@@ -33,7 +33,7 @@ TUNE, SELECT, DESCEND, OWN = STREAMS - 4, STREAMS - 3, STREAMS - 2, STREAMS - 1
 SURE = 4  # times as many samples decide the race, and between two proposals, as propose one
 FIRST = 32  # samples of a candidate in the first round of the race
 PARENTS, OFFSPRING = 4, 12  # of a generation of the search
-WIDTHS = (0.35, 0.25, 0.15, 0.1)  # of its generations
+WIDTHS = {'times': (0.35, 0.25, 0.15, 0.1), 'ratios': (0.25, 0.1)}  # of its generations
 LOCAL_ERRORS = 'local-errors.npz'  # the same for all numbers of calls
 PARTS = 6  # of tier 3: the work between two stored states
 RIDGES = (1e-3, 1e-1)
@@ -245,7 +245,7 @@ class Tuner:
     parents = self._scored('search', [one for one, _ in leaders], samples)[:PARENTS]
     if not parents:
       return
-    for width in WIDTHS:
+    for width in WIDTHS[tier]:
       if self._late():
         break
       source = move([one for one, _ in parents], subject.schedule, subject.times, width, random)
@@ -261,7 +261,7 @@ class Tuner:
       self._propose(found, tier, *self.leaders[0])
 
   def _fit(self, found):
-    subject, samples = self.subject, self.settings.samples
+    subject, samples = self.subject, max(FIRST, self.settings.samples // 2)  # of many pixels each
     ids, seed = np.arange(samples), self._seed(TUNE)
     counts = sorted({1, self.settings.bands})
     start = self.leaders[0][0]
