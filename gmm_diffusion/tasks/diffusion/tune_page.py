@@ -106,7 +106,7 @@ def _table(found):
   evidence = {line['what']: line for line in found['evidence']}
   name = found['report']['metric']
   arrow = '↓' if metrics.LOWER_IS_BETTER[name] else '↑'
-  head = ['sampler', 'tier', f'{name} {arrow}', 'minus best untuned', 'p']
+  head = ['tier: sampler', f'{name} {arrow}', 'minus best untuned', 'p']
   head += ['tuning score', 'selection score', 'gain', 'kept']
   body, kinds = [], []
   for row in found['report']['rows']:
@@ -119,7 +119,7 @@ def _table(found):
     )
     away = row.get('minus_fixed')
     body.append([
-      _short(row['what']), line.get('tier', 'config'), _estimate(row),
+      _short(f'{line.get("tier", "config")}: {row["what"]}'), _estimate(row),
       '' if away is None else str(Estimate(away, *row['minus_fixed_interval'])),
       f'{row["p"]:.2g}' if 'p' in row else '',
       *(f'{line[key]:.4f}' if key in line else '' for key in ('tuning', 'selection')),
@@ -129,7 +129,7 @@ def _table(found):
   for limit in found['report'].get('limits', ()):
     values = limit['values']
     value = str(of_mean(values)) if len(values) > 1 else f'{values[0]:.3f}'
-    body.append([limit['what'], 'limit', value, *[''] * 6])
+    body.append([f'limit: {limit["what"]}', value, *[''] * 6])
     kinds.append('')
   return page.table(head, body, kinds)
 
@@ -167,8 +167,10 @@ def _pictures(found):
     ax.imshow(numbers, cmap='RdBu', vmin=-most, vmax=most)
     for n in range(len(numbers)):
       for j in range(n + 1):
-        if len(numbers) <= 10 and abs(numbers[n, j]) >= 0.005:
-          ax.text(j, n, f'{numbers[n, j]:.2f}', ha='center', va='center', fontsize=6)
+        number = numbers[n, j]
+        if len(numbers) <= 10 and abs(number) >= 0.005:
+          colour = 'white' if abs(number) > 0.6 * most else 'black'
+          ax.text(j, n, f'{number:.2f}', ha='center', va='center', fontsize=6, color=colour)
     ax.set(title=f'{name}: weight of prediction j in step n', xlabel='j', ylabel='n')
     ax.title.set_fontsize(9)
   return page.figure(plots.png(figure), smooth=True)
