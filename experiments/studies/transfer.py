@@ -56,17 +56,36 @@ def values(args, here, table, bar) -> list[float]:
   return out
 
 
+def arguments(out, start: str) -> None:
+  """Those of the network, and of how samplers on it are judged."""
+  common.model_arguments(out)
+  out.add_argument('--start', default=start, help='workdir of the network')
+  out.add_argument('--weights', default='', help='in its place, the state dict of another')
+  out.add_argument('--path', default='', help='with it, the folder of tensorflow-datasets')
+  out.add_argument('--calls', type=int, nargs='+', default=[5])
+  out.add_argument('--count', type=int, default=1000, help='samples of each seed')
+  out.add_argument('--seeds', type=int, default=8)
+  out.add_argument('--batch', type=int, default=64, help='samples at a time')
+
+
+def rows_of(calls: int, own: dict[str, list[float]], base: str, key: str) -> list[dict[str, Any]]:
+  """A row for each sampler, printed: its values, and under `key` their difference to those of
+  `base`."""
+  rows = []
+  for name, found in own.items():
+    away = paired.difference(found, own[base]) if name != base else None
+    rows.append({
+      'calls': calls, 'what': name, 'mean': float(np.mean(found)), 'values': found,
+      key: away and away._asdict(),
+    })  # fmt: skip
+    print(f'{calls} calls, {name}: {np.mean(found):.4f}', away or '', flush=True)
+  return rows
+
+
 def main():
   parser = common.parser(__doc__, 'runs/transfer')
-  common.model_arguments(parser)
+  arguments(parser, 'runs/digits_again')
   parser.add_argument('--tuned', default='runs/digits', help='workdir of --mode=tune')
-  parser.add_argument('--start', default='runs/digits_again', help='workdir of the other network')
-  parser.add_argument('--weights', default='', help='in its place, the state dict of another')
-  parser.add_argument('--path', default='', help='with it, the folder of tensorflow-datasets')
-  parser.add_argument('--calls', type=int, nargs='+', default=[5])
-  parser.add_argument('--count', type=int, default=1000, help='samples of each seed')
-  parser.add_argument('--seeds', type=int, default=8)
-  parser.add_argument('--batch', type=int, default=64)
   args = parser.parse_args()
   here, rows = posterior_kernels.lab(args), []
   with tqdm(total=3 * args.seeds * len(args.calls), desc='transfer', unit='seed') as bar:
@@ -77,13 +96,7 @@ def main():
         raise UserError(f'no tuned sampler at {path}; run --mode=tune with tune.calls {calls}')
       tables = samplers_of(found, here)
       own = {name: values(args, here, table, bar) for name, table in tables.items()}
-      for name, row in own.items():
-        away = paired.difference(row, own['best untuned']) if name != 'best untuned' else None
-        rows.append({
-          'calls': calls, 'what': name, 'mean': float(np.mean(row)), 'values': row,
-          'minus_untuned': away and away._asdict(),
-        })  # fmt: skip
-        print(f'{calls} calls, {name}: {np.mean(row):.4f}', away or '', flush=True)
+      rows += rows_of(calls, own, 'best untuned', 'minus_untuned')
   common.save(args.workdir, 'transfer', {'rows': rows})
 
 

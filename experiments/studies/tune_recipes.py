@@ -16,7 +16,7 @@ import os
 import numpy as np
 from tqdm import tqdm
 
-from experiments.lib import common, paired
+from experiments.lib import common
 from experiments.studies import posterior_kernels, transfer
 from gmm_diffusion import files
 from gmm_diffusion.errors import UserError
@@ -55,15 +55,15 @@ def moved(args, here, start, tuner, recipe: dict):
   before, seed, ends = subject.calls, tiers.stream(0, tiers.DESCEND), None
   if recipe.get('trajectory'):
     x = subject.start(float(start.table.b[0]), seed, ids)
-    ends = subject.clipped(fit.targets(subject, start.table, x, ids)[-1])
-    ends = np.asarray(ends)
+    ends = np.asarray(subject.clipped(fit.targets(subject, start.table, x, ids)[-1]))
   each = 4 * len(start.table.keep) * args.batch
   steps = max(1, (args.budget - (subject.calls - before)) // each)
   settings = descend.Settings(steps=steps, batch=args.batch, **recipe)
   state = descend.beginning(start.table, settings)
-  walk = descend.descend(
-    subject, start.table, None, tuner.features, tuner.reference, settings, seed, ends, state
+  loss = descend.loss_of(
+    subject, start.table, None, tuner.features, tuner.reference, settings, seed
   )
+  walk = descend.descend(subject, start.table, loss, settings, ends, state)
   for _ in tqdm(range(steps), desc='gradient', unit='step', dynamic_ncols=True):
     _, state = next(walk)
   return descend.table_of(start.table, state[2], subject.schedule, subject.whole_times)
@@ -71,16 +71,9 @@ def moved(args, here, start, tuner, recipe: dict):
 
 def main():
   parser = common.parser(__doc__, 'runs/tune_recipes')
-  common.model_arguments(parser)
-  parser.add_argument('--start', default='runs/digits', help='workdir of the network')
-  parser.add_argument('--weights', default='', help='in its place, the state dict of another')
-  parser.add_argument('--path', default='', help='with it, the folder of tensorflow-datasets')
-  parser.add_argument('--calls', type=int, nargs='+', default=[5])
+  transfer.arguments(parser, 'runs/digits')
   parser.add_argument('--budget', type=int, default=340_000, help='calls of one sample, for each')
   parser.add_argument('--samples', type=int, default=512, help='of the race')
-  parser.add_argument('--count', type=int, default=1000, help='samples of each seed')
-  parser.add_argument('--seeds', type=int, default=8)
-  parser.add_argument('--batch', type=int, default=64, help='of a step of the gradient')
   args = parser.parse_args()
   here, rows = posterior_kernels.lab(args), []
   for calls in args.calls:
@@ -93,13 +86,7 @@ def main():
       tables['--mode=tune'] = tuned.table_of(found['table'])
     with tqdm(total=args.seeds * len(tables), desc='report', unit='seed') as bar:
       own = {name: transfer.values(args, here, table, bar) for name, table in tables.items()}
-    for name, row in own.items():
-      away = paired.difference(row, own[f'{start}']) if name != f'{start}' else None
-      rows.append({
-        'calls': calls, 'what': name, 'mean': float(np.mean(row)), 'values': row,
-        'minus_start': away and away._asdict(),
-      })  # fmt: skip
-      print(f'{calls} calls, {name}: {np.mean(row):.4f}', away or '', flush=True)
+    rows += transfer.rows_of(calls, own, f'{start}', 'minus_start')
   common.save(args.workdir, 'tune_recipes', {'budget': args.budget, 'rows': rows})
 
 

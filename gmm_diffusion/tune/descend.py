@@ -158,7 +158,17 @@ def loss_of(
   settings: Settings,
   seed: int,
 ) -> Callable[..., Array]:
-  """(moves, weights, ids [n], labels [n], ends [n, *shape]) -> (2); see `descend`."""
+  """(moves, weights, ids [n], labels [n], ends [n, *shape]) -> (2).
+
+  Args:
+    subject: the denoiser.
+    table: where the moves start.
+    bands: of the table.
+    features: of scores.features.
+    reference: of scores.reference.
+    settings: see Settings.
+    seed: of the noise.
+  """
   known, at = theory(table, subject.schedule, subject.whole_times), clock(subject.schedule)
   grid, steps = linear.grid_of(table), len(table.keep)
   kernel = linear.form(steps, bool(np.any(table.std)), bands)
@@ -182,11 +192,8 @@ def loss_of(
 def descend(
   subject: Subject,
   table: Table,
-  bands: Bands,
-  features: scores.Features,
-  reference: scores.Reference,
+  loss: Callable[..., Array],
   settings: Settings,
-  seed: int,
   ends: np.ndarray | None = None,
   state: Any = None,
 ) -> Iterator[tuple[float, tuple[int, Moves, Moves, Any]]]:
@@ -195,18 +202,14 @@ def descend(
   Args:
     subject: the denoiser.
     table: where the moves start.
-    bands: of the table.
-    features: of scores.features.
-    reference: of scores.reference.
-    settings: see Settings.
-    seed: of the noise; sample ids are fresh in every step, or those of `ends` in turn.
-    ends: of a fine sampler with the noise of (seed, 0..len - 1), where settings.trajectory is set.
+    loss: of `loss_of`; sample ids are fresh in every step, or those of `ends` in turn.
+    settings: those of the loss.
+    ends: of a fine sampler with the noise of ids 0..len - 1, where settings.trajectory is set.
     state: of `beginning`, or what was yielded last, to go on from there.
 
   Yields:
     (loss, (steps done, moves, averaged moves, state of Adam)).
   """
-  loss = loss_of(subject, table, bands, features, reference, settings, seed)
   optimiser, steps = _optimiser(settings), len(table.keep)
 
   def step(shared, batch):

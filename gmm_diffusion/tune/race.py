@@ -187,20 +187,14 @@ def moved(
   """Parents with other times, until none of a hundred can be used: the steps in log-SNR between
   calls are multiplied by log-normal numbers of deviation `width`, the last call included; the first
   stays."""
-  misses = 0
-  while misses < 100:
-    misses += 1
-    parent = parents[random.integers(len(parents))]
+
+  def change(parent):
     own = np.unique(parent.table.time.t)[::-1]  # Heun asks twice at a time
-    t = _moved_times(own, schedule, width, random)
-    grid = ' '.join(f'{value:.4g}' for value in times(t))
-    try:
-      one = embedded(parent.name, dict(parent.options), schedule, times(t), f'times {grid}')
-    except UserError:
-      continue
-    if len(one.table.keep) == len(parent.table.keep) and is_finite(one.table):
-      misses = 0
-      yield one
+    t = times(_moved_times(own, schedule, width, random))
+    grid = ' '.join(f'{value:.4g}' for value in t)
+    return embedded(parent.name, dict(parent.options), schedule, t, f'times {grid}')
+
+  return _children(parents, random, change)
 
 
 def takes_ratios(one: Candidate) -> bool:
@@ -220,17 +214,30 @@ def compensated(
   are moved by normal numbers of deviation `width` from the second step on, but for that of
   a last step that extrapolates; the polynomial goes through one prediction before."""
   del times
+
+  def change(parent):
+    options, steps = dict(parent.options), len(parent.table.keep)
+    moves = np.append(0, width * random.standard_normal(steps - 1))
+    moves[-1] *= not options.get('extrapolate')
+    ratios = np.round(options.get('ratios', np.ones(steps)) + moves, 3)
+    options.update(ratios=tuple(ratios.tolist()), compensate=1)
+    t = np.asarray(parent.table.time.t)
+    return embedded(parent.name, options, schedule, t, parent.grid)
+
+  return _children(parents, random, change)
+
+
+def _children(parents, random, change):
+  """What `change` makes of parents at random, where it can be used."""
   misses = 0
   while misses < 100:
     misses += 1
     parent = parents[random.integers(len(parents))]
-    options, steps = dict(parent.options), len(parent.table.keep)
-    moves = np.append(0, width * random.standard_normal(steps - 1))
-    moves[-1] *= not options.get('extrapolate')
-    ratios = tuple(float(one) for one in np.round(options.get('ratios', np.ones(steps)) + moves, 3))
-    options.update(ratios=ratios, compensate=1)
-    one = embedded(parent.name, options, schedule, np.asarray(parent.table.time.t), parent.grid)
-    if is_finite(one.table):
+    try:
+      one = change(parent)
+    except UserError:
+      continue
+    if len(one.table.keep) == len(parent.table.keep) and is_finite(one.table):
       misses = 0
       yield one
 

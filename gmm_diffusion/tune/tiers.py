@@ -351,12 +351,14 @@ class Tuner:
     structure, every = jax.tree.structure(state), max(1, settings.steps // PARTS)
     name = f'gradient-{hash_of(table)}-{settings.steps}-{settings.batch}'
 
+    loss_of = descend.loss_of(
+      self.subject, table, self.bands(count), self.features, self.reference, settings,
+      self._seed(DESCEND),
+    )  # fmt: skip
+
     def walk(bar):
       nonlocal source
-      source = source or descend.descend(
-        self.subject, table, self.bands(count), self.features, self.reference, settings,
-        self._seed(DESCEND), state=state,
-      )  # fmt: skip
+      source = source or descend.descend(self.subject, table, loss_of, settings, state=state)
       for loss, reached in source:
         bar.update()
         bar.set_postfix_str(f'loss {loss:.4f}')

@@ -132,7 +132,7 @@ class QuantisedTest(parameterized.TestCase):
     self.assertLess(beside, floats / 3)
 
   def test_derivatives_are_those_of_the_network(self):
-    module, variables, paths, (x, t, labels) = made('cnn')
+    module, variables, paths, (x, t, labels) = made('dit')
     fine = quantised.of(variables, paths, 8, {path: (2.0**-10, -(2**20), 2**20) for path in paths})
     plain = quantised.of(variables, paths, 8, {})
     summed = lambda x, weights: jnp.sum(jnp.sin(quantised.apply(module, weights, x, t, labels)))

@@ -263,7 +263,8 @@ class DescendTest(absltest.TestCase):
 
   def steps(self, count, state=None, **settings):
     made = descend.Settings(steps=40, batch=32, rate=2e-2, **settings)
-    source = descend.descend(self.it, self.table, None, self.of, self.known, made, 5, state=state)
+    loss = descend.loss_of(self.it, self.table, None, self.of, self.known, made, 5)
+    source = descend.descend(self.it, self.table, loss, made, state=state)
     return [next(source) for _ in range(count)]
 
   def test_moves_that_change_nothing(self):
