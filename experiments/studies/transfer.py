@@ -13,28 +13,23 @@ from tqdm import tqdm
 from experiments.lib import common, paired
 from experiments.studies import posterior_kernels
 from gmm_diffusion import files
-from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import bands, grids
 from gmm_diffusion.samplers import tuned
 from gmm_diffusion.tasks.diffusion import tune
 from gmm_diffusion.tune import race, tiers
 
 
-def samplers_of(found: dict[str, Any], here) -> dict[str, Any]:
-  """Table of each sampler in a file of --mode=tune, and of DDIM; raises UserError where the file is
-  for another shape or schedule."""
-  schedule = here.subject.schedule
-  if tuple(found['shape']) != here.subject.shape:
-    raise UserError(f'tuned for samples of {found["shape"]}, the network has {here.subject.shape}')
-  t = np.asarray(found['table']['t'], np.float64)
-  if not np.allclose(schedule.at(t).a, found['table']['time_a'], atol=1e-6):
-    raise UserError('tuned for another noise schedule than that of the network')
+def samplers_of(path: str, calls: int, here) -> dict[str, Any]:
+  """Table of each sampler in a file of --mode=tune, and of DDIM; raises UserError where there is
+  none for this shape and schedule."""
+  schedule, shape = here.subject.schedule, here.subject.shape
+  tuned.tuned(path).plan(tuned.grid(path, schedule), shape)
   default = 'trailing' if schedule.discrete else 'uniform'
-  times = here.subject.times(grids.make(schedule, found['calls'], default).t)
+  times = here.subject.times(grids.make(schedule, calls, default).t)
   return {
     'DDIM': race.embedded('ddim', {}, schedule, times, default).table,
-    'best untuned': tuned.table_of(found['fixed']['table']),
-    'tuned': tuned.table_of(found['table']),
+    'best untuned': tuned.table_of(files.read_json(path, {})['fixed']['table']),
+    'tuned': tuned.read(path).table,
   }
 
 
@@ -90,11 +85,7 @@ def main():
   here, rows = posterior_kernels.lab(args), []
   with tqdm(total=3 * args.seeds * len(args.calls), desc='transfer', unit='seed') as bar:
     for calls in args.calls:
-      path = tune.path_of(args.tuned, calls)
-      found = files.read_json(path, None)
-      if found is None:
-        raise UserError(f'no tuned sampler at {path}; run --mode=tune with tune.calls {calls}')
-      tables = samplers_of(found, here)
+      tables = samplers_of(tune.path_of(args.tuned, calls), calls, here)
       own = {name: values(args, here, table, bar) for name, table in tables.items()}
       rows += rows_of(calls, own, 'best untuned', 'minus_untuned')
   common.save(args.workdir, 'transfer', {'rows': rows})

@@ -81,9 +81,9 @@ def main():
     tables = {f'{start}': start.table}
     for name, recipe in RECIPES.items():
       tables[name] = moved(args, here, start, tuner, recipe)
-    found = files.read_json(tune.path_of(args.start, calls), None)
-    if found:
-      tables['--mode=tune'] = tuned.table_of(found['table'])
+    path = tune.path_of(args.start, calls)
+    if os.path.exists(path):
+      tables['--mode=tune'] = tuned.read(path).table
     with tqdm(total=args.seeds * len(tables), desc='report', unit='seed') as bar:
       own = {name: transfer.values(args, here, table, bar) for name, table in tables.items()}
     rows += transfer.rows_of(calls, own, f'{start}', 'minus_start')

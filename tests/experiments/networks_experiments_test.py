@@ -165,7 +165,9 @@ class NetworksTest(absltest.TestCase):
       rows['tuned']['minus_untuned']['value'],
       rows['tuned']['mean'] - rows['best untuned']['mean'],
     )
-    with self.assertRaisesRegex(UserError, 'no tuned sampler at .*/3.json; run --mode=tune'):
+    with self.assertRaisesRegex(
+      UserError, 'there is no tuned sampler .*/3.json; make it with --mode=tune'
+    ):
       cases.call(transfer.main, '--calls=3', *words)
 
   def test_recipes_of_others(self):
