@@ -23,6 +23,9 @@ def get_config(arg=''):
     channels=64, multipliers=(1.0, 2.0, 2.0), blocks=2, attention=(16, 8), head_channels=64
   )
   config.net.dropout = 0.1
+  config.classifier.update(
+    channels=32, multipliers=(1.0, 2.0, 2.0), blocks=1, attention=(8,), head_channels=32
+  )
   config.train.update(
     steps=10000, batch=128, learning_rate=4e-4, warmup=500, ema=0.999, checkpoint_every=1000
   )

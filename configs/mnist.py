@@ -11,6 +11,9 @@ def get_config(arg=''):
   config.net.update(
     channels=64, multipliers=(1.0, 2.0, 2.0), blocks=2, attention=(7,), head_channels=64
   )
+  config.classifier.update(
+    channels=32, multipliers=(1.0, 2.0, 2.0), blocks=1, attention=(7,), head_channels=32
+  )
   config.train.update(steps=20000, batch=128, learning_rate=3e-4, warmup=500, checkpoint_every=2000)
   config.sampler.update(name='ddim_gmm', steps=10, scale=1.0)
   config.sample.update(count=100, batch=250)

@@ -24,6 +24,7 @@ from gmm_diffusion.task_specs import (
   Quantise,
   Restoration,
   Segmentation,
+  Train,
   Tune,
 )
 
@@ -177,11 +178,17 @@ class Net:
   checkpoint: int = option(
     0, 'not while training: the step of the checkpoint to use; 0 is the last', '[0, 100000000]'
   )
+  average: int = option(
+    0,
+    'not while training: which average of the weights; 0 is the first, then train.averages',
+    '[0, 3]',
+  )
   weights: Weights = Weights()
 
   def options(self) -> dict[str, Any]:
     """What was set of what concerns the network alone."""
-    return _set(self, ('name', 'labels', 'learn_sigma', 'dtype', 'checkpoint', 'weights'))
+    others = 'name', 'labels', 'learn_sigma', 'dtype', 'checkpoint', 'average', 'weights'
+    return _set(self, others)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +229,9 @@ class Classifier:
   blocks: int = option(2, 'residual blocks of each level', '[1, 1024]')
   attention: tuple[int, ...] = option((32, 16, 8), 'sides of the levels with attention', WIDTH)
   head_channels: int = option(64, 'channels of an attention head', WIDTH)
+  trained: str = option(
+    '', "the workdir of one from --mode=train with train.what=classifier; '': released weights"
+  )
   weights: Weights = Weights()
 
 
@@ -241,67 +251,6 @@ class Denoiser:
   )
   guidance_channels: int = option(
     0, 'how many leading channels are guided (3 of 4 in the code of DiT); 0 is all', '[0, 16384]'
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class Train:
-  """Optimiser and loop."""
-
-  start: str = option('', "the workdir of a network to start from; '': random weights")
-  steps: int = option(1000, 'optimiser updates', '[1, 100000000]')
-  batch: int = option(128, 'items of an update, over all devices', BATCH)
-  accumulate: int = option(
-    1, 'parts of a batch that are computed one after another, which takes less memory', BATCH
-  )
-  optimiser: str = option('adam', 'adam, or adamw with weight decay', ('adam', 'adamw'))
-  weight_decay: float = option(0.01, 'adamw: of each weight, times the rate', '[0, 1e3]')
-  learning_rate: float = option(1e-3, 'of the optimiser, after the warm-up', '(0, 1e38]')
-  warmup: int = option(100, 'steps in which the rate rises from 0', '[0, 100000000]')
-  decay: str = option(
-    'constant',
-    'the rate after the warm-up: constant; cosine, to 0 at the last step; rsqrt, as 1 / sqrt(step)',
-    ('constant', 'cosine', 'rsqrt'),
-  )
-  decay_from: int | None = option(
-    None, 'rsqrt: the step from which the rate falls; the end of the warm-up', '[1, 100000000]'
-  )
-  clip_norm: float = option(1.0, 'longest gradient', '(0, 1e30]')
-  ema: float = option(0.999, 'decay of the averaged weights, those to sample from', '[0, 1)')
-  ema_half_life: float | None = option(
-    None, 'the same as the number of images after which a weight counts half', '(0, 1e15]'
-  )
-  loss: str = option(
-    'simple',
-    'weights of noise levels: simple has none; elbo, those of the sampler; min_snr; p2',
-    ('simple', 'elbo', 'min_snr', 'p2'),
-  )
-  vlb: float = option(0.001, 'net.learn_sigma: weight of the bound on the likelihood', '[0, 1e6]')
-  gamma: float | None = option(
-    None, 'min_snr: the largest ratio that counts (5); p2: the exponent (1)', '(0, 1e6]'
-  )
-  times: str = option(
-    'uniform',
-    'which times are drawn: uniform, or log_normal in b_t / a_t',
-    ('uniform', 'log_normal'),
-  )
-  log_mean: float = option(-1.2, 'log_normal: mean of ln(b_t / a_t)', '[-20, 20]')
-  log_deviation: float = option(1.2, 'log_normal: its deviation', '(0, 20]')
-  low_discrepancy: bool = option(False, 'the times of a batch are spread evenly')
-  noisy: float = option(0.0, 'share of the items that are known with noise alone', '[0, 1]')
-  noise_level: float = option(0.2, 'b / a of that noise', '(0, 1e6]')
-  label_dropout: float = option(0.1, 'share of labels replaced by "no class"', '[0, 1)')
-  log_every: int = option(50, 'steps between values of the loss', '[1, 100000000]')
-  loggers: tuple[str, ...] = option(
-    (), 'where the rows of metrics.jsonl go, too', ('tensorboard', 'wandb')
-  )
-  sample_every: int = option(
-    0, 'steps between pictures of 16 samples from the same noise; 0 is none', '[0, 100000000]'
-  )
-  checkpoint_every: int = option(500, 'steps between checkpoints', '[1, 100000000]')
-  keep: int = option(2, 'how many of the last checkpoints stay', '[1, 1000000]')
-  keep_every: int = option(
-    0, 'steps between checkpoints that stay for good; 0 is none', '[0, 100000000]'
   )
 
 
@@ -375,6 +324,9 @@ class Sample:
   shard: int = option(1024, 'samples of a file: what is lost at most by a stop', COUNT)
   label: str = option('', "numbers or names of classes, by commas, taken in turn; '' is all")
   png: bool = option(False, 'also each image as a PNG file')
+  drop: float = option(
+    0.0, 'share with the least steady predictions that is drawn in excess and left out', '[0, 0.9]'
+  )
   gif: bool = option(False, 'also a .gif: x_0 as predicted in each step, of the first 16')
 
 
@@ -426,6 +378,7 @@ class Spec:
       raise UserError(
         f"net.attention_kind {kind!r} needs a U-Net trained here, without a context; use 'dot'"
       )
+    self.train.check_averages()
     if self.train.keep_every % self.train.checkpoint_every:
       raise UserError(
         f'train.keep_every {self.train.keep_every} must be a multiple of train.checkpoint_every '

@@ -1,10 +1,101 @@
-"""The settings of the modes finetune, distill, quantise, tune, posterior and evaluate, of
+"""The settings of the modes train, finetune, distill, quantise, tune, posterior and evaluate, of
 measurements, and of the tasks segmentation, creativity, restoration and masked, in the form of
 options.py; the rest: specs.py."""
 
 import dataclasses
 
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.options import BATCH, COUNT, NUMBER, WIDTH, option
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+  """Optimiser and loop."""
+
+  what: str = option(
+    'denoiser',
+    'the denoiser, or a classifier of noisy images that guides one',
+    ('denoiser', 'classifier'),
+  )
+  start: str = option('', "the workdir of a network to start from; '': random weights")
+  steps: int = option(1000, 'optimiser updates', '[1, 100000000]')
+  batch: int = option(128, 'items of an update, over all devices', BATCH)
+  accumulate: int = option(
+    1, 'parts of a batch that are computed one after another, which takes less memory', BATCH
+  )
+  optimiser: str = option('adam', 'adam, or adamw with weight decay', ('adam', 'adamw'))
+  weight_decay: float = option(0.01, 'adamw: of each weight, times the rate', '[0, 1e3]')
+  learning_rate: float = option(1e-3, 'of the optimiser, after the warm-up', '(0, 1e38]')
+  warmup: int = option(100, 'steps in which the rate rises from 0', '[0, 100000000]')
+  decay: str = option(
+    'constant',
+    'the rate after the warm-up: constant; cosine, to 0 at the last step; rsqrt, as 1 / sqrt(step)',
+    ('constant', 'cosine', 'rsqrt'),
+  )
+  decay_from: int | None = option(
+    None, 'rsqrt: the step from which the rate falls; the end of the warm-up', '[1, 100000000]'
+  )
+  clip_norm: float = option(1.0, 'longest gradient', '(0, 1e30]')
+  ema: float = option(0.999, 'decay of the averaged weights, those to sample from', '[0, 1)')
+  ema_half_life: float | None = option(
+    None, 'the same as the number of images after which a weight counts half', '(0, 1e15]'
+  )
+  ema_width: float | None = option(
+    None, 'in their place: a power average, whose deviation is this share of training', '(0, 0.28]'
+  )
+  averages: tuple[float, ...] = option(
+    (),
+    'further averages, up to three, by numbers of the same kind; net.average uses one',
+    '(0, 1e15]',
+  )
+  loss: str = option(
+    'simple',
+    'weights of noise levels: simple has none; elbo, those of the sampler; min_snr; p2',
+    ('simple', 'elbo', 'min_snr', 'p2'),
+  )
+  vlb: float = option(0.001, 'net.learn_sigma: weight of the bound on the likelihood', '[0, 1e6]')
+  gamma: float | None = option(
+    None, 'min_snr: the largest ratio that counts (5); p2: the exponent (1)', '(0, 1e6]'
+  )
+  times: str = option(
+    'uniform',
+    'which times are drawn: uniform, or log_normal in b_t / a_t',
+    ('uniform', 'log_normal'),
+  )
+  log_mean: float = option(-1.2, 'log_normal: mean of ln(b_t / a_t)', '[-20, 20]')
+  log_deviation: float = option(1.2, 'log_normal: its deviation', '(0, 20]')
+  low_discrepancy: bool = option(False, 'the times of a batch are spread evenly')
+  noisy: float = option(0.0, 'share of the items that are known with noise alone', '[0, 1]')
+  noise_level: float = option(0.2, 'b / a of that noise', '(0, 1e6]')
+  label_dropout: float = option(0.1, 'share of labels replaced by "no class"', '[0, 1)')
+  log_every: int = option(50, 'steps between values of the loss', '[1, 100000000]')
+  loggers: tuple[str, ...] = option(
+    (), 'where the rows of metrics.jsonl go, too', ('tensorboard', 'wandb')
+  )
+  sample_every: int = option(
+    0, 'steps between pictures of 16 samples from the same noise; 0 is none', '[0, 100000000]'
+  )
+  checkpoint_every: int = option(500, 'steps between checkpoints', '[1, 100000000]')
+  keep: int = option(2, 'how many of the last checkpoints stay', '[1, 1000000]')
+  keep_every: int = option(
+    0, 'steps between checkpoints that stay for good; 0 is none', '[0, 100000000]'
+  )
+
+  def check_averages(self) -> None:
+    """Raises UserError on numbers of averages that do not go together."""
+    if self.ema_width and self.ema_half_life:
+      raise UserError('train.ema_width and train.ema_half_life are both set; leave one of them out')
+    kind, most = next(
+      (kind for kind in (('ema_width', 0.28), ('ema_half_life', 1e15)) if getattr(self, kind[0])),
+      ('ema', 1.0),
+    )
+    if len(self.averages) > 3 or not all(
+      number < most or (number == most and kind != 'ema') for number in self.averages
+    ):
+      raise UserError(
+        f'train.averages must be at most three numbers like train.{kind}, up to {most:g}, got '
+        f'{self.averages}'
+      )
 
 
 @dataclasses.dataclass(frozen=True)

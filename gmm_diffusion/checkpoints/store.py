@@ -25,7 +25,8 @@ from gmm_diffusion import files, parallel
 from gmm_diffusion.errors import UserError
 
 FORMAT = 'gmm_diffusion/2'
-PARTS = ('net', 'autoencoder', 'classifier')
+AVERAGES = ('average_1', 'average_2', 'average_3')  # further ones of the weights in 'net'
+PARTS = ('net', 'autoencoder', 'classifier', *AVERAGES)
 _CHECKSUMS = 'checksums.json'
 _UNFINISHED = '.orbax-checkpoint-tmp'
 _PIECE = 1 << 24  # bytes read at a time
@@ -230,6 +231,23 @@ class Store:
           )
     return out
 
+  def average(self, number: int) -> str:
+    """The part that holds an average of the weights: 0, then those of train.averages.
+
+    Raises:
+      UserError: it is not there.
+    """
+    if not number:
+      return 'net'
+    step = os.path.join(self.path, str(self.latest()))
+    there = [n for n, name in enumerate(AVERAGES, 1) if os.path.isdir(os.path.join(step, name))]
+    if number not in there:
+      raise UserError(
+        f'net.average {number} is not in checkpoint {step}, which was trained without; valid: '
+        f'{", ".join(map(str, [0, *there]))}'
+      )
+    return AVERAGES[number - 1]
+
   def training(self, template: Any) -> Any:
     """The training state, exactly as saved; raises UserError where it is of another optimiser."""
     keep = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_device())
@@ -240,8 +258,9 @@ class Store:
       if 'structures do not match' not in str(error):
         raise
       raise UserError(
-        f'the checkpoint in {self.path} was trained by another optimiser; set train.optimiser, '
-        f'train.warmup and train.decay as they were, or give another --workdir'
+        f'the checkpoint in {self.path} was trained by another optimiser or with other averages; '
+        f'set train.optimiser, train.warmup, train.decay and train.averages as they were, or give '
+        f'another --workdir'
       ) from error
 
   def _restore(self, step, item, args):

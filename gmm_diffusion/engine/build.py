@@ -143,13 +143,9 @@ def net(spec: specs.Spec, data: base.Data, channels: int = 0) -> Any:
     )
   if spec.net.name == 'dit' and not label_count(spec, data):
     raise UserError("net 'dit' needs classes, with net.labels 'null' or 'plain'; use unet without")
-  H, W, C = sample_shape(spec, data)
-  levels = net_options(spec.net).get('multipliers', (1,))
-  if H % 2 ** (len(levels) - 1) or W % 2 ** (len(levels) - 1):
-    raise UserError(
-      f'images of {H} x {W} cannot be halved {len(levels) - 1} times; '
-      f'use fewer net.multipliers, got {levels}'
-    )
+  shape = sample_shape(spec, data)
+  _check_halves(shape, net_options(spec.net).get('multipliers', (1,)), 'net')
+  C = shape[-1]
   return _module(
     NETS[spec.net.name],
     spec.net,
@@ -157,6 +153,15 @@ def net(spec: specs.Spec, data: base.Data, channels: int = 0) -> Any:
     classes=label_count(spec, data),
     dtype=jnp.dtype(spec.net.dtype),
   )
+
+
+def _check_halves(shape, levels, section):
+  H, W = shape[:2]
+  if H % 2 ** (len(levels) - 1) or W % 2 ** (len(levels) - 1):
+    raise UserError(
+      f'images of {H} x {W} cannot be halved {len(levels) - 1} times; '
+      f'use fewer {section}.multipliers, got {levels}'
+    )
 
 
 def has_schedule(module: Any) -> bool:
@@ -169,14 +174,14 @@ def draws(module: Any) -> bool:
   return getattr(module, 'dropout', 0) > 0 or getattr(module, 'final', '') == 'gumbel'
 
 
-def classifier(spec: specs.Spec, data: base.Data) -> Classifier | None:
-  """The classifier that guides, if the spec has one."""
-  if not spec.classifier.scale:
-    return None
-  if spec.autoencoder.name or not data.classes:
+def classifier(spec: specs.Spec, data: base.Data) -> Classifier:
+  """The classifier of noisy images, which guides where classifier.scale is not 0."""
+  if spec.autoencoder.name or not data.is_image or data.classes < 2:
     raise UserError(
-      'classifier guidance needs a model of images with classes; set classifier.scale to 0'
+      'classifier guidance needs a model of images with classes; set classifier.scale to 0, and '
+      "train.what to 'denoiser'"
     )
+  _check_halves(data.shape, spec.classifier.multipliers, 'classifier')
   return _module(
     Classifier, spec.classifier, out_channels=data.classes, dtype=jnp.dtype(spec.net.dtype)
   )
@@ -190,12 +195,12 @@ def init(module: Any, shape: tuple[int, ...], seed: int) -> Any:
 
 def parts(spec: specs.Spec, data: base.Data) -> dict[str, tuple[Any, Any, specs.Weights]]:
   """{'net' | 'autoencoder' | 'classifier': (module, abstract variables, where its weights come
-  from)}."""
-  out = {}
+  from)}; without a classifier that was trained here, which has a workdir of its own."""
+  out, released = {}, spec.classifier.scale and not spec.classifier.trained
   for name, module, shape in (
     ('net', net(spec, data), sample_shape(spec, data)),
     ('autoencoder', autoencoder(spec), data.shape),
-    ('classifier', classifier(spec, data), data.shape),
+    ('classifier', classifier(spec, data) if released else None, data.shape),
   ):
     if module is not None:
       out[name] = module, importers.abstract(module, shape), getattr(spec, name).weights
@@ -213,15 +218,7 @@ def template(
 ) -> dict[str, Any]:
   """The abstract weights of a run in the dtype of the computation; codes and the latent scale stay
   float32. few_bits: how the network is quantised, as its checkpoint says."""
-
-  def cast(path, leaf):
-    codes = any(key.key == 'quantize.embedding' for key in path)
-    return jax.ShapeDtypeStruct(leaf.shape, jnp.float32 if codes else jnp.dtype(spec.net.dtype))
-
-  out = {
-    name: jax.tree_util.tree_map_with_path(cast, variables)
-    for name, (_, variables, _) in parts(spec, data).items()
-  }
+  out = {name: _cast(variables, spec) for name, (_, variables, _) in parts(spec, data).items()}
   if spec.autoencoder.name:
     out['autoencoder'] = dict(
       out['autoencoder'], latent_scale=jax.ShapeDtypeStruct((), jnp.float32)
@@ -230,6 +227,14 @@ def template(
     bits, inputs = few_bits['weights'], bool(few_bits['activations'])
     out['net'] = quantised.template(out['net'], layers(spec, data), bits, inputs)
   return out
+
+
+def _cast(variables, spec):
+  def one(path, leaf):
+    codes = any(key.key == 'quantize.embedding' for key in path)
+    return jax.ShapeDtypeStruct(leaf.shape, jnp.float32 if codes else jnp.dtype(spec.net.dtype))
+
+  return jax.tree_util.tree_map_with_path(one, variables)
 
 
 def random_weights(abstract: Any, seed: int) -> Any:
@@ -251,9 +256,6 @@ def random_weights(abstract: Any, seed: int) -> Any:
 def about(spec: specs.Spec, data: base.Data) -> dict[str, Any]:
   """What weights belong to; stored beside them and compared when they are read. Where released ones
   came from is added when they are converted (released.py)."""
-  size = lambda section: {
-    key: value for key, value in dataclasses.asdict(section).items() if key not in _FREE
-  }
   out: dict[str, Any] = {
     'net': {
       **{name: getattr(spec.net, name) for name in ('name', 'labels', 'learn_sigma')},
@@ -265,12 +267,23 @@ def about(spec: specs.Spec, data: base.Data) -> dict[str, Any]:
     'classes': data.classes,
   }
   if spec.autoencoder.name:
-    out['autoencoder'] = size(spec.autoencoder)
-  if spec.classifier.scale:
-    out['classifier'] = {
-      key: value for key, value in size(spec.classifier).items() if key != 'scale'
-    }
+    out['autoencoder'] = _size(spec.autoencoder)
+  if spec.classifier.scale and not spec.classifier.trained:
+    out['classifier'] = _size(spec.classifier)
   return out
+
+
+def about_classifier(spec: specs.Spec, data: base.Data) -> dict[str, Any]:
+  """The same of a classifier that is trained here."""
+  known = about(spec, data)
+  kept = {key: known[key] for key in ('schedule', 'shape', 'classes')}
+  return {'classifier': _size(spec.classifier), **kept}
+
+
+def _size(section):
+  """What of a section weights depend on."""
+  free = (*_FREE, 'scale', 'trained') if isinstance(section, specs.Classifier) else _FREE
+  return {key: value for key, value in dataclasses.asdict(section).items() if key not in free}
 
 
 def weights(spec: specs.Spec, data: base.Data, workdir: str) -> Any:
@@ -279,24 +292,54 @@ def weights(spec: specs.Spec, data: base.Data, workdir: str) -> Any:
     return exact_data(spec, data)
   if spec.net.weights.format == RANDOM:
     print('the weights are random: images will be noise', flush=True)
-    return random_weights(template(spec, data), spec.seed)
+    return random_weights(template(spec, data), spec.seed) | _judge(spec, data)
   with Store(workdir, step=spec.net.checkpoint) as store:
-    check_about(store, about(spec, data))
     known = store.about()
+    if 'net' not in known:
+      raise UserError(
+        f'{workdir} holds a classifier and no denoiser; set --workdir to that of a denoiser, and '
+        f'classifier.trained to this one'
+      )
+    check_about(store, about(spec, data))
     _check_distilled(known.get('distilled'), spec)
     start, wanted = time.perf_counter(), template(spec, data, known.get('quantised'))
     apart = {'autoencoder': wanted.pop('autoencoder')} if 'latents' in known else {}
+    part = store.average(spec.net.average)
+    wanted[part] = wanted.pop('net')
     out = store.weights(wanted)
+    out['net'] = out.pop(part)
   if apart:
     with Store(os.path.join(workdir, FIRST_STAGE)) as store:
       check_about(store, {'hash': known['latents']})
       out |= store.weights(apart)
+  out |= _judge(spec, data)
   count = sum(leaf.size for leaf in jax.tree.leaves(out))
   print(
     f'read {count:,} parameters as {spec.net.dtype} in {time.perf_counter() - start:.1f} s',
     flush=True,
   )
   return out
+
+
+def own_classifier(spec: specs.Spec, data: base.Data, workdir: str) -> Any:
+  """The weights of the classifier that was trained in a workdir."""
+  wanted = _cast(importers.abstract(classifier(spec, data), data.shape), spec)
+  with Store(workdir) as store:
+    if 'classifier' not in store.about():
+      raise UserError(
+        f'{workdir} (classifier.trained) holds no classifier; make one with --mode=train '
+        f'--config.train.what=classifier'
+      )
+    check_about(store, about_classifier(spec, data))
+    return store.weights({'net': wanted})['net']
+
+
+def _judge(spec, data):
+  """The part 'classifier' of the weights, where one guides that was trained here."""
+  own = spec.classifier
+  if not (own.scale and own.trained):
+    return {}
+  return {'classifier': own_classifier(spec, data, own.trained)}
 
 
 def _check_distilled(known: dict[str, Any] | None, spec: specs.Spec) -> None:
@@ -378,7 +421,8 @@ def denoiser(spec: specs.Spec, data: base.Data) -> Callable[[Any], Denoiser]:
   if spec.denoiser.name in EXACT:  # bad options show before anything slow
     exact_denoiser(spec.denoiser, exact_data(spec, data._replace(train=data.train[:1])))
   else:
-    module, judge, process = net(spec, data), classifier(spec, data), schedule(spec.schedule)
+    module, process = net(spec, data), schedule(spec.schedule)
+    judge = classifier(spec, data) if spec.classifier.scale else None
   clip = guidance.clip_x0 if spec.denoiser.clip and data.is_image else lambda out: out
   if spec.inverse.operator:
     return _restoring(spec, data, clip)

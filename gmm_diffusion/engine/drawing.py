@@ -37,7 +37,7 @@ _NUMBERS = ('steps', 'grid', 'end', 'rho', 'times', 'eta', *samplers.NUMBERS)
 _LETTERS = 60  # that settings take in the name of a set; the hash stands for the others
 _AT_ONCE = 25  # samples in one call of `draw_over_parts`
 # Settings of a section of the spec that samples do not depend on: weights count by their hash.
-_FREE = ('weights', 'dropout', 'remat', 'checkpoint', 'batch')
+_FREE = ('weights', 'trained', 'dropout', 'remat', 'checkpoint', 'average', 'batch')
 
 
 class Steps(NamedTuple):
@@ -332,14 +332,15 @@ class Model:
     return flat.reshape(x.shape[:2] + self.data.shape)
 
   def unsteadiness(
-    self, bind: Callable[[Any], Denoiser], x: np.ndarray, labels: np.ndarray
+    self, bind: Callable[[Any], Denoiser], x: np.ndarray, labels: np.ndarray, first: int = 0
   ) -> np.ndarray:
-    """metrics.hallucination of items [N, ...] as in Samples, with their labels: [N]."""
+    """metrics.hallucination of items [N, ...] as in Samples, with their labels and with ids from
+    `first` on: [N]."""
     at = hallucination.times(build.schedule(self.spec.schedule))
     measure = lambda denoiser, x, ids, cond: hallucination.unsteadiness(
       denoiser, x, at, ids, cond=cond
     )
-    ids = np.arange(len(x), dtype=np.uint32)
+    ids = np.arange(first, first + len(x), dtype=np.uint32)
     return self.ask('unsteadiness', bind, measure, (base.to_model(x), ids, labels))
 
   def ask(

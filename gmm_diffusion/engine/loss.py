@@ -135,20 +135,14 @@ def denoising_loss(
 
   def loss_fn(params, step, batch):
     x0, labels, position, *item = batch
-    if x0.dtype == jnp.uint8:  # a compiled division would be off by a rounding
-      x0 = jnp.asarray(base.LEVELS)[x0]
-    root = jax.random.fold_in(jax.random.key(spec.seed), step)
-    items = jax.vmap(lambda i: jax.random.fold_in(root, i))(position)
-    keys = jax.vmap(lambda key: jax.random.split(key, 4))(items)
+    x0, root, items, keys = begin(spec.seed, step, x0, position)
     if spec.train.noisy:
       own_noise = jax.vmap(functools.partial(_own_noise, x0.shape[1:]))(item[0])
       x_n = marginals.diffuse(x0, own_noise, level)
-    if spec.data.flip:
-      flip = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 4)))(items)
-      mirrored = lambda y: jnp.where(flip[:, None, None, None], y[:, :, ::-1], y)
-      x0 = mirrored(x0)
-      if spec.train.noisy:  # new noise on the mirror image would show the item a second time
-        x_n = mirrored(x_n)
+    mirrored = mirror(spec.data, items)
+    x0 = mirrored(x0)
+    if spec.train.noisy:  # new noise on the mirror image would show the item a second time
+      x_n = mirrored(x_n)
     add = lambda inputs: inputs
     if given:
       x0, add = given(x0, jax.vmap(lambda key: jax.random.fold_in(key, 5))(items))
@@ -178,6 +172,24 @@ def denoising_loss(
     return loss + bound(x, x0, output, rest, time, index) if bound else loss
 
   return loss_fn
+
+
+def begin(seed: int, step: Any, x0: Any, position: Any):
+  """(x_0 in [-1, 1], the key of the step, a key for each item, four keys for each [B, 4]) of a
+  batch."""
+  if x0.dtype == jnp.uint8:  # a compiled division would be off by a rounding
+    x0 = jnp.asarray(base.LEVELS)[x0]
+  root = jax.random.fold_in(jax.random.key(seed), step)
+  items = jax.vmap(lambda i: jax.random.fold_in(root, i))(position)
+  return x0, root, items, jax.vmap(lambda key: jax.random.split(key, 4))(items)
+
+
+def mirror(spec: specs.Data, items: Any) -> Callable[[Any], Any]:
+  """Function that mirrors half of the images of a batch, by the key of each, with data.flip."""
+  if not spec.flip:
+    return lambda y: y
+  flip = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 4)))(items)
+  return lambda y: jnp.where(flip[:, None, None, None], y[:, :, ::-1], y)
 
 
 def _output(spec, module, params, step, inputs, t, labels, keys):

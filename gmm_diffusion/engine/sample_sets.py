@@ -10,11 +10,12 @@ that the samples depend on, such as unipc-10-order3-3f9a1c2b. In samples/ of a w
   NAME-n100.json       what they are
   NAME-n100-images/    one PNG file for each, if asked for
   NAME-n100.gif        x_0 on the way, if asked for
+  NAME-n100-steady90.* 90 of them, where sample.drop leaves out the least steady ones
   NAME-n100-restored.png  true, measured and restored images, where inverse.operator is set
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -126,13 +127,14 @@ def check_pictures(run: Run) -> None:
       )
 
 
-def write_images(run: Run, stored: Stored, count: int) -> str:
-  """One PNG file for each sample, 00000000.png and so on; those that are there stay. Returns the
-  folder."""
+def write_images(run: Run, stored: Stored, count: int, kept: Container[int] | None = None) -> str:
+  """One PNG file for each sample, or for the ids that are kept: 00000000.png and so on; those that
+  are there stay. Returns the folder."""
   folder = stored.path.removesuffix('.npz') + '-images'
   os.makedirs(folder, exist_ok=True)
   for ids in shards.ranges(count, run.spec.sample.shard):
-    missing = [i for i in ids if not os.path.exists(_image(folder, i))]
+    wanted = ids if kept is None else [i for i in ids if i in kept]
+    missing = [i for i in wanted if not os.path.exists(_image(folder, i))]
     x = stored.part(ids)['x'] if missing else ()
     for i in missing:
       images.save(_image(folder, i), images.single(x[i - ids.start]))

@@ -6,6 +6,7 @@ killed and resumed equals an uninterrupted one, and the number of devices change
 
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import threading
@@ -18,10 +19,11 @@ import optax
 from tqdm import tqdm
 
 from gmm_diffusion import files, parallel, specs
-from gmm_diffusion.checkpoints.store import Store
+from gmm_diffusion.checkpoints.store import AVERAGES, Store
 from gmm_diffusion.data import streams
 from gmm_diffusion.engine import logs
 from gmm_diffusion.errors import Stopped, UserError
+from gmm_diffusion.maths import training
 from gmm_diffusion.reports import plots
 
 CURVE = 'training.json'  # of a workdir: [{'step', 'loss'}, ...]
@@ -30,12 +32,18 @@ _ONCE = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes
 
 
 class State(NamedTuple):
-  """step: updates done. ema: averaged parameters, those to sample from."""
+  """step: updates done. ema: averaged parameters, those to sample from. averages: by the names in
+  checkpoints.store.AVERAGES, those of train.averages."""
 
   step: Any
   params: Any
   ema: Any
   optimiser: Any
+  averages: dict[str, Any] = {}
+
+  def stored(self) -> dict[str, Any]:
+    """As checkpoints have it."""
+    return {key: part for key, part in self._asdict().items() if key != 'averages' or part}
 
 
 def updater(
@@ -51,8 +59,12 @@ def updater(
     updates, opt_state = optimiser.update(gradient, state.optimiser, state.params)
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1
-    ema = averaged(spec, step, state.ema, params)
-    return State(step, params, ema, opt_state), (loss, optax.tree.norm(gradient))
+    ema, *others = (
+      averaged(spec, step, average, params, number)
+      for number, average in zip(_numbers(spec), (state.ema, *state.averages.values()))
+    )
+    state = State(step, params, ema, opt_state, dict(zip(state.averages, others)))
+    return state, (loss, optax.tree.norm(gradient))
 
   return parallel.over_devices(update, donate=True)
 
@@ -81,15 +93,32 @@ def check_batch(spec: specs.Train) -> None:
     )
 
 
-def ema_decay(spec: specs.Train) -> float:
-  """The decay of an update."""
-  return 0.5 ** (spec.batch / spec.ema_half_life) if spec.ema_half_life else spec.ema
+def _numbers(spec: specs.Train) -> tuple[float, ...]:
+  """Of the averages: widths, half-lives or decays."""
+  first = spec.ema_width or spec.ema_half_life
+  return (spec.ema if first is None else first, *spec.averages)
 
 
-def averaged(spec: specs.Train, step: Any, ema: Any, params: Any) -> Any:
-  """The averaged parameters after `step` updates, the last of which led to `params`."""
-  decay = jnp.minimum(ema_decay(spec), (1 + step) / (10 + step))  # forgets the random start
-  return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
+def decay_of(spec: specs.Train, number: float, step: Any) -> Any:
+  """The decay of an average at update `step` (from 1), by its width, half-life or decay."""
+  if spec.ema_width:
+    return training.power_decay(number, step)
+  decay = 0.5 ** (spec.batch / number) if spec.ema_half_life else number
+  return jnp.minimum(decay, (1 + step) / (10 + step))  # forgets the random start
+
+
+def averaged(
+  spec: specs.Train, step: Any, average: Any, params: Any, number: float | None = None
+) -> Any:
+  """The averaged parameters after `step` updates, the last of which led to `params`; number: of
+  the average, by default the first."""
+  decay = decay_of(spec, _numbers(spec)[0] if number is None else number, step)
+  return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, average, params)
+
+
+def _with_averages(spec: specs.Train, state: State) -> State:
+  names = AVERAGES[: len(spec.averages)]
+  return state._replace(averages={name: jax.tree.map(jnp.copy, state.ema) for name in names})
 
 
 def at_constant_rate(
@@ -104,6 +133,7 @@ def at_constant_rate(
     accumulate=1,
     warmup=0,
     decay='constant',
+    averages=(),
   )
 
 
@@ -169,7 +199,7 @@ def fit(
     Stopped: SIGTERM or SIGINT came, and everything is saved.
   """
   with contextlib.closing(Store(workdir, create=True, keep=(spec.keep, spec.keep_every))) as store:
-    state, curve = _started(store, fresh, begun, about, workdir)
+    state, curve = _started(store, spec, fresh, begun, about, workdir)
     start = int(state.step)
     if start >= spec.steps:
       print(f'already trained to step {start}')
@@ -208,7 +238,7 @@ def fit(
           bar.set_postfix(loss=f'{row["loss"]:.4f}', images=f'{row["images_per_second"]:.0f}/s')
         if save:
           local = parallel.unreplicate(state)
-          store.save(done, {'net': local.ema}, local._asdict(), about)
+          store.save(done, {'net': local.ema, **local.averages}, local.stored(), about)
           if parallel.is_main():
             files.write_json(os.path.join(workdir, CURVE), curve)
         if spec.sample_every and done % spec.sample_every == 0 and parallel.is_main():
@@ -269,16 +299,17 @@ def _in_turn(batch, start, stop):
   return map(batch, range(start, stop))
 
 
-def _started(store, fresh, begun, about, workdir) -> tuple[State, list[dict[str, float]]]:
+def _started(store, spec, fresh, begun, about, workdir) -> tuple[State, list[dict[str, float]]]:
   """The state to go on from, and the loss so far."""
   if store.latest() is None:
-    return begun(fresh()), []
+    return _with_averages(spec, begun(fresh())), []
   if store.difference(about):
     raise UserError(
       f'{store.path} holds the checkpoint of another network; use another --workdir, or remove '
       f'that folder'
     )
-  state = State(**store.training(jax.eval_shape(fresh)._asdict()))
+  template = jax.eval_shape(functools.partial(_with_averages, spec), jax.eval_shape(fresh))
+  state = State(**store.training(template.stored()))
   curve = files.read_json(os.path.join(workdir, CURVE), [], _is_curve)
   return state, [row for row in curve if row['step'] <= store.latest()]
 

@@ -25,6 +25,13 @@ noisier times [ambient diffusion, 2411.02780]. With r = a_t / a_n, kappa = 1 - r
 
 and |(7) - x_n|^2 = (a_n kappa)^2 |x_0 - x_0*|^2: the noisy target x_0* takes the place of x_0 with
 the weight kappa^2, and the minimiser is E[x_0 | x_t] for all t noisier than n.
+
+A power average of the weights [EDM2, arXiv 2312.02696, section 3.1] is that of the decay
+
+  (9) beta_s = (1 - 1 / s)^(gamma + 1) at update s
+
+after T updates those of s count as s^gamma. As a share of T that profile has the deviation
+(gamma + 1)^(1/2) / ((gamma + 2) (gamma + 3)^(1/2)), its width, which says more than gamma.
 """
 
 import jax
@@ -97,3 +104,10 @@ def noisy_target(x_n: Array, x_t: Array, now: Time, level: Time) -> Array:
   back = now.a * level.b**2 / (level.a * now.b**2)
   scale = level.a * kappa(now, level)
   return (x_n - match(back, x_n) * x_t) / match(scale, x_n)
+
+
+def power_decay(width: float, step: Array) -> Array:
+  """Equation (9) at update `step`, from 1; the width is below 0.288, where gamma is 0."""
+  share = width**-2.0
+  gamma = np.roots([1, 7, 16 - share, 12 - share]).real.max()
+  return (1 - 1 / jnp.asarray(step, jnp.float32)) ** (gamma + 1)

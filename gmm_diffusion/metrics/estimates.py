@@ -74,6 +74,14 @@ def of_mean(values: Any) -> Estimate:
   return Estimate(float(x.mean()), float(x.mean() - half), float(x.mean() + half))
 
 
+def of_share(flags: Any) -> Estimate:
+  """Share of true flags with Wilson's 95 % interval, which holds near 0 and 1 too."""
+  n, p, z = len(flags), float(np.mean(flags)), 1.96
+  centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+  half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+  return Estimate(p, max(0.0, centre - half), min(1.0, centre + half))  # rounding leaves [0, 1]
+
+
 def p_of_mean(values: Any) -> float:
   """The p-value of a mean of independent values by a two-sided t test against 0; 1 where they do
   not vary."""

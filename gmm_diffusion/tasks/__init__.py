@@ -68,6 +68,6 @@ def run(mode: str, workdir: str, config: Any, command: str, given: Sequence[str]
   if parallel.is_main():
     model = spec
     if spec.task == 'diffusion':  # what belongs to that run alone, not to the model
-      net = dataclasses.replace(spec.net, checkpoint=0)
+      net = dataclasses.replace(spec.net, checkpoint=0, average=0)
       model = dataclasses.replace(spec, net=net, inverse=specs.Inverse())
     records.remember(workdir, model, anew=mode in MAKES_WEIGHTS)

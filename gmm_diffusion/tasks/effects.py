@@ -58,12 +58,15 @@ SAMPLES = {
 }
 
 TRAINS = (  # what --mode=finetune and --mode=distill read of the section train
-  'optimiser', 'weight_decay', 'clip_norm', 'ema', 'ema_half_life', 'log_every', 'sample_every',
-  'checkpoint_every', 'keep', 'keep_every', 'loggers',
+  'optimiser', 'weight_decay', 'clip_norm', 'ema', 'ema_half_life', 'ema_width', 'log_every',
+  'sample_every', 'checkpoint_every', 'keep', 'keep_every', 'loggers',
 )  # fmt: skip
 OF_LOSS = (  # what only the loss of a denoiser reads
   'loss', 'gamma', 'times', 'log_mean', 'log_deviation', 'low_discrepancy', 'label_dropout',
   'noisy', 'noise_level', 'vlb',
+)  # fmt: skip
+OF_DENOISER = (  # what --mode=train reads for a denoiser alone
+  'loss', 'gamma', 'label_dropout', 'noisy', 'noise_level', 'vlb', 'start', 'sample_every',
 )  # fmt: skip
 CURRENT = ('train', 'all', 'fetch', 'convert')  # modes that use no older checkpoint
 READ = {  # task -> what it reads of sections that it shares with 'diffusion', if not all
@@ -147,11 +150,13 @@ def _net(spec, mode, name):
   if name.startswith('weights.'):
     return _weights('net', spec.net.weights, name)
   options = build.net_options(spec.net)
-  taken = ('name', 'labels', 'learn_sigma', 'dtype', 'checkpoint', 'weights', *options)
+  taken = (
+    'name', 'labels', 'learn_sigma', 'dtype', 'checkpoint', 'average', 'weights', *options,
+  )  # fmt: skip
   if name not in taken:
     return f'net {spec.net.name!r} takes {_keys("net", taken)}'
-  if name == 'checkpoint' and (mode in CURRENT or spec.task != 'diffusion'):
-    return 'the last checkpoint is used here'
+  if name in ('checkpoint', 'average') and (mode in CURRENT or spec.task != 'diffusion'):
+    return f'the {"last checkpoint" if name == "checkpoint" else "first average"} is used here'
   if name == 'heads' and options.get('head_channels'):
     return (
       f'net.head_channels {options["head_channels"]} says how many heads there are; set it to 0'
@@ -173,8 +178,13 @@ def _autoencoder(spec, mode, name):
 
 
 def _classifier(spec, mode, name):
-  if not spec.classifier.scale and name != 'scale':
+  own = spec.classifier
+  if _trains_classifier(spec, mode):
+    return "it guides, and train.what is 'classifier'" if name in ('scale', 'trained') else ''
+  if not own.scale and name != 'scale':
     return 'classifier.scale is 0, so that there is no classifier'
+  if own.trained and name.startswith('weights.'):
+    return f'classifier.trained says where the classifier is: {own.trained}'
   return _weights('classifier', spec.classifier.weights, name)
 
 
@@ -201,6 +211,10 @@ def _denoiser(spec, mode, name):
   return ''
 
 
+def _trains_classifier(spec, mode):
+  return mode == 'train' and spec.task == 'diffusion' and spec.train.what == 'classifier'
+
+
 def _train(spec, mode, name):
   if mode in ('finetune', 'distill') and name not in TRAINS:
     return f'--mode={mode} reads the section {mode}, and {_keys("train", TRAINS)}'
@@ -214,8 +228,17 @@ def _train(spec, mode, name):
     return 'train.noisy is 0, so that all items are clean'
   if name == 'vlb' and not spec.net.learn_sigma:
     return 'net.learn_sigma is False, so that no variance is learned'
-  if name == 'ema' and spec.train.ema_half_life:
-    return 'train.ema_half_life says how long weights are averaged'
+  other = 'ema_width' if spec.train.ema_width else 'ema_half_life'
+  if name == 'ema' and getattr(spec.train, other):
+    return f'train.{other} says how long weights are averaged'
+  if name == 'averages' and spec.task != 'diffusion':
+    return f'task {spec.task!r} uses the first average'
+  if name == 'what' and spec.task != 'diffusion':
+    return f'task {spec.task!r} has one kind of network to train'
+  if _trains_classifier(spec, mode):
+    if name in OF_DENOISER:
+      return "it belongs to a denoiser, and train.what is 'classifier'"
+    return ''
   if name == 'start' and spec.task != 'diffusion':
     return f'task {spec.task!r} trains from random weights'
   if name == 'sample_every' and spec.task in ('segmentation', 'restoration', 'masked'):
@@ -321,6 +344,8 @@ def _annotate(spec, mode, name):
 
 
 def _sample(spec, mode, name):
+  if name == 'drop' and (mode != 'sample' or spec.task != 'diffusion'):
+    return f'--mode={mode} of task {spec.task!r} leaves out no samples'
   if name == 'label' and spec.denoiser.name in EXACT:
     return f'denoiser {spec.denoiser.name!r} knows no classes'
   if name == 'label' and mode == 'posterior' and spec.posterior.reference == 'data':

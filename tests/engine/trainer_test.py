@@ -15,7 +15,7 @@ from absl.testing import absltest, parameterized
 
 from configs import digits
 from gmm_diffusion import files, parallel, specs, tasks
-from gmm_diffusion.checkpoints.store import Store
+from gmm_diffusion.checkpoints.store import AVERAGES, Store
 from gmm_diffusion.data import base, sources
 from gmm_diffusion.engine import build, loss, trainer
 from gmm_diffusion.errors import Stopped, UserError
@@ -300,7 +300,9 @@ def fit(workdir, steps=4, stop=None, ahead=False, signal_at=None, **options):
   show = lambda step, ema: SHOWN.append((step, float(ema['x'])))
   trainer.fit(spec, fresh, make, batch, {}, workdir, ahead, show)
   with Store(workdir) as store:
-    return store.training(jax.eval_shape(fresh)._asdict())
+    names = AVERAGES[: len(spec.averages)]
+    state = jax.eval_shape(fresh)
+    return store.training(state._replace(averages=dict.fromkeys(names, state.ema)).stored())
 
 
 class OptionsTest(parameterized.TestCase):
@@ -328,7 +330,42 @@ class OptionsTest(parameterized.TestCase):
 
   def test_half_life_in_images(self):
     spec = specs.Train(batch=100, ema_half_life=1000.0)
-    self.assertAlmostEqual(trainer.ema_decay(spec) ** 10, 0.5)
+    self.assertAlmostEqual(float(trainer.decay_of(spec, 1000.0, 10**6)) ** 10, 0.5, places=5)
+
+  @parameterized.parameters(
+    ({'ema': 0.3}, {'ema': 0.1}, 0.1),
+    ({'ema_half_life': 1.0}, {'ema_half_life': 2.0}, 2.0),
+    ({'ema_width': 0.25}, {'ema_width': 0.1}, 0.1),
+  )
+  def test_several_averages_are_those_of_several_runs(self, first, other, number):
+    folders = [self.create_tempdir().full_path for _ in range(3)]
+    both = fit(folders[0], **first, averages=(number,))
+    alone = [fit(folder, **one) for folder, one in zip(folders[1:], (first, other))]
+    self.assertEqual(both['ema'], alone[0]['ema'])
+    self.assertEqual(both['averages']['average_1'], alone[1]['ema'])
+    self.assertNotEqual(alone[0]['ema'], alone[1]['ema'])
+    with Store(folders[0]) as store:
+      part = store.average(1)
+      found = store.weights({part: jax.tree.map(jnp.asarray, both['ema'])})[part]
+      self.assertEqual(found, alone[1]['ema'])
+      with self.assertRaisesRegex(UserError, 'net.average 2 is not in .* valid: 0, 1'):
+        store.average(2)
+
+  def test_other_averages_are_refused(self):
+    folder = self.create_tempdir().full_path
+    fit(folder, steps=2)
+    with self.assertRaisesRegex(UserError, 'with other averages; set .* train.averages'):
+      fit(folder, steps=4, averages=(0.5,))
+
+  @parameterized.parameters(
+    ({'averages': (0.9, 1.0)}, 'three numbers like train.ema, up to 1'),
+    ({'averages': (0.1, 0.2, 0.3, 0.4)}, 'at most three numbers'),
+    ({'ema_width': 0.1, 'averages': (0.3,)}, 'like train.ema_width, up to 0.28'),
+    ({'ema_width': 0.1, 'ema_half_life': 5.0}, 'are both set'),
+  )
+  def test_bad_averages(self, options, message):
+    with self.assertRaisesRegex(UserError, message):
+      specs.Spec(train=specs.Train(**options))
 
   def test_parts_add_up(self):
     state = trainer.State(jnp.zeros((), jnp.int32), {'x': jnp.array([1.0, 2.0])}, None, None)
@@ -351,6 +388,7 @@ class OptionsTest(parameterized.TestCase):
     {'warmup': 3},
     {'accumulate': 2, 'optimiser': 'adamw', 'decay': 'cosine', 'ema_half_life': 8.0},
     {'warmup': 2, 'decay': 'rsqrt', 'ahead': True},
+    {'ema_width': 0.2, 'averages': (0.1, 0.05)},
   )
   def test_going_on_is_exact(self, **options):
     if options.get('ahead') and importlib.util.find_spec('grain') is None:
@@ -406,7 +444,9 @@ class OptionsTest(parameterized.TestCase):
   def test_the_checkpoint_of_another_optimiser(self):
     workdir = self.create_tempdir().full_path
     fit(workdir)
-    with self.assertRaisesRegex(UserError, 'trained by another optimiser; set train.optimiser'):
+    with self.assertRaisesRegex(
+      UserError, 'trained by another optimiser or with .*; set train.optimiser'
+    ):
       fit(workdir, steps=6, optimiser='adamw')
 
 

@@ -25,6 +25,21 @@ def leave_one_out(metric, x):
   return np.array([(len(x) - 1) * (value - metric(np.delete(x, i, 0))) for i in range(len(x))])
 
 
+class ShareTest(parameterized.TestCase):
+  def test_known_interval(self):
+    found = estimates.of_share(np.array([True] * 3 + [False] * 97))
+    np.testing.assert_allclose(
+      found, [0.03, 0.01025, 0.08452], atol=1e-4
+    )  # Wilson's interval of 3 in 100
+    self.assertGreater(estimates.of_share(np.zeros(100, bool)).high, 0.03)
+
+  @parameterized.parameters(0, 1, 7, 200, 1000)
+  def test_intervals_hold_the_share_and_stay_in_0_1(self, n):
+    for count in {0, n // 2, n} if n else {0}:
+      found = estimates.of_share(np.arange(max(1, n)) < count)
+      self.assertTrue(0 <= found.low <= found.value <= found.high <= 1, found)
+
+
 class JackknifeTest(parameterized.TestCase):
   def test_interval_of_a_mean(self):
     x = np.random.RandomState(0).randn(1000)

@@ -7,7 +7,7 @@ stand under their own names.
 
 import numpy as np
 
-from gmm_diffusion.metrics.estimates import Estimate, bootstrap
+from gmm_diffusion.metrics.estimates import Estimate, bootstrap, of_share
 
 
 def _rows(images: np.ndarray) -> np.ndarray:
@@ -55,14 +55,6 @@ def median(
   return Estimate(out.value, max(low, out.low), min(high, out.high))
 
 
-def share(flags: np.ndarray) -> Estimate:
-  """Share of true flags with Wilson's 95 % interval, which holds near 0 and 1 too."""
-  n, p, z = len(flags), float(np.mean(flags)), 1.96
-  centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-  half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-  return Estimate(p, max(0.0, centre - half), min(1.0, centre + half))  # rounding leaves [0, 1]
-
-
 def agreement(machine: np.ndarray, network: np.ndarray) -> dict[str, Estimate]:
   """Medians of Pearson's r, of its square, and of the cosine, between images of the same noise."""
   r = pearson(machine, network)
@@ -91,5 +83,5 @@ def memorised(images: np.ndarray, known: np.ndarray, held_out: np.ndarray) -> di
   return {
     'distance': median(distance, low=0),
     'held-out distance': median(usual, low=0),
-    'memorised': share(distance < np.quantile(usual, 0.05)),
+    'memorised': of_share(distance < np.quantile(usual, 0.05)),
   }

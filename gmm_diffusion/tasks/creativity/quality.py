@@ -10,7 +10,7 @@ import numpy as np
 from gmm_diffusion import specs
 from gmm_diffusion.data import base, crafted
 from gmm_diffusion.engine.runs import Run
-from gmm_diffusion.metrics.estimates import Estimate
+from gmm_diffusion.metrics.estimates import Estimate, of_share
 from gmm_diffusion.tasks.creativity import compare, locality, machines, provenance
 from gmm_diffusion.tasks.creativity.networks import Network
 from gmm_diffusion.types import Denoiser
@@ -32,14 +32,14 @@ def quality(spec: specs.Spec, data: base.Data, images: np.ndarray) -> dict[str, 
     reading = crafted.read(images)
     sound = crafted.consistent(reading) & reading.recognised
     out = {
-      'consistent': compare.share(crafted.consistent(reading)),
-      'recognised': compare.share(reading.recognised),
+      'consistent': of_share(crafted.consistent(reading)),
+      'recognised': of_share(reading.recognised),
       'chance': crafted.chance(reading),
     }
     if len(images) >= 100:
-      out['consistent of 100'] = compare.share(crafted.consistent(reading)[:100])
+      out['consistent of 100'] = of_share(crafted.consistent(reading)[:100])
     if sound.any():
-      out['novel'] = compare.share(crafted.novel(reading)[sound])
+      out['novel'] = of_share(crafted.novel(reading)[sound])
   return {**out, **compare.memorised(images, data.train, data.test)}
 
 

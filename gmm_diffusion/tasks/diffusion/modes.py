@@ -5,7 +5,7 @@ import dataclasses
 
 from gmm_diffusion import specs
 from gmm_diffusion.data import sources
-from gmm_diffusion.engine import build, drawing, loss, measuring, released, sample_sets
+from gmm_diffusion.engine import build, classifying, drawing, loss, measuring, released, sample_sets
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.tasks.diffusion import (
@@ -15,6 +15,7 @@ from gmm_diffusion.tasks.diffusion import (
   posterior,
   quantise,
   restore,
+  steady,
   tune,
 )
 
@@ -38,6 +39,10 @@ def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
       f'denoiser {spec.denoiser.name!r} is exact and has nothing to train; use --mode=sample, tune '
       f'or evaluate'
     )
+  if mode == 'train' and spec.train.what == 'classifier':
+    return classifying.train(spec, data, workdir)
+  if mode == 'all' and spec.train.what == 'classifier':
+    raise UserError("--mode=all trains a denoiser; with train.what 'classifier' use --mode=train")
   # find bad settings before the training, not after it
   todo = evaluate.check(spec, data) if mode == 'all' else None
   if mode in ('train', 'all') and learns:
@@ -62,7 +67,8 @@ def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
 
 def sample(one: Run) -> None:
   """--mode=sample: the sampler of the config."""
-  spec, data, count = one.spec, one.data, one.spec.sample.count
+  spec, data = one.spec, one.data
+  count = steady.drawn(spec, data)
   sample_sets.check_pictures(one)
   made = drawing.prepare(spec, spec.sampler, data)  # bad settings before anything slow
   released.ensure(spec, data, one.workdir)
@@ -76,7 +82,12 @@ def sample(one: Run) -> None:
   )
   if spec.inverse.operator:
     restore.judge(one, out, count)
+  kept = None
+  if spec.sample.drop:
+    path, ids = steady.keep(one, model, made, out, count)
+    kept = set(ids.tolist())
+    print(f'the {len(kept)} steadiest of them: {path}, .png')
   if spec.sample.png:
-    print(f'images: {sample_sets.write_images(one, out, count)}')
+    print(f'images: {sample_sets.write_images(one, out, count, kept)}')
   if spec.sample.gif:
     print(f'x_0 on the way: {sample_sets.write_gif(model, made, out, count)}')

@@ -10,7 +10,7 @@ from gmm_diffusion import specs
 from gmm_diffusion.data import base
 from gmm_diffusion.engine import drawing, sample_sets
 from gmm_diffusion.engine.runs import Run
-from gmm_diffusion.metrics.estimates import Estimate, of_mean
+from gmm_diffusion.metrics.estimates import Estimate, of_share
 from gmm_diffusion.reports import images, page
 from gmm_diffusion.samplers.watch import WINDOW
 
@@ -54,7 +54,7 @@ def find(model: drawing.Model, drawn: Sequence[drawing.Prepared], one: Run) -> l
   def add(name, x, found):
     most = x[np.argsort(-found)[:SHOWN]]
     strip = images.png(images.picture(most, data.train, columns=SHOWN, most=SHOWN))
-    out.append(Suspects(name, of_mean(found > usual), len(x), strip))
+    out.append(Suspects(name, of_share(found > usual), len(x), strip))
 
   usual = np.quantile(moves(drawn[0], *spread(data.train, data.train_labels)), RANGE)
   if len(data.test) >= SHOWN:

@@ -1,0 +1,141 @@
+"""A classifier of noisy images: what it learns against the best there is, and the commands that
+train it and guide by it."""
+
+import json
+import os
+
+import numpy as np
+from absl.testing import absltest, parameterized
+from scipy import stats
+
+from gmm_diffusion import specs
+from gmm_diffusion.data import base
+from gmm_diffusion.engine import build, classifying
+from helpers import cases, cli
+
+LEVELS = 76, 179  # of all pixels of an image, by its class
+SIDE = 4
+
+
+def two_classes(count=64):
+  labels = np.arange(count, dtype=np.int32) % 2
+  images = np.broadcast_to(np.uint8(LEVELS)[labels, None, None, None], (count, SIDE, SIDE, 1))
+  return base.Data(images, labels, images, labels, 2)
+
+
+class AccuracyTest(absltest.TestCase):
+  def test_is_that_of_the_best_classifier(self):
+    """Of two constant images +m and -m with D pixels, the sign of the mean is right with
+    probability Phi(m sqrt(D) a / b), and no classifier does better."""
+    spec = specs.Spec(
+      classifier=specs.Classifier(
+        channels=8, multipliers=(1.0,), blocks=1, attention=(), head_channels=8
+      ),
+      train=specs.Train(what='classifier', steps=150, batch=64, warmup=0, learning_rate=3e-3),
+    )
+    data = two_classes(1024)
+    with cases.folder() as folder:
+      classifying.train(spec, data, folder)
+      params = build.own_classifier(spec, data, folder)
+    found = classifying.accuracy(spec, data, params, data.test, data.test_labels)
+    self.assertLen(found, len(classifying.RATIOS))
+    for row in found:
+      best = stats.norm.cdf(base.LEVELS[LEVELS[1]] * SIDE / row['ratio'])
+      error = np.sqrt(best * (1 - best) / len(data.test))
+      self.assertLess(row['value'], best + 4 * error + 1e-3, row)
+      self.assertGreater(row['value'], best - 4 * error - 0.02, row)
+
+
+class CommandTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.root = cls.enterClassContext(cases.folder())
+    cls.start = cli.trained(cls.root)
+    cls.trained = os.path.join(cls.root, 'classifier')
+    code, cls.said, error = cls.train(cls.trained)
+    assert not code, error
+
+  @classmethod
+  def train(cls, folder, *overrides, mode='train'):
+    small = '--config.train.batch=16', '--config.train.steps=3', '--config.train.warmup=0'
+    what = '--config.train.what=classifier', *small, *overrides
+    return cli.here('digits.py:runlocal', mode, folder, *what)
+
+  def sample(self, *overrides, workdir=''):
+    code, out, error = cli.here(
+      'digits.py:runlocal', 'sample', workdir or self.start, *cli.CNN,
+      '--config.sample.count=4', '--config.sampler.name=ddim', '--config.sampler.steps=2',
+      *overrides,
+    )  # fmt: skip
+    if code:
+      return error
+    with np.load(out.split(': ')[-1].split(',')[0]) as found:
+      return found['arr_0'].astype(int), found['arr_1'] if 'arr_1' in found else None
+
+  def guided(self, scale, *overrides, trained=''):
+    own = f'--config.classifier.trained={trained or self.trained}'
+    return self.sample(f'--config.classifier.scale={scale}', own, *overrides)
+
+  def test_reports_its_accuracy(self):
+    with open(os.path.join(self.trained, 'accuracy.json')) as file:
+      found = json.load(file)
+    self.assertEqual((found['images'], found['classes']), ('297 held-out images', 10))
+    self.assertTrue(all(0 <= row['value'] <= 1 for row in found['rows']))
+    self.assertTrue(os.path.exists(os.path.join(self.trained, 'accuracy.png')))
+    self.assertIn('of 297 held-out images named rightly', self.said)
+
+  def test_goes_on_and_is_the_same(self):
+    stopped = os.path.join(self.root, 'stopped')
+    for steps in (1, 3):
+      code, out, error = self.train(stopped, f'--config.train.steps={steps}')
+      self.assertFalse(code, error)
+    self.assertIn('already trained', self.train(stopped)[1])
+    np.testing.assert_array_equal(self.guided(30, trained=stopped)[0], self.guided(30)[0])
+
+  def test_guides_towards_the_label(self):
+    self.assertIn('classifier.scale is 0, so that there is no classifier', self.guided(0.0))
+    zero, labels = self.guided(30, '--config.sample.label=0')
+    np.testing.assert_array_equal(labels, 0)
+    one, _ = self.guided(30, '--config.sample.label=1')
+    self.assertGreater(np.abs(zero - one).max(), 0)
+
+  @parameterized.named_parameters(
+    ('no classifier', 'start', 'holds no classifier; make one with --mode=train'),
+    ('nothing', 'nowhere', 'no checkpoint in'),
+  )
+  def test_bad_workdirs(self, trained, message):
+    error = self.guided(1, trained=os.path.join(self.root, trained))
+    self.assertRegex(error, message)
+    self.assertEqual(error.count('\n'), 1)
+
+  def test_another_size(self):
+    error = self.guided(1, '--config.classifier.channels=24')
+    self.assertRegex(error, 'made with classifier.channels = 16, the config says 24')
+
+  def test_a_classifier_is_no_denoiser(self):
+    error = self.sample(workdir=self.trained)
+    self.assertRegex(error, 'holds a classifier and no denoiser; set --workdir')
+
+  @parameterized.named_parameters(
+    ('loss', ('--config.train.loss=p2',), "it belongs to a denoiser, and train.what is 'cl"),
+    ('scale', ('--config.classifier.scale=1',), 'it guides, and train.what'),
+    ('no classes', ('--config.data.name=toy',), 'classifier guidance needs a model of images'),
+    ('batch', ('--config.train.accumulate=3',), 'train.accumulate 3 does not divide'),
+    (
+      'levels', ('--config.classifier.multipliers=(1,1,1,1,1)',),
+      r'cannot be halved 4 times; use fewer classifier.multipliers',
+    ),
+  )  # fmt: skip
+  def test_bad_settings(self, overrides, message):
+    code, _, error = self.train(os.path.join(self.root, 'bad'), *overrides)
+    self.assertTrue(code)
+    self.assertRegex(error, message)
+
+  def test_is_not_for_all(self):
+    error = self.train(os.path.join(self.root, 'bad'), mode='all')[2]
+    self.assertIn('--mode=all trains a denoiser', error)
+
+
+if __name__ == '__main__':
+  absltest.main()
