@@ -77,8 +77,9 @@ def settings_of(cls):
 @functools.cache
 def used():
   """{(class, field)} of what the package reads, or hands on by name to what takes it."""
-  package = reads.Package({name: path for name, path in MODULES.items() if name not in ALL_SPECS})
-  package.fields |= reads.Package({name: MODULES[name] for name in ALL_SPECS}).fields
+  known = reads.Package({name: MODULES[name] for name in ALL_SPECS})
+  others = {name: path for name, path in MODULES.items() if name not in ALL_SPECS}
+  package = reads.Package(others, known)
   arguments = lambda table: set().union(*(inspect.signature(one).parameters for one in table))
   handed_on = {
     'Sampler': set().union(*map(samplers.options_of, samplers.SAMPLERS)),

@@ -9,10 +9,12 @@ import ast
 
 
 class Package:
-  """The parsed modules {dotted name: path} of a package, their classes and functions."""
+  """The parsed modules {dotted name: path} of a package, their classes and functions; known: a
+  package whose classes they use, and whose own reads do not count."""
 
-  def __init__(self, modules):
-    self.trees, self.names, self.fields, self.returns = {}, {}, {}, {}
+  def __init__(self, modules, known=None):
+    self.trees, self.returns = {}, {}
+    self.names, self.fields = (dict(known.names), dict(known.fields)) if known else ({}, {})
     for module, path in modules.items():
       with open(path, encoding='utf-8') as file:
         self.trees[module] = ast.parse(file.read())
@@ -55,7 +57,8 @@ class Package:
       return self.names[module].get(node.id)
     if isinstance(node, ast.Attribute):
       whole = self.name_of(module, node.value)
-      return whole and f'{whole}.{node.attr}'
+      again = self.names.get(whole, {}).get(node.attr)  # a module may hand on what it imports
+      return again or (whole and f'{whole}.{node.attr}')
     return None
 
   def type_of(self, module, annotation):

@@ -4,7 +4,7 @@ are."""
 
 import math
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -73,7 +73,7 @@ def keep(
       shown.extend(x[: _SHOWN - len(shown)])
       yield x
 
-  arrays = {'arr_0': ((most, *data.shape), np.uint8, blocks())}
+  arrays: dict[str, Any] = {'arr_0': ((most, *data.shape), np.uint8, blocks())}
   extra = [kept]
   if drawing.takes_labels(spec, data):
     extra.insert(0, drawing.labels_of(spec, data, kept))
