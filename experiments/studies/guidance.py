@@ -97,7 +97,9 @@ def main():
         files.make_workdir(args.workdir)
         images.save(path, images.picture(x[:40], data.train, columns=10))
       found = subject.bench.features.extract(x)
-      values = metrics.compare(found, subject.bench.reference, subject.bench.names)
+      values = metrics.compare(
+        found, subject.bench.reference, subject.bench.names, subject.bench.neighbours
+      )
       asked = np.arange(args.count) % data.classes
       if towards == 'classes':
         right = np.argmax(found.logits, -1) == asked

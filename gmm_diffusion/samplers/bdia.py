@@ -12,6 +12,7 @@ evaluations.
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gmm_diffusion.errors import UserError
@@ -127,3 +128,43 @@ def regenerate(
   plan, _ = kernel.plan(grid, state.x.shape[1:])
   grid, plan = jax.tree.map(lambda row: row[1:], (grid, plan))
   return run(kernel, denoiser, grid, plan, state.before, lambda n: None, cond).x
+
+
+def interpolate(
+  denoiser: Denoiser,
+  grid: StepGrid,
+  first: Array,
+  last: Array,
+  shares: Array,
+  gamma: float = 1.0,
+  cond: Any = None,
+) -> Array:
+  """Images on the way from each of `first` to each of `last` [B, ...]: both are inverted, and what
+  lies between their noise is generated, [W, B, ...].
+
+  (3) z_w = sin((1 - w) angle) / sin(angle) z_0 + sin(w angle) / sin(angle) z_1   [DDIM eq. 67]
+
+  with the angle between z_0 and z_1, on both states of the chain, so that w = 0 and w = 1 give the
+  images themselves to rounding. 2 N evaluations for the noise of both, and N - 1 for each share.
+
+  Args:
+    denoiser, grid, gamma, cond: as in `invert`; cond belongs to the pairs.
+    first, last: data.
+    shares: w [W]; 0 is `first`, 1 is `last`.
+  """
+  ends = [invert(denoiser, grid, x, gamma, cond) for x in (first, last)]
+  flat = [end.x.reshape(len(end.x), -1) for end in ends]
+  norms = jnp.prod(jnp.stack([jnp.linalg.norm(z, axis=1) for z in flat]), 0)
+  angle = jnp.arccos(jnp.clip(jnp.sum(flat[0] * flat[1], 1) / norms, -1, 1))
+
+  def at(share):
+    parts = jnp.sin((1 - share) * angle), jnp.sin(share * angle)
+    near = jnp.sin(angle) < 1e-4  # one direction, or opposite ones: a straight line
+    weights = [
+      jnp.where(near, straight, part / jnp.where(near, 1, jnp.sin(angle)))
+      for straight, part in zip((1 - share, share), parts)
+    ]
+    mix = lambda *leaves: sum(marginals.match(w, y) * y for w, y in zip(weights, leaves))
+    return regenerate(denoiser, grid, jax.tree.map(mix, *ends), gamma, cond)
+
+  return jax.lax.map(at, jnp.asarray(shares, first.dtype))

@@ -67,6 +67,32 @@ class BdiaTest(cases.X64TestCase):
     np.testing.assert_allclose(up.path[-1], x, rtol=0, atol=1e-9)
     np.testing.assert_allclose(up.path[:-1], down[:-2][::-1], rtol=0, atol=1e-9)
 
+  def test_interpolation_ends_at_both_images(self):
+    grid = grids.from_times(schedules.linear(), [950, 700, 400, 100, 20], 0)
+    first, last = jnp.asarray(np.random.RandomState(2).randn(2, 3, 3, 2))
+    found = bdia.interpolate(mixture, grid, first, last, [0.0, 0.3, 1.0], 0.9)
+    np.testing.assert_allclose(found[0], first, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(found[2], last, rtol=0, atol=1e-11)
+    self.assertGreater(float(jnp.abs(found[1] - first).max()), 0.01)
+    same = bdia.interpolate(mixture, grid, first, first, [0.3], 0.9)[0]
+    np.testing.assert_allclose(same, first, rtol=0, atol=1e-11)
+
+  def test_interpolation_of_gaussian_data(self):
+    """Where all maps are affine, so is the generated image in the noise, and half way has the
+    weight 1 / (2 cos(angle / 2)) of both."""
+    denoiser = exact.gaussian(jnp.array([0.3, -0.2, 0.1, 0.4]), 0.5)
+    grid = grids.from_times(schedules.linear(), [950, 700, 400, 100, 20], 0)
+    first, last = jnp.asarray(np.random.RandomState(2).randn(2, 3, 4))
+    states = [bdia.invert(denoiser, grid, x) for x in (first, last)]
+    nothing = bdia.regenerate(denoiser, grid, jax.tree.map(jnp.zeros_like, states[0]))
+    cosine = jnp.sum(states[0].x * states[1].x, 1) / (
+      jnp.linalg.norm(states[0].x, axis=1) * jnp.linalg.norm(states[1].x, axis=1)
+    )
+    weight = (1 / (2 * jnp.cos(jnp.arccos(cosine) / 2)))[:, None]
+    expected = weight * (first + last) + (1 - 2 * weight) * nothing
+    found = bdia.interpolate(denoiser, grid, first, last, [0.5])[0]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
+
   def test_evaluations_of_the_inversion(self):
     grid = grids.make(schedules.linear(), 5, 'uniform')
     times = []

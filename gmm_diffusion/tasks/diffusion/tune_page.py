@@ -9,6 +9,7 @@ from gmm_diffusion import metrics
 from gmm_diffusion.metrics.estimates import Estimate, of_mean, p_of_mean
 from gmm_diffusion.reports import page, plots
 from gmm_diffusion.samplers import linear, tuned
+from gmm_diffusion.tasks.diffusion.verdict import called
 from gmm_diffusion.tune.tiers import Found, hash_of
 
 HOW = (
@@ -86,15 +87,15 @@ def verdict(found: dict[str, Any]) -> str:
   if best is fixed:
     return (
       f'{calls} calls: nothing is shown to beat the best untuned sampler, {fixed["what"]}, with a '
-      f'{name} of {_estimate(fixed)}.'
+      f'{called(name)} of {_estimate(fixed)}.'
     )
   sure = best['p'] < 0.05
   lower = metrics.LOWER_IS_BETTER[name]
   better = (best['minus_fixed'] < 0) == lower
   word = ('better than' if better else 'worse than') if sure else 'not shown to differ from'
   return (
-    f'{calls} calls: the tuned sampler has a {name} of {_estimate(best)}, {word} the best untuned '
-    f'one, {fixed["what"]}, with {_estimate(fixed)}.'
+    f'{calls} calls: the tuned sampler has a {called(name)} of {_estimate(best)}, {word} the best '
+    f'untuned one, {fixed["what"]}, with {_estimate(fixed)}.'
   )
 
 
