@@ -11,6 +11,7 @@ import runpy
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from gmm_diffusion import command_line, specs
@@ -18,10 +19,12 @@ from gmm_diffusion.data import base, image_sets, sources
 from gmm_diffusion.engine import build, drawing, released
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
+from gmm_diffusion.maths import grids
 from gmm_diffusion.metrics import features as features_lib
 from gmm_diffusion.metrics import frechet, references
 from gmm_diffusion.metrics.estimates import Estimate
 from gmm_diffusion.reports import records
+from gmm_diffusion.samplers import bdia
 from gmm_diffusion.tasks.diffusion import modes
 from gmm_diffusion.tasks.restoration import inputs
 from gmm_diffusion.tasks.restoration import models as restoration
@@ -84,6 +87,60 @@ class Model:
         )
     made = drawing.prepare(spec, spec.sampler, self.data)
     return self._model.on(spec).sample(made, count, spec.seed).x
+
+  def between(
+    self,
+    first: np.ndarray,
+    last: np.ndarray,
+    count: int = 9,
+    steps: int = 40,
+    gamma: float = 0.8,
+    label: str | int = '',
+  ) -> np.ndarray:
+    """Images on the way from each of `first` to each of `last`, by samplers.bdia.interpolate.
+
+    Args:
+      first, last: uint8 images [B, H, W, C] as `sample` gives them.
+      count: of the images of each way, with both ends, at least 2.
+      steps: of the grid 'uniform'.
+      gamma: of bdia.interpolate.
+      label: the class of all of them, by number or name; '' is "no class" where the network knows
+        it.
+
+    Returns:
+      uint8 [count, B, H, W, C].
+
+    Raises:
+      UserError: a bad value, a model of latents, or a class that is needed and not given.
+    """
+    shape = np.shape(first)
+    if shape != np.shape(last) or shape[1:] != self.data.shape or not self.data.is_image:
+      raise UserError(
+        f'images to go between are two arrays [B, {", ".join(map(str, self.data.shape))}] of '
+        f'uint8, got {list(shape)} and {list(np.shape(last))}'
+      )
+    if self.spec.autoencoder.name or count < 2:
+      what = 'a model of latents' if self.spec.autoencoder.name else f'count {count}'
+      raise UserError(f'images between two need a model of pixels and count at least 2, got {what}')
+    spec = _changed(self.spec, {'sample': {'label': str(label)}})
+    labels = drawing.labels_of(spec, self.data, np.zeros(shape[0], int))
+    if drawing.takes_labels(spec, self.data) and not str(label):
+      if spec.net.labels != 'null':
+        raise UserError(
+          f'the network needs a class; give label, a number in 0..{self.data.classes - 1} or a name'
+        )
+      labels = np.full(shape[0], self.data.classes, np.int32)
+    grid = grids.make(build.schedule(spec.schedule), steps, 'uniform')
+    shares = np.linspace(0, 1, count)
+
+    def measure(denoiser, first, last, cond):
+      x = bdia.interpolate(denoiser, grid, first, last, shares, gamma, cond)
+      return jnp.moveaxis(x, 0, 1)
+
+    batch = base.to_model(first), base.to_model(last), labels
+    what = f'between {count} {steps} {gamma}'
+    x = self._model.ask(what, build.denoiser(spec, self.data), measure, batch)
+    return base.to_image(np.moveaxis(x, 1, 0))
 
 
 def _changed(spec: specs.Spec, changes: dict[str, Any]) -> specs.Spec:

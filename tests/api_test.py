@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -132,6 +133,41 @@ class FidTest(parameterized.TestCase):
     with self.assertRaisesRegex(UserError, message) as caught:
       gmm_diffusion.fid(a, b, **{'features': 'identity', **options})
     self.assertNotIn('\n', str(caught.exception))
+
+
+class BetweenTest(parameterized.TestCase):
+  def test_ends_at_both_images(self):
+    model, images = gmm_diffusion.load(exact()), IMAGES[:4]
+    x = model.between(images[:2], images[2:], count=3, steps=12)
+    self.assertEqual((x.shape, x.dtype), ((3, 2, 8, 8, 1), np.uint8))
+    np.testing.assert_array_equal(x[0], images[:2])
+    np.testing.assert_array_equal(x[2], images[2:])
+    self.assertGreater(np.abs(x[1].astype(int) - x[0]).max(), 10)
+
+  def test_the_class_is_none_or_that_given(self):
+    config, seen = digits.get_config('runlocal'), []
+    config.net.weights.format = 'random'
+    for labels, label in (('null', ''), ('plain', '3')):
+      config.net.labels = labels
+      model = gmm_diffusion.load(config)
+
+      def ask(what, bind, measure, batch):
+        seen.append(batch[2])
+        return np.zeros((2, 2, 8, 8, 1))
+
+      with mock.patch.object(model._model, 'ask', ask):
+        model.between(IMAGES[:2], IMAGES[2:4], 2, label=label)
+    np.testing.assert_array_equal(seen, [[10, 10], [3, 3]])
+    with self.assertRaisesRegex(UserError, 'needs a class; give label, a number in 0..9'):
+      model.between(IMAGES[:2], IMAGES[2:4])
+
+  @parameterized.parameters(
+    (IMAGES[:2], IMAGES[:1], 9, r'two arrays \[B, 8, 8, 1\] of uint8, got \[2, 8, 8, 1\] and'),
+    (IMAGES[:1], IMAGES[:1], 1, 'count at least 2, got count 1'),
+  )
+  def test_refused(self, first, last, count, message):
+    with self.assertRaisesRegex(UserError, message):
+      gmm_diffusion.load(exact()).between(first, last, count)
 
 
 class NamesTest(absltest.TestCase):

@@ -136,7 +136,7 @@ def interpolate(
   first: Array,
   last: Array,
   shares: Array,
-  gamma: float = 1.0,
+  gamma: float = 0.8,
   cond: Any = None,
 ) -> Array:
   """Images on the way from each of `first` to each of `last` [B, ...]: both are inverted, and what
@@ -148,9 +148,12 @@ def interpolate(
   images themselves to rounding. 2 N evaluations for the noise of both, and N - 1 for each share.
 
   Args:
-    denoiser, grid, gamma, cond: as in `invert`; cond belongs to the pairs.
+    denoiser, grid, cond: as in `invert`; cond belongs to the pairs.
     first, last: data.
     shares: w [W]; 0 is `first`, 1 is `last`.
+    gamma: near 1 what lies between keeps noise that the two images do not have, and small ones let
+      rounding errors grow, by 1 / gamma a step. On the digits in 40 steps the ends are exact to
+      2e-5 with 0.9, 5e-5 with 0.8 and 2e-3 with 0.7, in float32.
   """
   ends = [invert(denoiser, grid, x, gamma, cond) for x in (first, last)]
   flat = [end.x.reshape(len(end.x), -1) for end in ends]

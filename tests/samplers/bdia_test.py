@@ -83,8 +83,8 @@ class BdiaTest(cases.X64TestCase):
     denoiser = exact.gaussian(jnp.array([0.3, -0.2, 0.1, 0.4]), 0.5)
     grid = grids.from_times(schedules.linear(), [950, 700, 400, 100, 20], 0)
     first, last = jnp.asarray(np.random.RandomState(2).randn(2, 3, 4))
-    states = [bdia.invert(denoiser, grid, x) for x in (first, last)]
-    nothing = bdia.regenerate(denoiser, grid, jax.tree.map(jnp.zeros_like, states[0]))
+    states = [bdia.invert(denoiser, grid, x, 0.8) for x in (first, last)]
+    nothing = bdia.regenerate(denoiser, grid, jax.tree.map(jnp.zeros_like, states[0]), 0.8)
     cosine = jnp.sum(states[0].x * states[1].x, 1) / (
       jnp.linalg.norm(states[0].x, axis=1) * jnp.linalg.norm(states[1].x, axis=1)
     )
