@@ -141,9 +141,10 @@ class Store:
       raise self._cannot_write(error) from error
 
   def _cannot_write(self, error):
+    gone = '; if another machine is gone, start the command again on all of them'
     return UserError(
       f'cannot write the checkpoint to {self.path}: {_reason(error)}; free space there, or give '
-      f'another --workdir'
+      f'another --workdir{gone * (parallel.hosts() > 1)}'
     )
 
   def remove_unfinished(self) -> None:
