@@ -41,7 +41,7 @@ class Train:
     None, 'the same as the number of images after which a weight counts half', '(0, 1e15]'
   )
   ema_width: float | None = option(
-    None, 'in their place: a power average, whose deviation is this share of training', '(0, 0.28]'
+    None, 'in their place: a power average, whose deviation is this share of training', '(0, 0.288)'
   )
   averages: tuple[float, ...] = option(
     (),
@@ -85,15 +85,12 @@ class Train:
     """Raises UserError on numbers of averages that do not go together."""
     if self.ema_width and self.ema_half_life:
       raise UserError('train.ema_width and train.ema_half_life are both set; leave one of them out')
-    kind, most = next(
-      (kind for kind in (('ema_width', 0.28), ('ema_half_life', 1e15)) if getattr(self, kind[0])),
-      ('ema', 1.0),
-    )
-    if len(self.averages) > 3 or not all(
-      number < most or (number == most and kind != 'ema') for number in self.averages
-    ):
+    kind, most = 'ema', 1.0
+    if self.ema_width or self.ema_half_life:
+      kind, most = ('ema_width', 0.288) if self.ema_width else ('ema_half_life', 1e15)
+    if len(self.averages) > 3 or not all(number < most for number in self.averages):
       raise UserError(
-        f'train.averages must be at most three numbers like train.{kind}, up to {most:g}, got '
+        f'train.averages must be at most three numbers like train.{kind}, below {most:g}, got '
         f'{self.averages}'
       )
 

@@ -7,7 +7,6 @@ after `python -m gmm_diffusion.main --config=configs/digits.py --mode=train --wo
 """
 
 import dataclasses
-import math
 
 import numpy as np
 from tqdm import tqdm
@@ -16,6 +15,7 @@ from experiments.lib import common
 from gmm_diffusion import metrics
 from gmm_diffusion.engine import drawing
 from gmm_diffusion.metrics import estimates
+from gmm_diffusion.tasks.diffusion import steady
 
 SAMPLERS = {
   'ddim 5': {'name': 'ddim', 'steps': 5},
@@ -39,7 +39,7 @@ def main():
     extracted = bench.features.extract(x)
     return metrics.compare(extracted, bench.reference, bench.names, bench.neighbours)
 
-  most = math.ceil(args.count / (1 - max(args.shares)))
+  most = steady.needed(args.count, max(args.shares))
   for name, options in tqdm(SAMPLERS.items(), desc='samplers', unit='sampler'):
     sampler = dataclasses.replace(subject.spec.sampler, **options)
     made = drawing.prepare(subject.spec, sampler, data)
@@ -48,7 +48,7 @@ def main():
       labels = drawing.labels_of(subject.spec, data, np.arange(most))
       moves = subject.model.unsteadiness(made.bind, x, labels)
       for share in (0.0, *args.shares):
-        drawn = math.ceil(args.count / (1 - share))
+        drawn = steady.needed(args.count, share)
         kept = np.sort(np.argsort(moves[:drawn], kind='stable')[: args.count])
         about = {'sampler': name, 'share': share, 'seed': seed}
         found += [{**about, 'metric': key, **one.record()} for key, one in values(x[kept]).items()]

@@ -47,7 +47,7 @@ def guided(subject, data, label, folder):
 
   def at(scale):
     own = dataclasses.replace(spec.classifier, scale=scale, trained=folder)
-    sample = dataclasses.replace(spec.sample, label=label)
+    sample = dataclasses.replace(spec.sample, label=label if scale else '')
     changed = dataclasses.replace(spec, classifier=own, sample=sample)
     weights = {**subject.model.weights, **({'classifier': judge} if scale else {})}
     return subject._replace(model=drawing.Model(changed, data, weights))
@@ -75,12 +75,7 @@ def main():
   known = scores(subject, data.train, args, 0)
   limit = np.quantile(scores(subject, data.train, args, 1), RARE)
   rarity = data._replace(train_labels=minority.labels(known, args.labels), classes=args.labels)
-  rarity = rarity._replace(
-    test_labels=np.clip(
-      np.searchsorted(np.sort(known), scores(subject, data.test, args, 0)) * args.labels
-      // len(known), 0, args.labels - 1,
-    ).astype(np.int32), names=(),
-  )  # fmt: skip
+  rarity = rarity._replace(names=(), test=data.test[:0], test_labels=data.test_labels[:0])
   rows = []
   for towards, of, label in (
     ('classes', data, ''),

@@ -164,16 +164,6 @@ def _check_halves(shape, levels, section):
     )
 
 
-def has_schedule(module: Any) -> bool:
-  """Whether a network takes its progress in training, in [0, 1], as nets.cnn does."""
-  return 'progress' in inspect.signature(type(module).__call__).parameters
-
-
-def draws(module: Any) -> bool:
-  """Whether a network draws random numbers while it trains: dropout, or Gumbel noise."""
-  return getattr(module, 'dropout', 0) > 0 or getattr(module, 'final', '') == 'gumbel'
-
-
 def classifier(spec: specs.Spec, data: base.Data) -> Classifier:
   """The classifier of noisy images, which guides where classifier.scale is not 0."""
   if spec.autoencoder.name or not data.is_image or data.classes < 2:
@@ -181,7 +171,13 @@ def classifier(spec: specs.Spec, data: base.Data) -> Classifier:
       'classifier guidance needs a model of images with classes; set classifier.scale to 0, and '
       "train.what to 'denoiser'"
     )
-  _check_halves(data.shape, spec.classifier.multipliers, 'classifier')
+  own = spec.classifier
+  if own.scale and not (own.trained or own.weights.format):
+    raise UserError(
+      f'classifier.scale {own.scale:g} needs a classifier; set classifier.trained to the workdir '
+      f'of one (--mode=train with train.what=classifier)'
+    )
+  _check_halves(data.shape, own.multipliers, 'classifier')
   return _module(
     Classifier, spec.classifier, out_channels=data.classes, dtype=jnp.dtype(spec.net.dtype)
   )
@@ -290,12 +286,13 @@ def weights(spec: specs.Spec, data: base.Data, workdir: str) -> Any:
   """The arrays a denoiser needs: a checkpoint's, or the data themselves for exact denoisers."""
   if spec.denoiser.name in EXACT:
     return exact_data(spec, data)
+  guides = judge(spec, data)
   if spec.net.weights.format == RANDOM:
     print('the weights are random: images will be noise', flush=True)
-    return random_weights(template(spec, data), spec.seed) | _judge(spec, data)
+    return random_weights(template(spec, data), spec.seed) | guides
   with Store(workdir, step=spec.net.checkpoint) as store:
     known = store.about()
-    if 'net' not in known:
+    if 'net' not in known and 'classifier' in known:
       raise UserError(
         f'{workdir} holds a classifier and no denoiser; set --workdir to that of a denoiser, and '
         f'classifier.trained to this one'
@@ -312,7 +309,7 @@ def weights(spec: specs.Spec, data: base.Data, workdir: str) -> Any:
     with Store(os.path.join(workdir, FIRST_STAGE)) as store:
       check_about(store, {'hash': known['latents']})
       out |= store.weights(apart)
-  out |= _judge(spec, data)
+  out |= guides
   count = sum(leaf.size for leaf in jax.tree.leaves(out))
   print(
     f'read {count:,} parameters as {spec.net.dtype} in {time.perf_counter() - start:.1f} s',
@@ -331,11 +328,16 @@ def own_classifier(spec: specs.Spec, data: base.Data, workdir: str) -> Any:
         f'--config.train.what=classifier'
       )
     check_about(store, about_classifier(spec, data))
-    return store.weights({'net': wanted})['net']
+    part = 'classifier' if 'net' in store.about() else 'net'  # beside a released denoiser, or alone
+    return store.weights({part: wanted})[part]
 
 
-def _judge(spec, data):
-  """The part 'classifier' of the weights, where one guides that was trained here."""
+def judge(spec: specs.Spec, data: base.Data) -> dict[str, Any]:
+  """The part 'classifier' of the weights, where one guides that was trained here; else nothing.
+
+  Raises:
+    UserError: the classifier is not there, or is another one.
+  """
   own = spec.classifier
   if not (own.scale and own.trained):
     return {}
@@ -422,7 +424,7 @@ def denoiser(spec: specs.Spec, data: base.Data) -> Callable[[Any], Denoiser]:
     exact_denoiser(spec.denoiser, exact_data(spec, data._replace(train=data.train[:1])))
   else:
     module, process = net(spec, data), schedule(spec.schedule)
-    judge = classifier(spec, data) if spec.classifier.scale else None
+    guide = classifier(spec, data) if spec.classifier.scale else None
   clip = guidance.clip_x0 if spec.denoiser.clip and data.is_image else lambda out: out
   if spec.inverse.operator:
     return _restoring(spec, data, clip)
@@ -444,12 +446,12 @@ def denoiser(spec: specs.Spec, data: base.Data) -> Callable[[Any], Denoiser]:
         spec.denoiser.guidance_interval or None,
       )
     out = clip(out)
-    if judge is None:
+    if guide is None:
       return out
 
     def log_prob(x, time, labels):
       inputs, t = process.network_input(x, time)
-      logits = judge.apply(
+      logits = guide.apply(
         arrays['classifier'], inputs, jnp.broadcast_to(jnp.asarray(t, x.dtype), (len(x),))
       )
       return guidance.log_prob_of(logits, labels)

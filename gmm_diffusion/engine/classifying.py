@@ -81,8 +81,9 @@ def train(spec: specs.Spec, data: base.Data, workdir: str) -> None:
     workdir,
     ahead=spec.data.stream,
   )
+  params = build.own_classifier(spec, data, workdir)  # by all hosts together
   if parallel.is_main():
-    _report(spec, data, workdir)
+    _report(spec, data, workdir, params)
 
 
 def accuracy(
@@ -109,11 +110,10 @@ def accuracy(
   return out
 
 
-def _report(spec, data, workdir):
+def _report(spec, data, workdir, params):
   held_out = len(data.test) > 0
   images, labels = (data.test, data.test_labels) if held_out else (data.train, data.train_labels)
   index = np.linspace(0, len(images) - 1, min(COUNT, len(images))).astype(int)
-  params = build.own_classifier(spec, data, workdir)
   rows = accuracy(spec, data, params, images[index], labels[index])
   what = f'{len(index)} {"held-out" if held_out else "training"} images'
   path = os.path.join(workdir, ACCURACY)

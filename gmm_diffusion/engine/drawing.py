@@ -223,11 +223,14 @@ def facts(spec: specs.Spec, weights: str) -> dict[str, Any]:
   plain = lambda section: {
     key: value for key, value in dataclasses.asdict(section).items() if key not in _FREE
   }
-  sections = ('schedule', 'net', 'denoiser', 'autoencoder', 'classifier')
+  sections = ('schedule', 'net', 'denoiser', 'autoencoder')
+  # the size of a classifier that does not guide is that of nothing
+  guide = spec.classifier if spec.classifier.scale else specs.Classifier()
   return {
     'weights': weights,
     'label': spec.sample.label,
     **{name: plain(getattr(spec, name)) for name in sections},
+    'classifier': plain(guide),
   }
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmm_diffusion import specs
+from gmm_diffusion import nets, specs
 from gmm_diffusion.data import base
 from gmm_diffusion.engine import build, drawing, latents, starts, trainer
 from gmm_diffusion.errors import UserError
@@ -194,9 +194,9 @@ def mirror(spec: specs.Data, items: Any) -> Callable[[Any], Any]:
 
 def _output(spec, module, params, step, inputs, t, labels, keys):
   """What the network says in training; masks inside it by the key of each item."""
-  progress = {'progress': step / spec.train.steps} if build.has_schedule(module) else {}
+  progress = {'progress': step / spec.train.steps} if nets.has_schedule(module) else {}
   apply = functools.partial(module.apply, params, train=True, **progress)
-  if not build.draws(module):
+  if not nets.draws(module):
     return apply(inputs, t, labels)
   one = lambda x, t, label, key: apply(x[None], t[None], label[None], rngs={'dropout': key})[0]
   return jax.vmap(one)(inputs, t, labels, keys)
@@ -328,6 +328,7 @@ def preview(
   nothing where train.sample_every is 0; others: the weights of other parts than the network."""
   if not spec.train.sample_every:
     return lambda step, ema: None
+  spec = dataclasses.replace(spec, classifier=specs.Classifier())  # the network alone is trained
   made, model = drawing.prepare(spec, spec.sampler, data), drawing.Model(spec, data, {})
 
   def show(step, params):

@@ -15,7 +15,7 @@ that the samples depend on, such as unipc-10-order3-3f9a1c2b. In samples/ of a w
 """
 
 import os
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,12 +58,12 @@ def write(run: Run, source: drawing.Drawer, count: int) -> Stored:
   """
   folder = os.path.join(run.workdir, 'samples', source.name)
   path = f'{folder}-n{count}'
-  record = _finished(path, source.mark, count)
+  record = finished(path, source.mark, count)
   if record is None:
     title = f'sampling {source.sampler}'
     shards.fill(folder, source.mark, count, run.spec.sample.shard, source.draw, title)
     with files.locked(folder):
-      record = _finished(path, source.mark, count)
+      record = finished(path, source.mark, count)
       if record is None:
         record = _gather(run, source, folder, count)
         records.add(run.workdir, [record])
@@ -74,7 +74,7 @@ def write(run: Run, source: drawing.Drawer, count: int) -> Stored:
   return Stored(path + '.npz', part, record['nfe'], record['seconds'])
 
 
-def _finished(path: str, mark: str, count: int) -> dict[str, Any] | None:
+def finished(path: str, mark: str, count: int) -> dict[str, Any] | None:
   """The record of samples that are complete and whole."""
   record = files.read_json(path + '.json', {})
   found = record.get('fingerprint'), record.get('n')
@@ -127,17 +127,17 @@ def check_pictures(run: Run) -> None:
       )
 
 
-def write_images(run: Run, stored: Stored, count: int, kept: Container[int] | None = None) -> str:
-  """One PNG file for each sample, or for the ids that are kept: 00000000.png and so on; those that
-  are there stay. Returns the folder."""
-  folder = stored.path.removesuffix('.npz') + '-images'
+def write_images(run: Run, stored: Stored, ids: Collection[int], path: str = '') -> str:
+  """One PNG file for each of the ids, 00000000.png and so on; those that are there stay. Returns
+  the folder, which is named after the .npz at `path`, or else after that of all samples."""
+  folder = (path or stored.path).removesuffix('.npz') + '-images'
   os.makedirs(folder, exist_ok=True)
-  for ids in shards.ranges(count, run.spec.sample.shard):
-    wanted = ids if kept is None else [i for i in ids if i in kept]
-    missing = [i for i in wanted if not os.path.exists(_image(folder, i))]
-    x = stored.part(ids)['x'] if missing else ()
+  wanted = set(ids)
+  for part in shards.ranges(max(wanted) + 1, run.spec.sample.shard):
+    missing = [i for i in part if i in wanted and not os.path.exists(_image(folder, i))]
+    x = stored.part(part)['x'] if missing else ()
     for i in missing:
-      images.save(_image(folder, i), images.single(x[i - ids.start]))
+      images.save(_image(folder, i), images.single(x[i - part.start]))
   return folder
 
 

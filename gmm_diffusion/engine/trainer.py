@@ -100,9 +100,7 @@ def _numbers(spec: specs.Train) -> tuple[float, ...]:
 
 
 def decay_of(spec: specs.Train, number: float, step: Any) -> Any:
-  """The decay of an average at update `step` (from 1), by its width, half-life or decay."""
-  if spec.ema_width:
-    return training.power_decay(number, step)
+  """The decay of an average at update `step` (from 1), by its half-life or decay."""
   decay = 0.5 ** (spec.batch / number) if spec.ema_half_life else number
   return jnp.minimum(decay, (1 + step) / (10 + step))  # forgets the random start
 
@@ -112,7 +110,11 @@ def averaged(
 ) -> Any:
   """The averaged parameters after `step` updates, the last of which led to `params`; number: of
   the average, by default the first."""
-  decay = decay_of(spec, _numbers(spec)[0] if number is None else number, step)
+  number = _numbers(spec)[0] if number is None else number
+  if spec.ema_width:
+    share = training.power_share(number, step)
+    return jax.tree.map(lambda e, p: e + share * (p - e), average, params)
+  decay = decay_of(spec, number, step)
   return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, average, params)
 
 

@@ -106,8 +106,9 @@ def noisy_target(x_n: Array, x_t: Array, now: Time, level: Time) -> Array:
   return (x_n - match(back, x_n) * x_t) / match(scale, x_n)
 
 
-def power_decay(width: float, step: Array) -> Array:
-  """Equation (9) at update `step`, from 1; the width is below 0.288, where gamma is 0."""
-  share = width**-2.0
-  gamma = np.roots([1, 7, 16 - share, 12 - share]).real.max()
-  return (1 - 1 / jnp.asarray(step, jnp.float32)) ** (gamma + 1)
+def power_share(width: float, step: Array) -> Array:
+  """1 - beta_s of equation (9) at update `step`, from 1: the share of the new weights, in float32
+  also where beta_s is nearly 1. The width is below 0.288, where gamma is 0."""
+  square = width**-2.0
+  gamma = np.roots([1, 7, 16 - square, 12 - square]).real.max()
+  return -jnp.expm1((gamma + 1) * jnp.log1p(-1 / jnp.asarray(step, jnp.float32)))

@@ -107,7 +107,8 @@ def chains(
   Args:
     denoiser: of a variance-exploding model (a = 1), with times of shape [B].
     log_prob: y [C, ...] -> log p(sigma | y) [C, K], up to a constant.
-    sigmas: the levels [K]; p(sigma) is uniform over them.
+    sigmas: the levels [K]; p(sigma) is uniform over them, and the lowest is that from which
+      `descend` ends at clean data.
     start: y [C, ...] at the highest level.
     ids: of the chains [C], on which their noise depends.
     draws: M of each chain.
@@ -157,7 +158,7 @@ def chains(
       pick = lambda path: path[first, jnp.arange(len(first))]
       y, at = pick(visited), pick(index)
     sigma = table[at]
-    return state, (descend(denoiser, y, sigma, steps), sigma)
+    return state, (descend(denoiser, y, sigma, steps, float(np.min(sigmas))), sigma)
 
   begin = start, jnp.full(len(start), jnp.argmax(table), jnp.int32)
   _, (x, sigma) = jax.lax.scan(one, begin, jnp.arange(draws))

@@ -65,8 +65,10 @@ OF_LOSS = (  # what only the loss of a denoiser reads
   'loss', 'gamma', 'times', 'log_mean', 'log_deviation', 'low_discrepancy', 'label_dropout',
   'noisy', 'noise_level', 'vlb',
 )  # fmt: skip
+OF_CLASSIFIER = "it belongs to a denoiser, and train.what is 'classifier'"
 OF_DENOISER = (  # what --mode=train reads for a denoiser alone
   'loss', 'gamma', 'label_dropout', 'noisy', 'noise_level', 'vlb', 'start', 'sample_every',
+  'averages',
 )  # fmt: skip
 CURRENT = ('train', 'all', 'fetch', 'convert')  # modes that use no older checkpoint
 READ = {  # task -> what it reads of sections that it shares with 'diffusion', if not all
@@ -141,6 +143,8 @@ def _schedule(spec, mode, name):
 
 
 def _net(spec, mode, name):
+  if _trains_classifier(spec, mode):
+    return '' if name == 'dtype' else OF_CLASSIFIER
   if spec.denoiser.name in EXACT:
     return f'denoiser {spec.denoiser.name!r} is exact and has no network'
   if spec.task == 'masked' and spec.masked.predictor == 'exact' and name != 'labels':
@@ -181,6 +185,8 @@ def _classifier(spec, mode, name):
   own = spec.classifier
   if _trains_classifier(spec, mode):
     return "it guides, and train.what is 'classifier'" if name in ('scale', 'trained') else ''
+  if spec.denoiser.name in EXACT:
+    return f'denoiser {spec.denoiser.name!r} is exact and is not guided'
   if not own.scale and name != 'scale':
     return 'classifier.scale is 0, so that there is no classifier'
   if own.trained and name.startswith('weights.'):
@@ -199,6 +205,8 @@ def _weights(section, weights, name):
 
 
 def _denoiser(spec, mode, name):
+  if _trains_classifier(spec, mode):
+    return OF_CLASSIFIER
   own = spec.denoiser
   of_network = ('prediction', 'guidance', 'guidance_interval', 'guidance_channels')
   taken = ('name', 'clip', *(EXACT[own.name].options if own.name in EXACT else of_network))
@@ -212,7 +220,8 @@ def _denoiser(spec, mode, name):
 
 
 def _trains_classifier(spec, mode):
-  return mode == 'train' and spec.task == 'diffusion' and spec.train.what == 'classifier'
+  trains = mode in ('train', 'all') and spec.task == 'diffusion'
+  return trains and spec.train.what == 'classifier'
 
 
 def _train(spec, mode, name):
@@ -237,7 +246,7 @@ def _train(spec, mode, name):
     return f'task {spec.task!r} has one kind of network to train'
   if _trains_classifier(spec, mode):
     if name in OF_DENOISER:
-      return "it belongs to a denoiser, and train.what is 'classifier'"
+      return OF_CLASSIFIER
     return ''
   if name == 'start' and spec.task != 'diffusion':
     return f'task {spec.task!r} trains from random weights'

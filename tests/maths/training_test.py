@@ -20,7 +20,7 @@ class AverageTest(parameterized.TestCase):
   def test_power_average(self, width):
     """Updates count by a power of their number, and the profile has the width that was asked."""
     T = 4000
-    keep = np.asarray(training.power_decay(width, np.arange(1, T + 1)), np.float64)
+    keep = 1 - np.asarray(training.power_share(width, np.arange(1, T + 1)), np.float64)
     counts = (1 - keep) * np.append(np.cumprod(keep[:0:-1])[::-1], 1)  # each kept by all after it
     self.assertAlmostEqual(counts.sum(), 1, places=6)  # the first update forgets what was before
     share = np.arange(1, T + 1) / T
@@ -28,6 +28,12 @@ class AverageTest(parameterized.TestCase):
     self.assertAlmostEqual(np.sqrt(np.sum(counts * (share - mean) ** 2)), width, delta=1e-3)
     gamma = 1 / (1 - mean) - 2  # of a profile s^gamma, whose mean is (gamma + 1) / (gamma + 2)
     np.testing.assert_allclose(counts[T // 2] / counts[T // 4], 2**gamma, rtol=0.05)
+
+  def test_power_average_in_long_runs(self):
+    step = 10_000_000
+    gamma = np.roots([1, 7, 16 - 100, 12 - 100]).real.max()  # width 0.1
+    found = training.power_share(0.1, step)
+    np.testing.assert_allclose(found, (gamma + 1) / step, rtol=1e-3)
 
 
 class WeightsTest(parameterized.TestCase):

@@ -114,6 +114,11 @@ def _check(spec: specs.Spec, data: base.Data, workdir: str) -> None:
       'this config is for a pretrained model: it has no data to fine-tune on, or trains in '
       'latents, which is not supported; valid modes: fetch, convert, sample'
     )
+  if spec.classifier.scale:
+    raise UserError(
+      f'a network is fine-tuned without a classifier that guides; set classifier.scale to 0, got '
+      f'{spec.classifier.scale:g}'
+    )
   starts.check('finetune', own.start, workdir)
   if samplers.resolve(spec.sampler.name, spec.sampler.options())[0] in NOT_SMOOTH:
     raise UserError(

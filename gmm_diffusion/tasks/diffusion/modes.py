@@ -2,6 +2,7 @@
 samplers."""
 
 import dataclasses
+from collections.abc import Collection
 
 from gmm_diffusion import specs
 from gmm_diffusion.data import sources
@@ -45,6 +46,8 @@ def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
     raise UserError("--mode=all trains a denoiser; with train.what 'classifier' use --mode=train")
   # find bad settings before the training, not after it
   todo = evaluate.check(spec, data) if mode == 'all' else None
+  if mode == 'all' and learns:
+    build.judge(spec, data)
   if mode in ('train', 'all') and learns:
     loss.train(spec, data, workdir)
   if mode == 'finetune':
@@ -82,12 +85,12 @@ def sample(one: Run) -> None:
   )
   if spec.inverse.operator:
     restore.judge(one, out, count)
-  kept = None
+  path: str = out.path
+  ids: Collection[int] = range(count)
   if spec.sample.drop:
-    path, ids = steady.keep(one, model, made, out, count)
-    kept = set(ids.tolist())
-    print(f'the {len(kept)} steadiest of them: {path}, .png')
+    path, ids = steady.keep(one, model, made, source, out, count)
+    print(f'the {len(ids)} steadiest of them: {path}, .png')
   if spec.sample.png:
-    print(f'images: {sample_sets.write_images(one, out, count, kept)}')
+    print(f'images: {sample_sets.write_images(one, out, ids, path)}')
   if spec.sample.gif:
     print(f'x_0 on the way: {sample_sets.write_gif(model, made, out, count)}')

@@ -34,6 +34,8 @@ def quantise(spec: specs.Spec, data: base.Data, workdir: str) -> None:
   """
   own = spec.quantise
   _check(spec, data, workdir)
+  if spec.classifier.trained:  # it stays apart
+    spec = dataclasses.replace(spec, classifier=specs.Classifier())
   net = dataclasses.replace(spec.net, dtype='float32')  # what is rounded has all its digits
   weights = build.weights(dataclasses.replace(spec, net=net), data, own.start)
   paths = build.layers(spec, data)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmm_diffusion import files, parallel, specs
+from gmm_diffusion import files, nets, parallel, specs
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.data import base
 from gmm_diffusion.discrete import counts, pixels, predictors, process, reveal
@@ -60,9 +60,9 @@ def loss(spec: specs.Spec, data: base.Data) -> Callable[[Any, Any, Any], Any]:
     if spec.data.flip:
       flip = jax.vmap(jax.random.bernoulli)(keys[:, 2])[:, None, None, None]
       images = jnp.where(flip, images[:, :, ::-1], images)
-    progress = {'progress': step / spec.train.steps} if build.has_schedule(module) else {}
+    progress = {'progress': step / spec.train.steps} if nets.has_schedule(module) else {}
     apply = functools.partial(module.apply, params, train=True, **progress)
-    if build.draws(module):
+    if nets.draws(module):
       one = lambda hot, t, label, key: apply(
         hot[None], t[None], label[None], rngs={'dropout': key}
       )[0]

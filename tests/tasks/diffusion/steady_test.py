@@ -9,6 +9,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from gmm_diffusion.engine import drawing
+from gmm_diffusion.tasks.diffusion import steady
 from helpers import cases, cli
 
 
@@ -22,6 +23,25 @@ class DropTest(parameterized.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     cls.start = cli.trained(cls.enterClassContext(cases.folder()))
+
+  @parameterized.parameters((6, 0.25, 8), (10, 0.9, 100), (10, 0.8, 50), (7, 0.3, 10), (5, 0.3, 8))
+  def test_as_many_are_drawn_as_are_needed(self, count, share, drawn):
+    self.assertEqual(steady.needed(count, share), drawn)
+
+  def test_what_is_there_is_not_measured_again(self):
+    again = '--config.sample.count=3', '--config.sample.drop=0.25', '--config.sample.png=True'
+    found = []
+    for _ in range(2):
+      code, _, error = self.sample(*again)
+      self.assertFalse(code, error)
+      (path,) = glob.glob(os.path.join(self.start, 'samples', '*-n4-steady3.npz'))
+      found.append(os.stat(path).st_mtime_ns)
+      with mock.patch.object(drawing.Model, 'unsteadiness', side_effect=AssertionError):
+        self.assertFalse(self.sample(*again)[0])
+    self.assertEqual(found[0], found[1])
+    os.remove(path)
+    self.assertFalse(self.sample(*again)[0])
+    self.assertTrue(os.path.exists(path))
 
   def sample(self, *overrides):
     return cli.here(
@@ -50,7 +70,7 @@ class DropTest(parameterized.TestCase):
     self.assertCountEqual([*record['left_out'], *ids.tolist()], range(8))
     self.assertGreater(*x[record['left_out']].mean((1, 2, 3)))
     self.assertTrue(os.path.exists(path.replace('.npz', '.png')))
-    images = glob.glob(os.path.join(self.start, 'samples', '*-n8-images', '*.png'))
+    images = glob.glob(os.path.join(self.start, 'samples', '*-n8-steady6-images', '*.png'))
     self.assertCountEqual([int(os.path.basename(name)[:8]) for name in images], ids)
 
   def test_a_measure_does_not_depend_on_the_size_of_the_parts(self):
