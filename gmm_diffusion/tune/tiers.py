@@ -240,7 +240,7 @@ class Tuner:
 
   def _evolve(self, found, tier, move, leaders):
     """Generations of candidates that `move` makes of leaders [(candidate, score)]."""
-    subject, samples = self.subject, max(FIRST, self.settings.samples // 4)
+    subject, samples = self.subject, self.settings.samples
     random = np.random.Generator(np.random.SFC64(self._seed(TUNE)))
     parents = self._scored('search', [one for one, _ in leaders], samples)[:PARENTS]
     if not parents:
@@ -250,13 +250,13 @@ class Tuner:
         break
       source = move([one for one, _ in parents], subject.schedule, subject.times, width, random)
       new = list(itertools.islice(source, OFFSPRING))
-      parents = sorted(
-        parents + self._scored(f'{tier}, moved by {width:g}', new, samples),
-        key=lambda pair: _value(pair[1]),
-      )[:PARENTS]
+      few = self._scored(f'{tier}, moved by {width:g}', new, max(FIRST, samples // 4))[:PARENTS]
+      # few samples choose what more of them compare: the best of many on few is lucky
+      better = self._scored('search', [one for one, _ in few], samples)
+      parents = sorted(parents + better, key=lambda pair: _value(pair[1]))[:PARENTS]
     known = [one for one, _ in self.leaders if tier != 'times'] + [found.fixed]
     some = {id(one): one for one in [one for one, _ in parents] + known}
-    self.leaders = self._scored('search', some.values(), self.settings.samples)
+    self.leaders = self._scored('search', some.values(), samples)
     if self.leaders and all(self.leaders[0][0] is not one for one in found.proposals):
       self._propose(found, tier, *self.leaders[0])
 
