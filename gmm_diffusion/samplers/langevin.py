@@ -13,7 +13,7 @@ state with the smallest sigma of those that were visited. It does not sample the
 step >= 4 (v + sigma^2), for data of variance v, (1) is unstable, and both choices of sigma prefer
 what is nearly clean. Ours is step = c (v + sigma^2), a drawn sigma, and the last state; a chain of
 (1) at one level then has the variance (v + sigma^2) / (1 - c / 4) on Gaussian data. Both are for
-few dimensions: (2) takes what (1) adds for noise, and the more dimensions see it the surer it is, so
+few dimensions: (2) takes what (1) adds for noise, the more surely the more dimensions there are, so
 that on 64 of them the levels drift to the highest (docs/beyond_sampling.md).
 """
 
