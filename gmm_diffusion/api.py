@@ -6,6 +6,7 @@ print(gmm_diffusion.fid('photos', 'reference.npz'))
 """
 
 import dataclasses
+import math
 import os
 import runpy
 from collections.abc import Sequence
@@ -102,8 +103,8 @@ class Model:
     Args:
       first, last: uint8 images [B, H, W, C] as `sample` gives them.
       count: of the images of each way, with both ends, at least 2.
-      steps: of the grid 'uniform'.
-      gamma: of bdia.interpolate.
+      steps: of the grid 'uniform', at least 2.
+      gamma: of bdia.interpolate; rounding errors grow by up to gamma^-steps, at most 1e6.
       label: the class of all of them, by number or name; '' is "no class" where the network knows
         it.
 
@@ -114,20 +115,30 @@ class Model:
       UserError: a bad value, a model of latents, or a class that is needed and not given.
     """
     shape = np.shape(first)
-    if shape != np.shape(last) or shape[1:] != self.data.shape or not self.data.is_image:
+    whole = {np.asarray(images).dtype for images in (first, last)} == {np.dtype(np.uint8)}
+    same = shape == np.shape(last) and shape[1:] == self.data.shape and shape[0] > 0
+    if not (whole and same and self.data.is_image):
       raise UserError(
         f'images to go between are two arrays [B, {", ".join(map(str, self.data.shape))}] of '
-        f'uint8, got {list(shape)} and {list(np.shape(last))}'
+        f'uint8, got {list(shape)} of {np.asarray(first).dtype} and {list(np.shape(last))} of '
+        f'{np.asarray(last).dtype}'
       )
-    if self.spec.autoencoder.name or count < 2:
-      what = 'a model of latents' if self.spec.autoencoder.name else f'count {count}'
-      raise UserError(f'images between two need a model of pixels and count at least 2, got {what}')
+    if self.spec.autoencoder.name:
+      raise UserError('images between two need a model of pixels, and this one is of latents')
+    if count < 2 or steps < 2:
+      raise UserError(f'count and steps must be at least 2, got {count} and {steps}')
+    if not 0 < gamma <= 1 or steps * -math.log(gamma) > math.log(1e6):
+      raise UserError(
+        f'gamma {gamma:g} in {steps} steps lets rounding errors grow too far; take fewer steps, '
+        f'or a gamma nearer to 1'
+      )
     spec = _changed(self.spec, {'sample': {'label': str(label)}})
+    spec = dataclasses.replace(spec, inverse=specs.Inverse())
     labels = drawing.labels_of(spec, self.data, np.zeros(shape[0], int))
     if drawing.takes_labels(spec, self.data) and not str(label):
       if spec.net.labels != 'null':
         raise UserError(
-          f'the network needs a class; give label, a number in 0..{self.data.classes - 1} or a name'
+          f'the model needs a class; give label, a number in 0..{self.data.classes - 1} or a name'
         )
       labels = np.full(shape[0], self.data.classes, np.int32)
     grid = grids.make(build.schedule(spec.schedule), steps, 'uniform')

@@ -38,7 +38,7 @@ class Train:
   clip_norm: float = option(1.0, 'longest gradient', '(0, 1e30]')
   ema: float = option(0.999, 'decay of the averaged weights, those to sample from', '[0, 1)')
   ema_half_life: float | None = option(
-    None, 'the same as the number of images after which a weight counts half', '(0, 1e15]'
+    None, 'the same as the number of images after which a weight counts half', '(0, 1e15)'
   )
   ema_width: float | None = option(
     None, 'in their place: a power average, whose deviation is this share of training', '(0, 0.288)'

@@ -158,16 +158,26 @@ class BetweenTest(parameterized.TestCase):
       with mock.patch.object(model._model, 'ask', ask):
         model.between(IMAGES[:2], IMAGES[2:4], 2, label=label)
     np.testing.assert_array_equal(seen, [[10, 10], [3, 3]])
-    with self.assertRaisesRegex(UserError, 'needs a class; give label, a number in 0..9'):
+    with self.assertRaisesRegex(UserError, 'model needs a class; give label, a number in 0..9'):
       model.between(IMAGES[:2], IMAGES[2:4])
 
   @parameterized.parameters(
-    (IMAGES[:2], IMAGES[:1], 9, r'two arrays \[B, 8, 8, 1\] of uint8, got \[2, 8, 8, 1\] and'),
-    (IMAGES[:1], IMAGES[:1], 1, 'count at least 2, got count 1'),
+    (
+      IMAGES[:2],
+      IMAGES[:1],
+      {},
+      r'two arrays \[B, 8, 8, 1\] of uint8, got \[2, 8, 8, 1\] of uint8',
+    ),
+    (IMAGES[:1] / 255, IMAGES[:1], {}, r'of uint8, got \[1, 8, 8, 1\] of float64'),
+    (IMAGES[:0], IMAGES[:0], {}, r'got \[0, 8, 8, 1\]'),
+    (IMAGES[:1], IMAGES[:1], {'count': 1}, 'count and steps must be at least 2, got 1 and 40'),
+    (IMAGES[:1], IMAGES[:1], {'steps': 1}, 'count and steps must be at least 2, got 9 and 1'),
+    (IMAGES[:1], IMAGES[:1], {'steps': 100}, 'gamma 0.8 in 100 steps lets rounding errors grow'),
+    (IMAGES[:1], IMAGES[:1], {'gamma': 0.0}, 'gamma 0 in 40 steps'),
   )
-  def test_refused(self, first, last, count, message):
+  def test_refused(self, first, last, options, message):
     with self.assertRaisesRegex(UserError, message):
-      gmm_diffusion.load(exact()).between(first, last, count)
+      gmm_diffusion.load(exact()).between(first, last, **options)
 
 
 class NamesTest(absltest.TestCase):

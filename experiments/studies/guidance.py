@@ -23,6 +23,7 @@ from gmm_diffusion.maths import grids
 from gmm_diffusion.metrics import estimates, minority
 from gmm_diffusion.reports import images
 
+JUDGE = 1_000_003  # seed of the score that judges: of no samples, whose noise it would be
 RARE = 0.9  # quantile of the scores of training images above which an image is called rare
 
 
@@ -63,7 +64,7 @@ def main():
   parser.add_argument('--labels', type=int, default=10, help='of rarity')
   parser.add_argument('--level', type=float, default=6.0, help='b / a of the minority score')
   parser.add_argument('--draws', type=int, default=20, help='of the minority score')
-  parser.add_argument('--steps', type=int, default=50)
+  parser.add_argument('--steps', type=int, default=20)
   parser.add_argument('--count', type=int, default=1000, help='samples of each')
   parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='of the samples')
   args = parser.parse_args()
@@ -73,7 +74,7 @@ def main():
   )
   data, sampler = subject.data, subject.spec.sampler
   known = scores(subject, data.train, args, 0)
-  limit = np.quantile(scores(subject, data.train, args, 1), RARE)
+  limit = np.quantile(scores(subject, data.train, args, JUDGE), RARE)
   rarity = data._replace(train_labels=minority.labels(known, args.labels), classes=args.labels)
   rarity = rarity._replace(names=(), test=data.test[:0], test_labels=data.test_labels[:0])
   rows = []
@@ -99,7 +100,7 @@ def main():
       if towards == 'classes':
         right = np.argmax(found.logits, -1) == asked
         values['recognised as asked'] = estimates.of_share(right)
-      values['rare'] = estimates.of_share(scores(subject, x, args, 1) > limit)
+      values['rare'] = estimates.of_share(scores(subject, x, args, JUDGE) > limit)
       rows += [
         {'towards': towards, 'scale': scale, 'seed': seed, 'metric': name, **value.record()}
         for name, value in values.items()

@@ -36,6 +36,9 @@ from gmm_diffusion.types import Denoiser, StepGrid
 _NUMBERS = ('steps', 'grid', 'end', 'rho', 'times', 'eta', *samplers.NUMBERS)
 _LETTERS = 60  # that settings take in the name of a set; the hash stands for the others
 _AT_ONCE = 25  # samples in one call of `draw_over_parts`
+# Seed of the noise by which samples are judged; with that of the samples, a sampler with noise
+# would be judged by its own.
+_JUDGE = 1_000_003
 # Settings of a section of the spec that samples do not depend on: weights count by their hash.
 _FREE = ('weights', 'trained', 'dropout', 'remat', 'checkpoint', 'average', 'batch')
 
@@ -341,7 +344,7 @@ class Model:
     `first` on: [N]."""
     at = hallucination.times(build.schedule(self.spec.schedule))
     measure = lambda denoiser, x, ids, cond: hallucination.unsteadiness(
-      denoiser, x, at, ids, cond=cond
+      denoiser, x, at, ids, _JUDGE, cond
     )
     ids = np.arange(first, first + len(x), dtype=np.uint32)
     return self.ask('unsteadiness', bind, measure, (base.to_model(x), ids, labels))

@@ -271,6 +271,7 @@ def train(spec: specs.Spec, data: base.Data, workdir: str) -> None:
       'sample; to train the same network, set net.weights.format to nothing and data.name to images'
     )
   trainer.check_batch(spec.train)
+  spec = _without_guide(spec, data)
   others: dict[str, Any] = {}  # the parts that are not trained
   about: dict[str, Any] = {**build.about(spec, data), **PLAIN}
   if spec.autoencoder.name:
@@ -321,6 +322,15 @@ def train(spec: specs.Spec, data: base.Data, workdir: str) -> None:
   )
 
 
+def _without_guide(spec, data):
+  """The settings without the classifier that guides: it is no part of the training, nor are the
+  labels that it alone takes."""
+  spec = dataclasses.replace(spec, classifier=specs.Classifier())
+  if drawing.takes_labels(spec, data):
+    return spec
+  return dataclasses.replace(spec, sample=dataclasses.replace(spec.sample, label=''))
+
+
 def preview(
   spec: specs.Spec, data: base.Data, workdir: str, **others: Any
 ) -> Callable[[int, Any], None]:
@@ -328,7 +338,6 @@ def preview(
   nothing where train.sample_every is 0; others: the weights of other parts than the network."""
   if not spec.train.sample_every:
     return lambda step, ema: None
-  spec = dataclasses.replace(spec, classifier=specs.Classifier())  # the network alone is trained
   made, model = drawing.prepare(spec, spec.sampler, data), drawing.Model(spec, data, {})
 
   def show(step, params):

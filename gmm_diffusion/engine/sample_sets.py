@@ -127,13 +127,16 @@ def check_pictures(run: Run) -> None:
       )
 
 
-def write_images(run: Run, stored: Stored, ids: Collection[int], path: str = '') -> str:
-  """One PNG file for each of the ids, 00000000.png and so on; those that are there stay. Returns
-  the folder, which is named after the .npz at `path`, or else after that of all samples."""
+def write_images(
+  run: Run, stored: Stored, count: int, ids: Collection[int] = (), path: str = ''
+) -> str:
+  """One PNG file for each of `count` samples, or of some `ids` among them: 00000000.png and so on;
+  those that are there stay. Returns the folder, which is named after the .npz at `path`, or else
+  after that of all samples."""
   folder = (path or stored.path).removesuffix('.npz') + '-images'
   os.makedirs(folder, exist_ok=True)
-  wanted = set(ids)
-  for part in shards.ranges(max(wanted) + 1, run.spec.sample.shard):
+  wanted = set(ids or range(count))
+  for part in shards.ranges(count, run.spec.sample.shard):
     missing = [i for i in part if i in wanted and not os.path.exists(_image(folder, i))]
     x = stored.part(part)['x'] if missing else ()
     for i in missing:

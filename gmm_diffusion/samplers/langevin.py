@@ -60,14 +60,19 @@ def level_log_prob(
 
 
 def descend(
-  denoiser: Denoiser, y: Array, sigma: Array, steps: int, least: float = 0.01, rho: float = 7.0
+  denoiser: Denoiser,
+  y: Array,
+  sigma: Array,
+  steps: int,
+  least: Array | float = 0.01,
+  rho: float = 7.0,
 ) -> Array:
   """Heun's method from each sample's own level to clean data; 2 steps - 3 calls.
 
   Args:
     denoiser: of a variance-exploding model, with times of shape [B].
     y: samples [B, ...].
-    sigma: their levels [B], above `least`.
+    sigma: their levels [B], not below `least`.
     steps: levels of the grid, the clean one included, at least 3.
     least: the lowest level but for the clean one, from where one Euler step ends at it.
     rho: the levels are linear in sigma^(1 / rho).
@@ -160,7 +165,7 @@ def chains(
       pick = lambda path: path[first, jnp.arange(len(first))]
       y, at = pick(visited), pick(index)
     sigma = table[at]
-    return state, (descend(denoiser, y, sigma, steps, float(np.min(sigmas))), sigma)
+    return state, (descend(denoiser, y, sigma, steps, jnp.min(table)), sigma)
 
   begin = start, jnp.full(len(start), jnp.argmax(table), jnp.int32)
   _, (x, sigma) = jax.lax.scan(one, begin, jnp.arange(draws))

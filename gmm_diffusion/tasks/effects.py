@@ -65,7 +65,7 @@ OF_LOSS = (  # what only the loss of a denoiser reads
   'loss', 'gamma', 'times', 'log_mean', 'log_deviation', 'low_discrepancy', 'label_dropout',
   'noisy', 'noise_level', 'vlb',
 )  # fmt: skip
-OF_CLASSIFIER = "it belongs to a denoiser, and train.what is 'classifier'"
+OF_CLASSIFIER = "it belongs to a denoiser, and train.what is 'classifier'; leave it out"
 OF_DENOISER = (  # what --mode=train reads for a denoiser alone
   'loss', 'gamma', 'label_dropout', 'noisy', 'noise_level', 'vlb', 'start', 'sample_every',
   'averages',

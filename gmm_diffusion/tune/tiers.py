@@ -250,7 +250,9 @@ class Tuner:
         break
       source = move([one for one, _ in parents], subject.schedule, subject.times, width, random)
       new = list(itertools.islice(source, OFFSPRING))
-      few = self._scored(f'{tier}, moved by {width:g}', new, max(FIRST, samples // 4))[:PARENTS]
+      few = self._scored(
+        f'{tier}, moved by {width:g}', new, min(samples, max(FIRST, samples // 4))
+      )[:PARENTS]
       # few samples choose what more of them compare: the best of many on few is lucky
       better = self._scored('search', [one for one, _ in few], samples)
       parents = sorted(parents + better, key=lambda pair: _value(pair[1]))[:PARENTS]

@@ -138,13 +138,6 @@ class StoreTest(absltest.TestCase):
           store.save(4, WEIGHTS, STATE, {})
           store.close()
     self.assertEqual(Store(self.workdir).latest(), 3)
-
-  def test_on_several_hosts_another_one_may_be_gone(self):
-    with mock.patch.object(store_lib.parallel, 'hosts', return_value=2):
-      with self.assertRaisesRegex(UserError, 'give another --workdir; if another machine is gone'):
-        with Store(self.workdir, create=True) as store:
-          with mock.patch.object(store._manager, 'save', side_effect=RuntimeError('no answer')):
-            store.save(4, WEIGHTS, STATE, {})
     file = self.create_tempfile('file', 'text').full_path
     with self.assertRaisesRegex(UserError, 'cannot open .*/file/checkpoints: .*; give another'):
       Store(file, create=True)
@@ -155,6 +148,13 @@ class StoreTest(absltest.TestCase):
         UserError, 'other/checkpoints is not a folder; remove it, or give'
       ):
         Store(os.path.join(self.workdir, 'other'), create)
+
+  def test_on_several_hosts_another_one_may_be_gone(self):
+    with mock.patch.object(store_lib.parallel, 'hosts', return_value=2):
+      with self.assertRaisesRegex(UserError, 'give another --workdir; if another machine is gone'):
+        with Store(self.workdir, create=True) as store:
+          with mock.patch.object(store._manager, 'save', side_effect=RuntimeError('no answer')):
+            store.save(4, WEIGHTS, STATE, {})
 
   def test_none(self):
     empty = self.create_tempdir().full_path

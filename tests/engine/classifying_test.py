@@ -167,6 +167,7 @@ class CommandTest(parameterized.TestCase):
       'digits.py:runlocal', 'train', os.path.join(self.root, 'shown'), *cli.CNN,
       f'--config.classifier.trained={self.trained}', '--config.classifier.scale=1', *SIZE,
       '--config.train.steps=1', '--config.train.sample_every=1', '--config.sampler.steps=1',
+      '--config.net.labels=none', '--config.sample.label=3',
     )  # fmt: skip
     self.assertFalse(code, error)
 

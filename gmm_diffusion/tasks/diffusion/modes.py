@@ -91,6 +91,6 @@ def sample(one: Run) -> None:
     path, ids = steady.keep(one, model, made, source, out, count)
     print(f'the {len(ids)} steadiest of them: {path}, .png')
   if spec.sample.png:
-    print(f'images: {sample_sets.write_images(one, out, ids, path)}')
+    print(f'images: {sample_sets.write_images(one, out, count, ids, path)}')
   if spec.sample.gif:
     print(f'x_0 on the way: {sample_sets.write_gif(model, made, out, count)}')

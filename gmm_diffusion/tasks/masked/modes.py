@@ -88,7 +88,7 @@ def sample(this: Run) -> None:
     f'{count} samples, {out.nfe} calls of the predictor each, {out.seconds:.1f} s: {out.path}, .png'
   )
   if spec.sample.png:
-    print(f'images: {sample_sets.write_images(this, out, range(count))}')
+    print(f'images: {sample_sets.write_images(this, out, count)}')
 
 
 def _check_calls(own: task_specs.Masked, data: base.Data) -> None:

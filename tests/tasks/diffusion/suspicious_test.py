@@ -65,6 +65,7 @@ class SuspiciousTest(absltest.TestCase):
       x.astype(np.float32) / 127.5 - 1,
       hallucination.times(schedules.linear()),
       np.arange(5),
+      drawing._JUDGE,
       cond=labels,
     )
     np.testing.assert_allclose(found, expected, rtol=1e-3)
