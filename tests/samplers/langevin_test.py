@@ -68,8 +68,8 @@ class DescentTest(cases.X64TestCase):
 class ChainTest(cases.X64TestCase):
   @parameterized.parameters(0.5, 2.0)
   def test_variance_of_an_unadjusted_chain(self, c):
-    """(v + sigma^2) / (1 - c / 4) at one level, from which the denoiser's gain leads to clean data. 5
-    standard errors are a false alarm in two million."""
+    """(v + sigma^2) / (1 - c / 4) at one level, from which the gain of the denoiser leads to clean
+    data. 5 standard errors are a false alarm in two million."""
     v, sigma, C, M, skip = 0.3, 0.7, 400, 40, 20
     ids = np.arange(C)
     denoiser = exact.gaussian(jnp.zeros(1), v)
