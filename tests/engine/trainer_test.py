@@ -358,9 +358,9 @@ class OptionsTest(parameterized.TestCase):
       fit(folder, steps=4, averages=(0.5,))
 
   @parameterized.parameters(
-    ({'averages': (0.9, 1.0)}, 'three numbers like train.ema, up to 1'),
+    ({'averages': (0.9, 1.0)}, 'three numbers like train.ema, below 1'),
     ({'averages': (0.1, 0.2, 0.3, 0.4)}, 'at most three numbers'),
-    ({'ema_width': 0.1, 'averages': (0.3,)}, 'like train.ema_width, up to 0.28'),
+    ({'ema_width': 0.1, 'averages': (0.3,)}, 'like train.ema_width, below 0.288'),
     ({'ema_width': 0.1, 'ema_half_life': 5.0}, 'are both set'),
   )
   def test_bad_averages(self, options, message):
