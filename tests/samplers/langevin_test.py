@@ -33,7 +33,7 @@ def share_of_the_minor_mode(**options):
   ids = np.arange(64)
   start = 3 * noise.initial(noise.sample_keys(1, ids), (1,), jnp.float64)
   found = jax.jit(
-    lambda start: langevin.chains(denoiser, log_prob, sigmas, start, ids, 400, **options)
+    lambda start: langevin.chains(denoiser, log_prob, sigmas, start, ids, 200, **options)
   )(start)
   kept = np.asarray(found.x)[50:, :, 0] > 0  # the start is another mixture
   of_chains = kept.mean(0)
