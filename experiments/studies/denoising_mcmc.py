@@ -19,7 +19,6 @@ from gmm_diffusion.denoisers import exact
 from gmm_diffusion.maths import grids, noise, schedules
 from gmm_diffusion.metrics import estimates
 from gmm_diffusion.samplers import langevin
-from gmm_diffusion.types import Prediction, Time
 
 WAYS = {
   'published': {'variance': None, 'level': 'likeliest', 'choice': 'smallest'},
@@ -28,17 +27,6 @@ WAYS = {
   'and a step by level': {'level': 'drawn', 'choice': 'last'},
 }
 HEUN = 5  # levels of the descent
-
-
-def of_each(denoiser):
-  """A denoiser of one time for the batch, for a time of each sample."""
-
-  def denoise(x, time, cond):
-    del cond
-    found = jax.vmap(lambda x, *time: denoiser(x[None], Time(*time), None)[:2])(x, *time)
-    return Prediction(*(part[:, 0] for part in found))
-
-  return denoise
 
 
 def correlation(series):
@@ -51,7 +39,7 @@ def run(problem, way, args, step):
   """Draws after the first tenth: (x [M, C, D], sigma [M, C], calls of a draw)."""
   means, variance, log_priors, sigmas = problem
   options = {'variance': variance, **WAYS[way]}
-  denoiser = of_each(exact.mixture(means, variance, log_priors))
+  denoiser = langevin.of_each(exact.mixture(means, variance, log_priors))
   log_prob = langevin.level_log_prob(means, variance, sigmas, log_priors)
   ids = np.arange(args.chains)
   shape = means.shape[1:]

@@ -122,3 +122,9 @@ def summary(data: Data) -> dict[str, Any]:
     'shape': ' x '.join(map(str, data.shape)),
     'classes': data.classes,
   }
+
+
+def labelled_batch(data: Data, seed: int, step: int, batch: int, mine: slice) -> tuple[Any, ...]:
+  """(images, labels, positions in the whole batch) of a host's part `mine` of a batch."""
+  index = batch_indices(seed, step, len(data.train), batch)[mine]
+  return data.train[index], data.train_labels[index], np.arange(batch, dtype=np.int32)[mine]

@@ -65,18 +65,13 @@ def train(spec: specs.Spec, data: base.Data, workdir: str) -> None:
 
   def fresh():
     params = module.init(jax.random.key(spec.seed), jnp.zeros((1, *data.shape)), jnp.zeros(1))
-    return trainer.State(jnp.zeros((), jnp.int32), params, params, optimiser.init(params))
-
-  def batch(step, mine):
-    index = base.batch_indices(spec.seed, step, len(data.train), spec.train.batch)[mine]
-    position = np.arange(spec.train.batch, dtype=np.int32)[mine]
-    return data.train[index], data.train_labels[index], position
+    return trainer.first(params, optimiser)
 
   trainer.fit(
     spec.train,
     trainer.once(fresh),
     lambda: trainer.updater(spec.train, optimiser, cross_entropy(spec, data)),
-    batch,
+    lambda step, mine: base.labelled_batch(data, spec.seed, step, spec.train.batch, mine),
     build.about_classifier(spec, data),
     workdir,
     ahead=spec.data.stream,

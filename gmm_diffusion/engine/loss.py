@@ -281,7 +281,7 @@ def train(spec: specs.Spec, data: base.Data, workdir: str) -> None:
 
   def fresh():
     params = build.init(module, build.sample_shape(spec, data), spec.seed)
-    return trainer.State(jnp.zeros((), jnp.int32), params, params, optimiser.init(params))
+    return trainer.first(params, optimiser)
 
   def begun(state):
     if not spec.train.start:

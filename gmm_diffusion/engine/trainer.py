@@ -46,6 +46,11 @@ class State(NamedTuple):
     return {key: part for key, part in self._asdict().items() if key != 'averages' or part}
 
 
+def first(params: Any, optimiser: optax.GradientTransformation) -> State:
+  """The state before the first update."""
+  return State(jnp.zeros((), jnp.int32), params, params, optimiser.init(params))
+
+
 def updater(
   spec: specs.Train,
   optimiser: optax.GradientTransformation,

@@ -26,7 +26,7 @@ import numpy as np
 
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import marginals, mixtures, noise
-from gmm_diffusion.types import Array, Denoiser, Time
+from gmm_diffusion.types import Array, Denoiser, Prediction, Time
 
 CHOICES = ('last', 'smallest')
 LEVELS = ('drawn', 'likeliest')
@@ -39,6 +39,17 @@ class Drawn(NamedTuple):
   x: Array
   sigma: Array
   nfe: int
+
+
+def of_each(denoiser: Denoiser) -> Denoiser:
+  """A denoiser of one time for the whole batch, such as exact.mixture, for times of shape [B]."""
+
+  def denoise(x, time, cond):
+    del cond
+    found = jax.vmap(lambda x, *time: denoiser(x[None], Time(*time), None)[:2])(x, *time)
+    return Prediction(*(part[:, 0] for part in found))
+
+  return denoise
 
 
 def level_log_prob(

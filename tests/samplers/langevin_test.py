@@ -9,26 +9,15 @@ from gmm_diffusion.denoisers import exact
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import noise
 from gmm_diffusion.samplers import langevin
-from gmm_diffusion.types import Prediction, Time
 from helpers import cases
 
 MEANS, SHARES, WIDTH = np.array([[-1.0], [1.0]]), np.array([0.8, 0.2]), 0.05
 
 
-def each(denoiser):
-  """A denoiser of one time for the batch, for a time of each sample."""
-
-  def denoise(x, time, cond):
-    found = jax.vmap(lambda x, *time: denoiser(x[None], Time(*time), cond)[:2])(x, *time)
-    return Prediction(*(part[:, 0] for part in found))
-
-  return denoise
-
-
 def share_of_the_minor_mode(**options):
   """With its standard error over chains, and the levels: 1-D mixture, 64 chains."""
   sigmas, priors = np.geomspace(0.01, 3, 60), np.log(SHARES)
-  denoiser = each(exact.mixture(jnp.asarray(MEANS), WIDTH**2, jnp.asarray(priors)))
+  denoiser = langevin.of_each(exact.mixture(jnp.asarray(MEANS), WIDTH**2, jnp.asarray(priors)))
   log_prob = langevin.level_log_prob(jnp.asarray(MEANS), WIDTH**2, sigmas, jnp.asarray(priors))
   ids = np.arange(64)
   start = 3 * noise.initial(noise.sample_keys(1, ids), (1,), jnp.float64)

@@ -83,18 +83,13 @@ def train(run: Run) -> None:
 
   def fresh():
     params = init(spec, data)
-    return trainer.State(jnp.zeros((), jnp.int32), params, params, optimiser.init(params))
-
-  def batch(step, mine):
-    index = base.batch_indices(spec.seed, step, len(data.train), spec.train.batch)[mine]
-    positions = np.arange(spec.train.batch, dtype=np.int32)[mine]
-    return data.train[index], data.train_labels[index], positions
+    return trainer.first(params, optimiser)
 
   trainer.fit(
     spec.train,
     trainer.once(fresh),
     lambda: trainer.updater(spec.train, optimiser, loss(spec, data)),
-    batch,
+    lambda step, mine: base.labelled_batch(data, spec.seed, step, spec.train.batch, mine),
     about(spec, data),
     run.workdir,
     ahead=spec.data.stream,

@@ -100,7 +100,7 @@ def train(run: Run, pairs: inputs.Pairs | None, model: str) -> None:
 
   def fresh():
     params = init(spec, data)
-    return trainer.State(jnp.zeros((), jnp.int32), params, params, optimiser.init(params))
+    return trainer.first(params, optimiser)
 
   def batch(step, mine):
     index = base.batch_indices(spec.seed, step, len(data.train), spec.train.batch)[mine]

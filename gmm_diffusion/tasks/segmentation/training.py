@@ -190,7 +190,7 @@ def train(spec: specs.Spec, examples: Sequence[scenes.Scene], workdir: str) -> N
 
     def fresh():
       params = _with_encoder(_init(module, own.crop, spec.seed), own)
-      return trainer.State(jnp.zeros((), jnp.int32), params, params, optimiser.init(params))
+      return trainer.first(params, optimiser)
 
     trainer.fit(
       spec.train,
