@@ -7,6 +7,7 @@ that of a child which makes the inputs and no more.
   python -m experiments.benchmarks.attention_speed
 """
 
+import functools
 import json
 import resource
 import subprocess
@@ -70,6 +71,7 @@ def inputs(tokens: int, channels: int):
   ]
 
 
+@functools.cache
 def peak(case: str, tokens: int, channels: int) -> float:
   """Peak MB of a process that runs one case twice; '' makes the inputs only. Children start at the
   parent's peak: call it first."""

@@ -40,7 +40,7 @@ class GuidanceTest(parameterized.TestCase):
     config = config_of('imagenet256', 'adm_guided')
     spec, data = spec_of(config)
     weights = build.random_weights(build.template(spec, data), 0)
-    for scale in (0.0, 1.0, 3.0):
+    for scale in (0.0, 3.0):
       config.classifier.scale = scale
       spec, data = spec_of(config)
       denoiser = jax.jit(lambda weights, x: build.denoiser(spec, data)(weights)(x, time, labels))
@@ -51,7 +51,6 @@ class GuidanceTest(parameterized.TestCase):
     ].sum()
     gradient = jax.jit(jax.grad(log_prob))(x, weights['classifier'])
     self.assertGreater(float(jnp.abs(gradient).max()), 1e-3)
-    np.testing.assert_allclose(found[0.0].eps - found[1.0].eps, time.b * gradient, atol=1e-5)
     np.testing.assert_allclose(found[0.0].eps - found[3.0].eps, 3 * time.b * gradient, atol=1e-5)
     self.assertLessEqual(
       float(jnp.abs(found[0.0].x0).max()), 1
@@ -63,13 +62,13 @@ class GuidanceTest(parameterized.TestCase):
   def test_random_weights_say_so(self, name, variant):
     workdir = self.create_tempdir().full_path
     config = importlib.import_module('configs.' + name).get_config(variant)
-    config.sampler.steps = 2
+    config.sampler.steps, config.sample.count = 2, 1
     config.sample.gif = latent = name.startswith('lsun')
     with contextlib.redirect_stdout(io.StringIO()) as printed:
       tasks.run('sample', workdir, config, 'test')
     self.assertIn('the weights are random: images will be noise', printed.getvalue())
     with np.load(cases.sample_set(workdir, 'ddim_gmm')) as file:
-      self.assertEqual((file['arr_0'].shape, file['arr_0'].dtype), ((4, 32, 32, 3), np.uint8))
+      self.assertEqual((file['arr_0'].shape, file['arr_0'].dtype), ((1, 32, 32, 3), np.uint8))
       self.assertEqual(
         'arr_1' in file, name.startswith('imagenet')
       )  # a model without labels has none

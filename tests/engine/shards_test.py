@@ -154,7 +154,7 @@ class CommandTest(absltest.TestCase):
     overrides = (
       '--config.denoiser.name=empirical',
       '--config.sampler.steps=20',
-      '--config.sample.count=1500',
+      '--config.sample.count=1000',
       '--config.sample.shard=100',
       '--config.sample.batch=50',
     )
@@ -174,7 +174,7 @@ class CommandTest(absltest.TestCase):
       stdout=subprocess.DEVNULL,
     )
     name = os.path.basename(cases.sample_set(straight, 'ddim_gmm'))
-    folder = os.path.join(broken, 'samples', name.removesuffix('-n1500.npz'))
+    folder = os.path.join(broken, 'samples', name.removesuffix('-n1000.npz'))
     first = shards.path_of(folder, range(300, 400))
     while not os.path.exists(first):
       self.assertIsNone(process.poll(), 'the run ended before it could be killed')
@@ -188,7 +188,7 @@ class CommandTest(absltest.TestCase):
     self.assertEqual(os.path.getmtime(first), age)
     self.assertEqual(*(content(os.path.join(path, 'samples', name)) for path in (straight, broken)))
     with np.load(os.path.join(broken, 'samples', name)) as file:
-      self.assertEqual((file['arr_0'].shape, file['arr_0'].dtype), ((1500, 8, 8, 1), np.uint8))
+      self.assertEqual((file['arr_0'].shape, file['arr_0'].dtype), ((1000, 8, 8, 1), np.uint8))
       self.assertEqual(file.files, ['arr_0'])  # an exact denoiser takes no classes
 
 

@@ -11,7 +11,7 @@ from absl.testing import absltest
 from gmm_diffusion import specs
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.data import sources
-from gmm_diffusion.engine import build, loss
+from gmm_diffusion.engine import build, loss, starts
 from gmm_diffusion.errors import UserError
 from helpers import cases, cli
 
@@ -81,22 +81,30 @@ class StartTest(absltest.TestCase):
   def test_attention_of_other_sizes(self):
     """The same levels have other sides."""
     net = specs.Net(channels=8, multipliers=(1.0,), blocks=1, attention=(8,), head_channels=8)
-    start = self.create_tempdir().full_path
-    loss.train(spec_of(net=net, steps=1), self.data, start)
     large = self.data._replace(train=self.data.train.repeat(2, 1).repeat(2, 2))
-    loss.train(
-      spec_of(start, dataclasses.replace(net, attention=(16,)), steps=1),
-      large,
-      self.create_tempdir().full_path,
+
+    def fresh(net, data, seed):
+      spec = spec_of(net=net)
+      return build.init(build.net(spec, data), build.sample_shape(spec, data), seed)
+
+    def started(net):
+      workdir = self.create_tempdir().full_path
+      with Store(workdir, create=True) as store:
+        found = fresh(net, self.data, 0)
+        store.save(1, {'net': found}, None, build.about(spec_of(net=net), self.data))
+      return workdir, found
+
+    begun = lambda start, net: starts.weights(
+      spec_of(start, net), large, start, '', fresh(net, large, 1)
     )
+    start, found = started(net)
+    other = dataclasses.replace(net, attention=(16,))
+    jax.tree.map(np.testing.assert_array_equal, begun(start, other), found)
     with self.assertRaisesRegex(UserError, 'no place here; .* set net.attention to the sides'):
-      loss.train(spec_of(start, net), large, self.create_tempdir().full_path)  # no level has side 8
-    less = dataclasses.replace(net, attention=())
-    without = self.create_tempdir().full_path
-    loss.train(spec_of(net=less, steps=1), self.data, without)
+      begun(start, net)  # no level has side 8
+    without, _ = started(dataclasses.replace(net, attention=()))
     with self.assertRaisesRegex(UserError, 'has no .* set net.attention to the sides'):
-      other = dataclasses.replace(net, attention=(16,))
-      loss.train(spec_of(without, other), large, self.create_tempdir().full_path)
+      begun(without, other)
 
   def test_what_is_refused(self):
     for spec, words in (

@@ -22,6 +22,7 @@ from experiments.studies import (
 )
 from gmm_diffusion import tasks
 from gmm_diffusion.metrics import features
+from gmm_diffusion.nets import UNet
 from helpers import cases, released_files
 
 
@@ -51,18 +52,13 @@ class ExperimentsTest(absltest.TestCase):
     self.assertIn('recall', {row['metric'] for row in rows})
 
   def test_sampler_overhead(self):
-    workdir = self.create_tempdir().full_path
-    out = cases.call(
-      sampler_overhead.main,
-      f'--workdir={workdir}',
-      '--steps=2',
-      '--batch=1',
-      '--channels=8',
-      '--repeats=1',
-      '--cases',
-      'ddim_gmm',
-      'a table, 6 bands',
-    )
+    workdir, few = self.create_tempdir().full_path, dict(multipliers=(1,), blocks=1, attention=())
+    small = lambda *args, **settings: UNet(*args, **{**settings, **few})
+    with mock.patch.object(sampler_overhead, 'UNet', small):
+      out = cases.call(
+        sampler_overhead.main, f'--workdir={workdir}', '--steps=2', '--batch=1', '--channels=8',
+        '--repeats=1', '--cases', 'ddim_gmm', 'a table, 6 bands',
+      )  # fmt: skip
     self.assertRegex(out, r'a table, 6 bands +[\d.]+ s')
     self.assertRegex(out, r'ddim_gmm +[\d.]+ s +[\d.]+ x bare +[\d.]+ x ddim')
     self.assertTrue(os.path.exists(os.path.join(workdir, 'sampler_overhead.json')))

@@ -28,7 +28,7 @@ from gmm_diffusion.maths import grids, schedules
 from gmm_diffusion.metrics import features
 from gmm_diffusion.samplers import tuned
 from gmm_diffusion.tasks.diffusion import bound, tune
-from gmm_diffusion.tune import race
+from gmm_diffusion.tune import local_errors, race
 from helpers import cases
 
 CNN = dict(name='cnn', channels=32, blocks=1)  # compiles in less time
@@ -176,13 +176,14 @@ class NetworksTest(absltest.TestCase):
       mock.patch.object(race, 'RUNNERS', {'unipc': {}, 'ddim': {'eta': (1.0,)}}),
       mock.patch.dict(grids.GRIDS, {'log_snr': grids.GRIDS['log_snr']}, clear=True),
       mock.patch.object(tune_recipes, 'BANK', 8),
+      mock.patch.object(local_errors, 'FINE', 6),
       mock.patch.dict(tune_recipes.RECIPES) as recipes,
     ):
       del recipes['grid and coefficients, to a teacher']
       cases.call(
         tune_recipes.main, f'--workdir={workdir}', f'--start={self.cnn}',
         '--config=digits:runlocal',
-        '--calls=2', '--count=20', '--seeds=2', '--samples=16', '--budget=3000', '--batch=8', *SET,
+        '--calls=2', '--count=20', '--seeds=2', '--samples=16', '--budget=2000', '--batch=8', *SET,
       )  # fmt: skip
     start, *rows = record(workdir, 'tune_recipes')['rows']
     self.assertRegex(start['what'], '^unipc')

@@ -31,12 +31,6 @@ OPTIMISED = (
 TESTDATA = os.path.join(ROOT, 'tests', 'testdata')
 
 
-def features_of_the_session():
-  """A folder of feature networks that all processes of a session share: the first one trains
-  them."""
-  return os.path.join(os.environ['JAX_COMPILATION_CACHE_DIR'], 'features')
-
-
 class X64TestCase(parameterized.TestCase):
   """Tests in double precision."""
 

@@ -111,7 +111,7 @@ class VariancesTest(cases.X64TestCase):
   def test_the_bound_of_gaussian_data_is_their_entropy(self):
     """In many steps, with the exact mean and the best variance, no more is lost than the last step
     loses."""
-    deviation, count = 0.3, 20_000
+    deviation, count = 0.3, 4_000
     rows = variances.of_training(LINEAR)
     x0 = np.random.RandomState(0).randn(count, 1) * deviation
     x0 = np.round((np.clip(x0, -1, 1) + 1) * 127.5) / 127.5 - 1

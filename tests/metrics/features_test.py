@@ -13,7 +13,6 @@ from gmm_diffusion.data.image_sets import ArraySet
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.metrics import features, frechet, inception
 from gmm_diffusion.nets.inception import Outputs
-from helpers import cases
 from helpers.fake_features import IMAGES, fake
 
 
@@ -36,24 +35,25 @@ class NetworksTest(absltest.TestCase):
 
   def test_classifier_is_accurate_cached_and_checked(self):
     data = sources.load(specs.Data('digits'))
-    first = features.load('classifier', data, cases.features_of_the_session())
+    folder, other = (self.create_tempdir().full_path for _ in range(2))
+    self.enter_context(mock.patch.dict(features.SETTINGS, steps=150))
+    first = features.load('classifier', data, folder)
     found = first.extract(data.test)
     self.assertGreater(np.mean(found.logits.argmax(1) == data.test_labels), 0.95)
     self.assertAlmostEqual(np.sqrt(np.mean(first.extract(data.train).features ** 2)), 1, places=5)
     self.assertEqual(
       {'features': found.features.shape[1], 'logits': found.logits.shape[1]}, first.dimensions
     )
-    folder = self.create_tempdir().full_path
     name = f'classifier-{first.name.split("-")[1]}.npz'
-    path = shutil.copy(os.path.join(cases.features_of_the_session(), name), folder)
-    second = features.load('classifier', data, folder)
+    path = shutil.copy(os.path.join(folder, name), other)
+    second = features.load('classifier', data, other)
     self.assertEqual(first.name, second.name)
     np.testing.assert_array_equal(second.extract(data.test).features, found.features)
     with open(path, 'wb') as file:
       file.write(b'not a network')
     with mock.patch.object(features, '_train', side_effect=lambda net, data, x, *more: x) as again:
-      features.load('classifier', data, folder)  # damaged: trained again
-      features.load('classifier', data, folder)
+      features.load('classifier', data, other)  # damaged: trained again
+      features.load('classifier', data, other)
     again.assert_called_once()
 
   def test_inception(self):

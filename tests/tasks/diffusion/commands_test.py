@@ -26,8 +26,8 @@ def records(workdir):
 class AllTest(absltest.TestCase):
   def test_digits(self):
     workdir = os.path.join(self.create_tempdir().full_path, 'run')
-    cache = f'--config.evaluate.cache={cases.features_of_the_session()}'
-    code, out, error = cli.main('digits.py:runlocal', 'all', workdir, *cli.CNN[:3], cache)
+    pixels = '--config.evaluate.features=identity'  # asks for no training
+    code, out, error = cli.main('digits.py:runlocal', 'all', workdir, *cli.CNN[:3], pixels)
     self.assertEqual(code, 0, error[-3000:])
     self.assertNotIn('Warning', error)
     self.assertIn('training', error)  # the progress bar
@@ -265,7 +265,7 @@ class DevicesTest(absltest.TestCase):
     )
     self.assertEqual(code, 0, error[-3000:])
     found = {}
-    for devices, batches in ((1, ('64', '7', '1')), (2, ('7',)), (4, ('7',))):
+    for devices, batches in ((1, ('64', '7', '1')), (4, ('7',))):
       path = os.path.join(root, f'{devices}.npz')
       code, _, error = cases.python('-c', DEVICES, workdir, path, *batches, devices=devices)
       self.assertEqual(code, 0, error[-3000:])
