@@ -52,7 +52,10 @@ class ExperimentsTest(absltest.TestCase):
     self.assertIn('recall', {row['metric'] for row in rows})
 
   def test_sampler_overhead(self):
-    workdir, few = self.create_tempdir().full_path, dict(multipliers=(1,), blocks=1, attention=())
+    workdir, few = (
+      self.create_tempdir().full_path,
+      dict(multipliers=(1,), blocks=1, head_channels=8),
+    )
     small = lambda *args, **settings: UNet(*args, **{**settings, **few})
     with mock.patch.object(sampler_overhead, 'UNet', small):
       out = cases.call(
