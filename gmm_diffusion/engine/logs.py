@@ -17,6 +17,7 @@ from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.errors import UserError
 
 METRICS = 'metrics.jsonl'  # a row of Log in each line
+ERRORS = 'errors'  # of a row: {noise level b / a in words: mean squared error there}
 _WANDB_RUN = 'wandb_run.json'  # of a workdir: which run goes on
 
 
@@ -54,11 +55,11 @@ class Log:
 
   def row(self, done: int, store: Store) -> dict[str, Any]:
     """Adds the row of a step; raises UserError where its loss is not finite."""
-    losses, norms = zip(*parallel.unreplicate(self.values))
+    losses, norms, errors = zip(*parallel.unreplicate(self.values))
     rate = self._rate(done - 1) if callable(self._rate) else self._rate
     loss = self._mean(losses, done, store)
     now, images = time.perf_counter(), len(losses) * self.spec.batch
-    row = {
+    row: dict[str, Any] = {
       'step': done,
       'images': done * self.spec.batch,
       'loss': loss,
@@ -67,6 +68,11 @@ class Log:
       'images_per_second': images / (now - self._then),
       'time': time.time(),
     }
+    sums = {
+      level: np.sum([step[level] for step in errors], 0) for level in sorted(errors[0], key=float)
+    }
+    if sums:
+      row[ERRORS] = {k: float(total / count) for k, (total, count) in sums.items() if count}
     if self._work:
       row['flops_share'] = self._work * len(losses) / (now - self._then)
     if parallel.is_main():
@@ -148,8 +154,9 @@ def _tensorboard(workdir, start, about):
     writer.add_text('settings', f'```\n{json.dumps(about, indent=1)}\n```', start)
 
     def write(row):
-      for key, value in row.items():
-        if key not in ('step', 'time'):
+      values = {f'{ERRORS}/{level}': value for level, value in row.get(ERRORS, {}).items()}
+      for key, value in {**row, **values}.items():
+        if key not in ('step', 'time', ERRORS):
           writer.add_scalar(key, value, row['step'], walltime=row['time'])
 
     yield write

@@ -23,6 +23,7 @@ from gmm_diffusion.types import Time
 # Kernels whose precision is known; without noise of their own there is no ELBO, and a control is no
 # kernel to train for.
 ELBO_SAMPLERS = ('ddpm', 'ddim', 'ddim_gmm', 'rfim', 'rfim_gmm')
+LEVELS = 8  # parts of the training times, each drawn as often, whose errors are shown
 _NO_POSITION = 2**31  # in no batch: for what all items of a step share
 _OF_ITEMS = 17  # seed of which items are noisy and of their noise, the same in all runs
 # what `about` says of weights that were trained from the start
@@ -79,13 +80,28 @@ def loss_weights(
   return training.of_output(weights, spec.denoiser.prediction, times)
 
 
+def chances(spec: specs.Spec, times: Time) -> np.ndarray:
+  """How often each training time is drawn, float64."""
+  if spec.train.times == 'log_normal':
+    return training.log_normal(times, spec.train.log_mean, spec.train.log_deviation)
+  return np.full(len(times.t), 1 / len(times.t))
+
+
+def parts_of(chance: np.ndarray, times: Time) -> tuple[list[str], np.ndarray]:
+  """At most LEVELS parts of the training times, which are drawn equally often: (b / a in the middle
+  of each, in words; the part of each time, int32, which is beyond all where that is infinite)."""
+  middle = np.cumsum(chance) - chance / 2
+  part = np.minimum(LEVELS * middle, LEVELS - 1).astype(np.int32)
+  inside = [np.argmin(np.abs(middle - (k + 0.5) / LEVELS)) for k in range(LEVELS)]
+  words = [f'{times.b[i] / times.a[i]:.2g}' if times.a[i] else '' for i in inside]
+  names = [word for word in dict.fromkeys(words) if word]
+  return names, np.array([(names + ['']).index(word) for word in words], np.int32)[part]
+
+
 def time_sampler(spec: specs.Spec, times: Time, least: int = 0) -> Callable[[Any, Any, Any], Any]:
   """(key of the step, keys [B], positions [B]) -> the number of each item's training time [B], from
   `least` on."""
-  own, count = spec.train, len(times.t)
-  chance = np.full(count, 1 / count)
-  if own.times == 'log_normal':
-    chance = training.log_normal(times, own.log_mean, own.log_deviation)
+  own, count, chance = spec.train, len(times.t), chances(spec, times)
   if least:
     chance = np.where(np.arange(count) < least, 0, chance)
     chance = chance / chance.sum()
@@ -110,8 +126,9 @@ def denoising_loss(
   given: Callable[[Any, Any], tuple[Any, Callable[[Any], Any]]] | None = None,
   process: schedules.Schedule | None = None,
 ) -> Callable[[Any, Any, Any], Any]:
-  """loss_fn(params, step, batch) -> mean loss; batch is (images, labels, positions in the whole
-  batch), and with train.noisy the numbers of the noisy items in the data, -1 for clean ones.
+  """loss_fn(params, step, batch) -> (mean loss, squared errors of what the network predicts by the
+  noise level of items, as trainer.updater takes them). A batch is (images, labels, positions in the
+  whole batch), and with train.noisy the numbers of the noisy items in the data, -1 for clean ones.
 
   All that is drawn for an item, masks inside the network included, depends on (seed, step,
   position) alone.
@@ -127,6 +144,7 @@ def denoising_loss(
   weights = loss_weights(spec, process, times, int(np.prod(build.sample_shape(spec, data))))
   draw_times = time_sampler(spec, times)
   table = jax.tree.map(lambda x: np.asarray(x, np.float32), (times, weights))
+  names, part = parts_of(chances(spec, times), times)
   bound = bound_loss(spec, process) if spec.net.learn_sigma else None
   if spec.train.noisy:
     number = level_of(spec, times)
@@ -168,8 +186,13 @@ def denoising_loss(
     output = _output(spec, module, params, step, inputs, t, labels, keys[:, 3])
     output, rest = jnp.split(output, [x0.shape[-1]], -1)
     error = output - marginals.target(spec.denoiser.prediction, x0, eps, time)
-    loss = jnp.mean(weight * jnp.mean(error**2, axis=tuple(range(1, x0.ndim))))
-    return loss + bound(x, x0, output, rest, time, index) if bound else loss
+    error = jnp.mean(error**2, axis=tuple(range(1, x0.ndim)))
+    loss = jnp.mean(weight * error)
+    if bound:
+      loss += bound(x, x0, output, rest, time, index)
+    sums = jnp.zeros((len(names), 2)).at[jnp.asarray(part)[index]]
+    sums = sums.add(jnp.stack([error, jnp.ones_like(error)], 1), mode='drop')
+    return loss, dict(zip(names, sums))
 
   return loss_fn
 

@@ -26,7 +26,7 @@ from gmm_diffusion.errors import Stopped, UserError
 from gmm_diffusion.maths import training
 from gmm_diffusion.reports import plots
 
-CURVE = 'training.json'  # of a workdir: [{'step', 'loss'}, ...]
+CURVE = 'training.json'  # of a workdir: [{'step', 'loss'} and perhaps logs.ERRORS, ...]
 # What runs once is compiled the fastest way: a network's first weights take 3 s in place of 30.
 _ONCE = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 
@@ -56,11 +56,14 @@ def updater(
   optimiser: optax.GradientTransformation,
   loss_fn: Callable[[Any, Any, Any], Any],
 ):
-  """(State, batch) -> (State, (loss, norm of the gradient)) on every device, for loss_fn(params,
-  step, batch)."""
+  """(State, batch) -> (State, (loss, norm of the gradient, errors)) on every device.
+
+  loss_fn(params, step, batch) is the mean loss, or that and squared errors by the noise level
+  b / a, which are shown: {level in words: [their sum, how many there are]}.
+  """
 
   def update(state, batch):
-    loss, gradient = parallel.mean(in_parts(loss_fn, spec.accumulate, state, batch))
+    (loss, errors), gradient = parallel.mean(in_parts(loss_fn, spec.accumulate, state, batch))
     updates, opt_state = optimiser.update(gradient, state.optimiser, state.params)
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1
@@ -69,20 +72,26 @@ def updater(
       for number, average in zip(_numbers(spec), (state.ema, *state.averages.values()))
     )
     state = State(step, params, ema, opt_state, dict(zip(state.averages, others)))
-    return state, (loss, optax.tree.norm(gradient))
+    return state, (loss, optax.tree.norm(gradient), errors)
 
   return parallel.over_devices(update, donate=True)
 
 
 def in_parts(loss_fn: Callable[[Any, Any, Any], Any], parts: int, state: State, batch: Any):
-  """(loss, gradient) of a batch, one part of it after another in the memory of one."""
-  grad = lambda part: jax.value_and_grad(loss_fn)(state.params, state.step, part)
+  """((loss, errors), gradient) of a batch, one part of it after another in the memory of one."""
+
+  def both(*args):
+    out = loss_fn(*args)
+    return out if isinstance(out, tuple) else (out, {})
+
+  grad = lambda part: jax.value_and_grad(both, has_aux=True)(state.params, state.step, part)
   if parts == 1:
     return grad(batch)
   # item i goes to part i mod parts, so that low-discrepancy times are spread in each part too
   split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
   add = lambda total, part: (jax.tree.map(jnp.add, total, grad(part)), None)
-  zero = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), state.params))
+  shapes = jax.eval_shape(grad, jax.tree.map(lambda x: x[0], split))
+  zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
   total, _ = jax.lax.scan(add, zero, split)
   return jax.tree.map(lambda x: x / parts, total)
 
@@ -241,7 +250,7 @@ def fit(
         save = done == spec.steps or done % spec.checkpoint_every == 0 or stop
         if save or done % spec.log_every == 0:
           row = log.row(done, store)
-          curve.append({'step': done, 'loss': row['loss']})
+          curve.append({key: row[key] for key in ('step', 'loss', logs.ERRORS) if key in row})
           bar.set_postfix(loss=f'{row["loss"]:.4f}', images=f'{row["images_per_second"]:.0f}/s')
         if save:
           local = parallel.unreplicate(state)
@@ -326,5 +335,6 @@ def _is_curve(rows):
     isinstance(row, dict)
     and isinstance(row.get('step'), int)
     and isinstance(row.get('loss'), int | float)
+    and isinstance(row.get(logs.ERRORS, {}), dict)
     for row in rows
   )

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
 
+STRETCHES = 4  # of a training, whose errors are drawn apart
+
+
 def new(
   rows: int = 1, columns: int = 1, size: tuple[float, float] = (6, 3)
 ) -> tuple['Figure', Any]:
@@ -37,10 +40,29 @@ def over_calls(axis: Any, calls: Iterable[int]) -> None:
   axis.grid(alpha=0.3)
 
 
-def training_curve(path: str, curve: list[dict[str, float]]) -> None:
-  """Loss against step."""
-  figure, axes = new()
+def training_curve(path: str, curve: list[dict[str, Any]]) -> None:
+  """Loss against step; beside it, where rows have them, 'errors' against the noise level, as means
+  over equal stretches of the training."""
+  known = [row for row in curve if row.get('errors')]
+  figure, axes = new(1, 1 + bool(known), (10, 3.4) if known else (6, 3))
   axes[0, 0].plot([row['step'] for row in curve], [row['loss'] for row in curve])
   axes[0, 0].set(xlabel='step', ylabel='loss', yscale='log')
-  axes[0, 0].grid(alpha=0.3, which='both')
+  for n in range(STRETCHES):
+    rows = known[n * len(known) // STRETCHES : (n + 1) * len(known) // STRETCHES]
+    if not rows:
+      continue
+    levels = sorted({level for row in rows for level in row['errors']}, key=float)
+    values = [[row['errors'][level] for row in rows if level in row['errors']] for level in levels]
+    axes[0, 1].plot(
+      [float(level) for level in levels], [sum(some) / len(some) for some in values], marker='.',
+      color='C0', alpha=(n + 1) / STRETCHES,
+      label=f'steps {rows[0]["step"]:,} to {rows[-1]["step"]:,}',
+    )  # fmt: skip
+  if known:
+    axes[0, 1].set(
+      xlabel='noise level b / a', ylabel='mean squared error', xscale='log', yscale='log'
+    )
+    axes[0, 1].legend(fontsize=8)
+  for axis in axes[0]:
+    axis.grid(alpha=0.3, which='both')
   png(figure, path)

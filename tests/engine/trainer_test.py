@@ -101,7 +101,14 @@ class LossTest(parameterized.TestCase):
     batch = (base.to_model(data.train[:4]), data.train_labels[:4], np.arange(4))
     loss_fn = jax.jit(loss.denoising_loss(spec, data))
     halves = [loss_fn(params, 3, [part[rows] for part in batch]) for rows in ([0, 1], [2, 3])]
-    np.testing.assert_allclose(np.mean(halves), loss_fn(params, 3, batch), rtol=1e-5)
+    value, errors = loss_fn(params, 3, batch)
+    np.testing.assert_allclose(np.mean([half[0] for half in halves]), value, rtol=1e-5)
+    both = jax.tree.map(np.add, *(half[1] for half in halves))
+    chex.assert_trees_all_close(both, errors, rtol=1e-5)
+    total, count = np.sum(list(errors.values()), 0)
+    self.assertEqual(count, 4)
+    if spec.train.loss == 'simple':
+      np.testing.assert_allclose(total / count, value, rtol=1e-6)
 
   def test_times_of_low_discrepancy(self):
     spec = specs.Spec(train=specs.Train(batch=1000, low_discrepancy=True))
@@ -112,6 +119,25 @@ class LossTest(parameterized.TestCase):
     # each of 1000 times once, up to a rounding at the edges between them
     self.assertGreaterEqual(len(set(index.tolist())), 990)
     self.assertFalse(np.array_equal(index[:9], draw(jax.random.key(2), None, np.arange(9))))
+
+  @parameterized.parameters(
+    (specs.Schedule(), specs.Train()),
+    (specs.Schedule(name='edm'), specs.Train(times='log_normal')),
+    (specs.Schedule(name='rectified_flow'), specs.Train()),
+  )
+  def test_parts_are_drawn_equally_often(self, schedule, train):
+    process, spec = build.schedule(schedule), specs.Spec(train=train)
+    times = process.at(process.training_times)
+    chance = loss.chances(spec, times)
+    names, part = loss.parts_of(chance, times)
+    self.assertLen(names, loss.LEVELS)
+    sums = np.bincount(part, chance)
+    np.testing.assert_allclose(sums, 1 / loss.LEVELS, atol=2 * chance.max())
+    with np.errstate(divide='ignore'):
+      ratio = times.b / times.a
+    for k, name in enumerate(names):  # in the middle of its part
+      inside = ratio[part == k]
+      self.assertBetween(float(name), 0.99 * inside.min(), 1.01 * inside.max())
 
   def test_times_of_a_log_normal(self):
     spec = specs.Spec(train=specs.Train(times='log_normal', log_mean=-1.0, log_deviation=0.5))
@@ -158,7 +184,7 @@ class LossTest(parameterized.TestCase):
     params = jax.tree.map(lambda leaf: leaf + 0.1, params)
     batch = data.train[:8], data.train_labels[:8], np.arange(8)
     value = lambda spec, *more: float(
-      jax.jit(loss.denoising_loss(spec, data))(params, 0, (*batch, *more))
+      jax.jit(loss.denoising_loss(spec, data))(params, 0, (*batch, *more))[0]
     )
     clean = np.full(8, -1, np.int32)
     self.assertAlmostEqual(value(noisy, clean), value(plain), delta=1e-6)
@@ -182,7 +208,7 @@ class LossTest(parameterized.TestCase):
       a, b = (level[loss.level_of(spec, times)] for level in (times.a, times.b))
       to_zero = lambda shape, item: -jnp.asarray(a / b, jnp.float32) * x0[item]
       with mock.patch.object(loss, '_own_noise', to_zero):
-        values.append(float(jax.jit(loss.denoising_loss(spec, data))(params, 0, batch)))
+        values.append(float(jax.jit(loss.denoising_loss(spec, data))(params, 0, batch)[0]))
     self.assertAlmostEqual(*values, delta=1e-5)
 
   def test_weight_of_noisy_items(self):
@@ -200,7 +226,7 @@ class LossTest(parameterized.TestCase):
     kappa = training.kappa(Time(*(one[number + 1 :] for one in times)), level)
     N = 1000
     batch = data.train[:N], data.train_labels[:N], np.arange(N), np.arange(N, dtype=np.int32)
-    value = float(jax.jit(loss.denoising_loss(spec, data))(params, 0, batch))
+    value = float(jax.jit(loss.denoising_loss(spec, data))(params, 0, batch)[0])
     # 64,000 squares, and 1,000 times
     error = np.mean(kappa) * np.sqrt(2 / 64_000) + np.std(kappa) / np.sqrt(N)
     self.assertAlmostEqual(value, np.mean(kappa), delta=5 * error)
@@ -216,7 +242,7 @@ class LossTest(parameterized.TestCase):
     slopes = []
     for weight in (0.0, 0.001, 1.0):
       one = dataclasses.replace(spec, train=dataclasses.replace(spec.train, vlb=weight))
-      slope = jax.jit(jax.grad(loss.denoising_loss(one, data)))(params, 0, batch)
+      slope, _ = jax.jit(jax.grad(loss.denoising_loss(one, data), has_aux=True))(params, 0, batch)
       last = [leaf for leaf in jax.tree.leaves(slope) if leaf.shape == (2,)]
       self.assertLen(last, 1)  # the bias of the output
       slopes.append(np.asarray(last[0]))
@@ -245,7 +271,7 @@ class LossTest(parameterized.TestCase):
     data = sources.load(spec.data)
     params = jax.eval_shape(lambda: build.init(build.net(spec, data), data.shape, 0))
     batch = (data.train[:4], data.train_labels[:4], np.arange(4))
-    grad = jax.make_jaxpr(jax.grad(loss.denoising_loss(spec, data)))(params, 0, batch)
+    grad = jax.make_jaxpr(jax.grad(loss.denoising_loss(spec, data), has_aux=True))(params, 0, batch)
     self.assertIn('bf16', str(grad))
     for tree in (jax.tree.leaves(params), grad.out_avals):
       self.assertEqual({leaf.dtype for leaf in tree}, {jnp.dtype('float32')})
@@ -271,8 +297,11 @@ class LossTest(parameterized.TestCase):
     workdir = self.create_tempdir().full_path
     tasks.run('train', workdir, config, 'test')
     with open(os.path.join(workdir, 'training.json'), encoding='utf-8') as file:
-      losses = [row['loss'] for row in json.load(file)]
-    self.assertLess(losses[-1], 0.8 * losses[0])
+      rows = json.load(file)
+    self.assertLess(rows[-1]['loss'], 0.8 * rows[0]['loss'])
+    levels = np.array([float(level) for level in rows[0]['errors']])
+    self.assertLen(levels, loss.LEVELS)
+    self.assertTrue(np.all(np.diff(levels) > 0))
 
 
 SHOWN = []  # what `fit` showed on the way
@@ -375,6 +404,11 @@ class OptionsTest(parameterized.TestCase):
     )
     whole, parts = (trainer.in_parts(loss_fn, n, state, batch) for n in (1, 3))
     chex.assert_trees_all_close(whole, parts, rtol=1e-6)
+    seen = lambda *args: (loss_fn(*args), {'1': jnp.stack([jnp.sum(args[2][0]), len(args[2][1])])})
+    (value, errors), slope = trainer.in_parts(seen, 3, state, batch)
+    chex.assert_trees_all_close(((value, {}), slope), parts)
+    total, count = errors['1']
+    self.assertAlmostEqual(total / count, np.sum(batch[0]) / 6, places=5)
     with self.assertRaisesRegex(UserError, 'accumulate 4 does not divide the 6 items .* divisor'):
       trainer.check_batch(specs.Train(batch=6, accumulate=4))
 

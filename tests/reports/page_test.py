@@ -50,6 +50,8 @@ class PlotsTest(absltest.TestCase):
   def test_curve_and_points(self):
     path = os.path.join(self.create_tempdir().full_path, 'curve.png')
     plots.training_curve(path, [{'step': 1, 'loss': 1.0}, {'step': 2, 'loss': 0.1}])
+    curve = [{'step': n, 'loss': 1.0, 'errors': {'0.1': 0.9, '10': 0.1}} for n in range(1, 4)]
+    plots.training_curve(path, [{'step': 0, 'loss': 2.0}, *curve])  # the first is from before
     with Image.open(path) as image:
       self.assertEqual(image.size, (600, 300))
     self.assertEqual(os.listdir(os.path.dirname(path)), ['curve.png'])

@@ -159,8 +159,8 @@ def matching(x0: Array, fake: Prediction, teacher: Prediction, weighted: bool = 
 def _updater(
   train: specs.Train, optimiser: Any, losses: Losses, fake_steps: int, teacher: Any
 ) -> Callable[[Any, Any], Any]:
-  """(State, (labels, ids)) -> (State, (loss of F, norm of the gradient of G)): `fake_steps` updates
-  of F, and one of G."""
+  """(State, (labels, ids)) -> (State, (loss of F, norm of the gradient of G, {})): `fake_steps`
+  updates of F, and one of G."""
 
   def moved(name, gradient, params, states):
     updates, states[name] = optimiser.update(gradient, states[name], params[name])
@@ -192,7 +192,7 @@ def _updater(
     step = state.step + 1
     ema = trainer.averaged(train, step, state.ema, own['generator'])
     after = trainer.State(step, own, ema, states)
-    return after, (jnp.mean(values), optax.tree.norm(gradient))
+    return after, (jnp.mean(values), optax.tree.norm(gradient), {})
 
   mapped, there = parallel.over_devices(update, donate=True), parallel.replicate(teacher)
   return lambda state, batch: mapped(state, (there, batch))
