@@ -56,7 +56,7 @@ def training_curve(path: str, curve: list[dict[str, Any]]) -> None:
     axes[0, 1].plot(
       [float(level) for level in levels], [sum(some) / len(some) for some in values], marker='.',
       color='C0', alpha=(n + 1) / STRETCHES,
-      label=f'steps {rows[0]["step"]:,} to {rows[-1]["step"]:,}',
+      label=f'up to step {rows[-1]["step"]:,}',
     )  # fmt: skip
   if known:
     axes[0, 1].set(

@@ -15,6 +15,7 @@ from gmm_diffusion.engine import logs
 from gmm_diffusion.errors import UserError
 
 ROW = {'step': 3, 'loss': 0.5, 'time': 7.0}
+IS_PAIR = lambda x: isinstance(x, tuple)
 ABOUT = {'net': {'width': 3}, 'train': {'steps': 4}}
 
 
@@ -23,17 +24,20 @@ class WritersTest(absltest.TestCase):
     super().setUp()
     self.workdir = self.create_tempdir('mine').full_path
 
-  def write(self, names, **modules):
+  def write(self, names, row=ROW, **modules):
     with mock.patch.dict('sys.modules', modules):
       with logs.writers(names, self.workdir, 2, ABOUT) as write:
-        write(ROW)
+        write(row)
 
   def test_tensorboard(self):
     module = mock.MagicMock()
-    self.write(('tensorboard',), tensorboardX=module)
+    self.write(('tensorboard',), {**ROW, logs.ERRORS: {'0.1': 2.0}}, tensorboardX=module)
     module.SummaryWriter.assert_called_once_with(f'{self.workdir}/tensorboard', purge_step=3)
     writer = module.SummaryWriter.return_value.__enter__.return_value
-    writer.add_scalar.assert_called_once_with('loss', 0.5, 3, walltime=7.0)
+    self.assertEqual(
+      writer.add_scalar.mock_calls,
+      [mock.call('loss', 0.5, 3, walltime=7.0), mock.call('errors/0.1', 2.0, 3, walltime=7.0)],
+    )
 
   def test_wandb_goes_on_with_its_run(self):
     module = mock.MagicMock()
@@ -68,8 +72,11 @@ class LogTest(absltest.TestCase):
     seen, workdir = [], self.create_tempdir().full_path
     log = logs.Log(specs.Train(batch=4), workdir, 0, 'train', 0.1, seen.append)
     log.expect(3.0)
-    value = types.SimpleNamespace(addressable_data=lambda device: jnp.ones((1,)))
-    log.values = [(value, value)] * 2
+    there = lambda x: types.SimpleNamespace(addressable_data=lambda device: jnp.asarray([x]))
+    errors = [{'10': (n, 1.0), '2': (2.0 * n, 4.0), '0.1': (0.0, 0.0)} for n in (1.0, 2.0)]
+    log.values = [
+      (there(1.0), there(1.0), jax.tree.map(there, one, is_leaf=IS_PAIR)) for one in errors
+    ]
     with (
       Store(self.create_tempdir().full_path) as store,
       mock.patch.object(logs.time, 'perf_counter', lambda: log._then + 10),
@@ -77,6 +84,7 @@ class LogTest(absltest.TestCase):
       row = log.row(2, store)
     self.assertAlmostEqual(row['flops_share'], 0.6)  # two updates of 3 s, in 10 s
     self.assertAlmostEqual(row['images_per_second'], 0.8)
+    self.assertEqual(list(row[logs.ERRORS].items()), [('2', 6 / 8), ('10', 3 / 2)])  # where any is
     self.assertEqual(seen, [row])
     with open(os.path.join(workdir, logs.METRICS), encoding='utf-8') as file:
       self.assertEqual(json.load(file), row)

@@ -49,11 +49,12 @@ class PageTest(absltest.TestCase):
 class PlotsTest(absltest.TestCase):
   def test_curve_and_points(self):
     path = os.path.join(self.create_tempdir().full_path, 'curve.png')
-    plots.training_curve(path, [{'step': 1, 'loss': 1.0}, {'step': 2, 'loss': 0.1}])
+    first = {'step': 0, 'loss': 2.0}  # from before errors were shown
     curve = [{'step': n, 'loss': 1.0, 'errors': {'0.1': 0.9, '10': 0.1}} for n in range(1, 4)]
-    plots.training_curve(path, [{'step': 0, 'loss': 2.0}, *curve])  # the first is from before
-    with Image.open(path) as image:
-      self.assertEqual(image.size, (600, 300))
+    for rows, size in (([first], (600, 300)), ([first, *curve], (1000, 340))):
+      plots.training_curve(path, rows)
+      with Image.open(path) as image:
+        self.assertEqual(image.size, size)
     self.assertEqual(os.listdir(os.path.dirname(path)), ['curve.png'])
     shown = images.scatter(np.zeros((5, 2)), np.ones((5, 2)))
     self.assertEqual(shown.size, (400, 400))
