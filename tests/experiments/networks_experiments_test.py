@@ -19,6 +19,7 @@ from experiments.studies import (
   posterior_kernels,
   quantisation,
   restoration,
+  score_ranks,
   transfer,
   tune_recipes,
 )
@@ -169,6 +170,21 @@ class NetworksTest(absltest.TestCase):
       UserError, 'there is no tuned sampler .*/3.json; make it with --mode=tune'
     ):
       cases.call(transfer.main, '--calls=3', *words)
+
+  def test_score_ranks(self):
+    workdir = self.folder('ranks')
+    with mock.patch.object(race, 'RUNNERS', {'ddim': {'eta': (0.0, 1.0)}}):
+      out = cases.call(
+        score_ranks.main, f'--workdir={workdir}', f'--start={self.cnn}', '--config=digits:runlocal',
+        '--calls=2', '--count=20', '--samplers=8', '--samples=16', *SET,
+      )  # fmt: skip
+    self.assertIn('2 calls, better half, 16 samples, weight 1: ', out)
+    rows = record(workdir, 'score_ranks')['rows']
+    self.assertLen(rows, 2 * len(score_ranks.WEIGHTS))
+    for row in rows:
+      self.assertBetween(row['value'], -1, 1)
+    same = score_ranks.rank(np.arange(9.0), np.arange(9.0) ** 3)
+    self.assertAlmostEqual(same['value'], 1)
 
   def test_recipes_of_others(self):
     workdir = self.folder('recipes')

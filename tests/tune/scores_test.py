@@ -37,6 +37,20 @@ class EnergyTest(parameterized.TestCase):
     inside = 2 * (found.others.mean() - 1 - found.value)
     self.assertAlmostEqual(found.own.mean(), found.others.mean() - inside, places=4)
 
+  def test_a_trained_network_counts_most(self):
+    random = np.random.RandomState(1)
+    x, y = random.standard_normal((2, 20, 4, 4, 1))
+    learned = lambda x: x.reshape(len(x), -1)[:, :3]
+    of = scores.features((4, 4, 1), learned)
+    known = scores.reference(of, y, learned=True)
+    each = [
+      scores.energy([block], scores.Reference([theirs], [1 / within], [within]))[0]
+      for block, theirs, within in zip(of(x), known.blocks, known.within)
+    ]
+    value = scores.energy(of(x), known)[0]
+    want = 0.1 * np.mean(each[:-1]) + 0.9 * each[-1]
+    self.assertAlmostEqual(float(value), float(want), places=5)
+
   def test_the_error_of_a_gain_is_that_of_repeated_draws(self):
     random, gains, errors = np.random.RandomState(2), [], []
     energy = jax.jit(lambda x, y: scores.energy([x], scores.Reference([y], [1.0], [1.0])))
