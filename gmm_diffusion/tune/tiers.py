@@ -119,7 +119,7 @@ class Tuner:
     if settings.calls < 2:
       raise UserError(f'tune.calls must be at least 2, got {settings.calls}')
     self.subject, self.settings, self.keep, self.report = subject, settings, keep, report
-    self.mark = f'{mark} {settings.seed}'
+    self.mark = f'{mark} {settings.seed}' + f' {scores.LEARNED:g}' * (learned is not None)
     self.items, chosen = split(items)
     self.labels = (np.zeros(len(items), np.int32) if labels is None else labels)[::2]
     self.features = scores.features(subject.shape, learned)
