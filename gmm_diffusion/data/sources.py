@@ -68,8 +68,8 @@ def tfds(spec: specs.Data) -> Data:
     if not spec.stream:
       return images.read(f'reading {split}'), labels  # of all that were read
     if 'label' in info.features:
-      rows = source(split, image=tensorflow_datasets.decode.SkipDecoding())
-      labels = np.array([rows[n]['label'] for n in range(count)], np.int32)
+      bare = source(split, image=tensorflow_datasets.decode.SkipDecoding())
+      labels = np.array([bare[n]['label'] for n in range(count)], np.int32)
     return images, labels
 
   images, labels = part(train, 'train', spec.limit)

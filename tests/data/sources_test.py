@@ -93,7 +93,12 @@ class FakeTfdsTest(parameterized.TestCase):
   def load(self, splits, features, **options):
     module = mock.MagicMock()
     module.builder.return_value.info = mock.Mock(features=features, splits=splits)
-    module.data_source.side_effect = lambda *_, split, **__: splits[split]
+
+    def data_source(*_, split, decoders, **__):
+      still_coded = {'image': b'PNG'} if decoders else {}
+      return [{**row, **still_coded} for row in splits[split]]
+
+    module.data_source.side_effect = data_source
     with mock.patch.dict('sys.modules', tensorflow_datasets=module):
       return sources.load(specs.Data('tfds', 'fake', **options))
 
@@ -108,10 +113,12 @@ class FakeTfdsTest(parameterized.TestCase):
     with self.assertRaisesRegex(UserError, 'item 1 of fake, train, is 5 x 4, and item 0 .* 4 x 4'):
       np.asarray(self.load({'train': rows}, {'image': None}, stream=stream).train)
 
-  def test_labels_have_names(self):
-    rows = [{'image': np.zeros((2, 2, 1), np.uint8), 'label': n} for n in (1, 0)]
+  @parameterized.parameters(False, True)
+  def test_labels_have_names(self, stream):
+    rows = [{'image': np.full((2, 2, 1), n, np.uint8), 'label': n} for n in (1, 0)]
     label = mock.Mock(names=['cat', 'dog'])
-    data = self.load({'train': rows, 'test': rows[:1]}, {'label': label})
+    data = self.load({'train': rows, 'test': rows[:1]}, {'label': label}, stream=stream)
+    np.testing.assert_array_equal(np.asarray(data.train)[:, 0, 0, 0], [1, 0])
     self.assertEqual((data.names, data.train.shape), (('cat', 'dog'), (2, 2, 2, 1)))
     self.assertEqual((data.train_labels.tolist(), data.test_labels.tolist()), ([1, 0], [1]))
 
