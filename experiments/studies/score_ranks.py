@@ -13,9 +13,11 @@ from tqdm import tqdm
 
 from experiments.lib import common
 from experiments.studies import posterior_kernels, transfer
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.tune import race, scores, tiers
 
 WEIGHTS = (0.0, 0.5, 0.8, 0.9, 1.0)
+LEAST = 8  # samplers, so that half of them have an interval
 
 
 def parts(features, known: scores.Reference):
@@ -49,6 +51,8 @@ def rows_of(args, here, calls: int) -> list[dict[str, Any]]:
   field = race.candidates(subject.schedule, calls, subject.times)
   random = np.random.RandomState(0)
   tried = [field[i] for i in random.permutation(len(field))[: args.samplers]]
+  if len(tried) < LEAST:
+    raise UserError(f'--samplers must be at least {LEAST}, got {len(tried)}')
   of, judged = parts(tuner.features, tuner.reference), []
   found: dict[int, list[np.ndarray]] = {n: [] for n in args.samples}
   for one in tqdm(tried, desc=f'{calls} calls', unit='sampler', dynamic_ncols=True):

@@ -59,7 +59,6 @@ def arguments(out, start: str) -> None:
   out.add_argument('--path', default='', help='with it, the folder of tensorflow-datasets')
   out.add_argument('--calls', type=int, nargs='+', default=[5])
   out.add_argument('--count', type=int, default=1000, help='samples of each seed')
-  out.add_argument('--seeds', type=int, default=8)
   out.add_argument('--batch', type=int, default=64, help='samples at a time')
 
 
@@ -80,6 +79,7 @@ def rows_of(calls: int, own: dict[str, list[float]], base: str, key: str) -> lis
 def main():
   parser = common.parser(__doc__, 'runs/transfer')
   arguments(parser, 'runs/digits_again')
+  parser.add_argument('--seeds', type=int, default=8)
   parser.add_argument('--tuned', default='runs/digits', help='workdir of --mode=tune')
   args = parser.parse_args()
   here, rows = posterior_kernels.lab(args), []

@@ -72,6 +72,7 @@ def moved(args, here, start, tuner, recipe: dict):
 def main():
   parser = common.parser(__doc__, 'runs/tune_recipes')
   transfer.arguments(parser, 'runs/digits')
+  parser.add_argument('--seeds', type=int, default=8)
   parser.add_argument('--budget', type=int, default=340_000, help='calls of one sample, for each')
   parser.add_argument('--samples', type=int, default=512, help='of the race')
   args = parser.parse_args()

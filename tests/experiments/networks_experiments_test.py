@@ -183,6 +183,11 @@ class NetworksTest(absltest.TestCase):
     self.assertLen(rows, 2 * len(score_ranks.WEIGHTS))
     for row in rows:
       self.assertBetween(row['value'], -1, 1)
+    with self.assertRaisesRegex(UserError, '--samplers must be at least 8, got 7'):
+      cases.call(
+        score_ranks.main, f'--workdir={workdir}', f'--start={self.cnn}', '--config=digits:runlocal',
+        '--calls=2', '--samplers=7', *SET,
+      )  # fmt: skip
     same = score_ranks.rank(np.arange(9.0), np.arange(9.0) ** 3)
     self.assertAlmostEqual(same['value'], 1)
 
