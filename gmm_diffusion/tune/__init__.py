@@ -2,7 +2,8 @@
 
 subject.py   the denoiser: draws samples by any table, and asks it about any states
 scores.py    how far samples are from a reference: energy distances in features
-race.py      tier 0: all samplers on all grids, and a search of the times
+race.py      tier 0: all samplers on all grids
+search.py    the times and ratios of the best ones, and the noise of tier 2, by CMA-ES
 fit.py       tier 1: tables in closed form, from forward calls alone
 calibrate.py tier 2: how much noise
 descend.py   tier 3: the gradient of the energy distance through the sampling loop

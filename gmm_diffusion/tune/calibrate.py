@@ -8,12 +8,12 @@ by their energy score against the chain q, is far from best for their sequence: 
 noise that few steps cannot take it back.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from gmm_diffusion.samplers.linear import Table
 from gmm_diffusion.tune.race import Candidate
+
+MOST = 0.95  # of the noise at the next level
 
 
 def stirred(table: Table, shares: np.ndarray) -> Table:
@@ -29,16 +29,7 @@ def stirred(table: Table, shares: np.ndarray) -> Table:
 
 
 def candidate(start: Candidate, shares: np.ndarray) -> Candidate:
-  """A table with noise of the given shares."""
+  """A table with noise of the given shares [N], clipped to what can be used."""
+  shares = np.append(np.clip(shares[:-1], 0, MOST), 0)
   table = stirred(start.table, shares)
   return Candidate('', (), f'noise {np.round(shares, 2).tolist()} in {start}', table, start.bands)
-
-
-def moved(
-  start: Candidate, shares: np.ndarray, width: float, random: np.random.Generator
-) -> Iterator[tuple[np.ndarray, Candidate]]:
-  """Shares near the given ones with their tables, without end."""
-  while True:
-    near = np.clip(np.abs(shares + width * random.standard_normal(len(shares))), 0, 0.95)
-    near[-1] = 0
-    yield near, candidate(start, near)

@@ -1,16 +1,14 @@
-"""Tier 0: every sampler on every grid at exactly N calls, then a search of the times.
+"""Tier 0: every sampler on every grid at exactly N calls.
 
 Deterministic samplers and those with Gaussian noise are tables (samplers/linear.py), so the whole
 race shares one compilation. It runs by successive halving [Jamieson & Talwalkar 2016]: all
 candidates on few samples, the best quarter on four times as many, and so on, so that all rounds
-cost the same; all on the same noise. The search then moves the times of the best ones [USF's
-choice of times, arXiv 2312.07243, by an evolution with common noise], each with its sampler, and
-then its ratios [DC-Solver, arXiv 2409.03755].
+cost the same; all on the same noise.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -179,79 +177,3 @@ def run(
 def _ordered(scored):
   worst = lambda value: float(value) if np.isfinite(value) else np.inf
   return sorted(scored, key=lambda pair: worst(pair[1].value))
-
-
-def moved(
-  parents: list[Candidate],
-  schedule: Schedule,
-  times: Callable[[Any], Any],
-  width: float,
-  random: np.random.Generator,
-) -> Iterator[Candidate]:
-  """Parents with other times, until none of a hundred can be used: the steps in log-SNR between
-  calls are multiplied by log-normal numbers of deviation `width`, the last call included; the first
-  stays."""
-
-  def change(parent):
-    own = np.unique(parent.table.time.t)[::-1]  # Heun asks twice at a time
-    t = times(_moved_times(own, schedule, width, random))
-    grid = ' '.join(f'{value:.4g}' for value in t)
-    return embedded(parent.name, dict(parent.options), schedule, t, f'times {grid}')
-
-  return _children(parents, random, change)
-
-
-def takes_ratios(one: Candidate) -> bool:
-  """Whether the sampler takes `ratios`, and has a step whose ratio may differ from 1."""
-  free = len(one.table.keep) - 1 - bool(dict(one.options).get('extrapolate'))
-  return 'ratios' in samplers.options_of(one.name) and free > 0
-
-
-def compensated(
-  parents: list[Candidate],
-  schedule: Schedule,
-  times: Callable[[Any], Any],
-  width: float,
-  random: np.random.Generator,
-) -> Iterator[Candidate]:
-  """As `moved`, with other ratios [DC-Solver, arXiv 2409.03755]: those of the parent, at first 1,
-  are moved by normal numbers of deviation `width` from the second step on, but for that of
-  a last step that extrapolates; the polynomial goes through one prediction before."""
-  del times
-
-  def change(parent):
-    options, steps = dict(parent.options), len(parent.table.keep)
-    moves = np.append(0, width * random.standard_normal(steps - 1))
-    moves[-1] *= not options.get('extrapolate')
-    ratios = np.round(options.get('ratios', np.ones(steps)) + moves, 3)
-    options.update(ratios=tuple(ratios.tolist()), compensate=1)
-    t = np.asarray(parent.table.time.t)
-    return embedded(parent.name, options, schedule, t, parent.grid)
-
-  return _children(parents, random, change)
-
-
-def _children(parents, random, change):
-  """What `change` makes of parents at random, where it can be used."""
-  misses = 0
-  while misses < 100:
-    misses += 1
-    parent = parents[random.integers(len(parents))]
-    try:
-      one = change(parent)
-    except UserError:
-      continue
-    if len(one.table.keep) == len(parent.table.keep) and is_finite(one.table):
-      misses = 0
-      yield one
-
-
-def _moved_times(t, schedule, width, random):
-  last = np.nextafter(schedule.last, 0) if schedule.signal(schedule.last) == 0 else schedule.last
-  inside = np.clip(t, schedule.first, last)
-  level = schedule.log_snr(inside)
-  steps = np.maximum(np.diff(level), 1e-3) * np.exp(width * random.standard_normal(len(t) - 1))
-  level = level[0] + np.append(0, np.cumsum(steps))
-  most = schedule.log_snr(np.asarray(schedule.first, np.float64))
-  level[1:] = np.minimum(level[1:], most - 1e-3 * np.arange(len(t) - 1)[::-1])
-  return np.append(t[0], schedule.time_of_log_snr(level[1:]))

@@ -21,7 +21,7 @@ from gmm_diffusion import files
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import bands as bands_lib
 from gmm_diffusion.samplers.linear import Table
-from gmm_diffusion.tune import calibrate, descend, fit, local_errors, race, scores
+from gmm_diffusion.tune import calibrate, descend, fit, local_errors, race, scores, search
 from gmm_diffusion.tune.race import Candidate
 from gmm_diffusion.tune.scores import Score
 from gmm_diffusion.tune.subject import Subject
@@ -32,8 +32,9 @@ STREAMS = 2048  # of noise for each seed: those of the report come first
 TUNE, SELECT, DESCEND, OWN = STREAMS - 4, STREAMS - 3, STREAMS - 2, STREAMS - 1
 SURE = 4  # times as many samples decide the race, and between two proposals, as propose one
 FIRST = 32  # samples of a candidate in the first round of the race
-PARENTS, OFFSPRING = 4, 12  # of a generation of the search
-WIDTHS = {'times': (0.35, 0.25, 0.15, 0.1), 'ratios': (0.25, 0.1)}  # of its generations
+LEADERS = 8  # of the race that the search knows
+STARTS, EARLY, LATE = 3, 6, 24  # samplers that the search moves; generations for each, then for one
+STIRRED = 12  # generations of the noise
 LOCAL_ERRORS = 'local-errors.npz'  # the same for all numbers of calls
 PARTS = 6  # of tier 3: the work between two stored states
 RIDGES = (1e-3, 1e-1)
@@ -150,17 +151,16 @@ class Tuner:
       self._bands[count] = bands_lib.make(self.subject.shape, count)
     return self._bands[count]
 
-  def score(self, one: Candidate, samples: int, stream: int = TUNE) -> Score:
-    """Its score on the tuning or the selection split."""
+  def score(self, one: Candidate, samples: int, stream: int = TUNE, first: int = 0) -> Score:
+    """Its score on the tuning or the selection split, with the noise of ids from `first` on."""
 
     def make():
-      x = self.subject.draw(
-        one.table, self._seed(stream), np.arange(samples), self.bands(one.bands)
-      )
+      ids = np.arange(first, first + samples)
+      x = self.subject.draw(one.table, self._seed(stream), ids, self.bands(one.bands))
       result = (self._tuning if stream == TUNE else self._selection)(x)
       return {name: np.asarray(part, np.float32) for name, part in result._asdict().items()}
 
-    name = f'{hash_of(one.table)}-{stream}-{samples}.npz'
+    name = f'{hash_of(one.table)}-{stream}-{samples}-{first}.npz'
     return Score(**{k: v for k, v in self.keep(name, self.mark, make).items() if k != 'mark'})
 
   def _seed(self, number):
@@ -199,7 +199,7 @@ class Tuner:
         f'tune.minutes {settings.minutes:g} was over before one of {len(field)} samplers was '
         f'scored; give it more'
       )
-    self.leaders = ordered[: 2 * PARENTS]
+    self.leaders = ordered[:LEADERS]
     best, tuned = ordered[0]
     found = Found(best, best, [], [best], subject.calls)
     value = self._selected(best).value
@@ -233,34 +233,36 @@ class Tuner:
     self.report(found)
 
   def _search(self, found):
-    self._evolve(found, 'times', race.moved, self.leaders)
-    takes = [pair for pair in self.leaders if race.takes_ratios(pair[0])]
-    if takes and not self._late():
-      self._evolve(found, 'ratios', race.compensated, takes)
+    leaders = [one for one, _ in self.leaders]
+    kinds = {(one.name, one.options): one for one in reversed(leaders)}  # each on its best grid
+    starts = sorted(kinds.values(), key=leaders.index)[:STARTS]
+    total = len(starts) * EARLY + LATE
+    with tqdm(total=total, desc='search', unit='generation', dynamic_ncols=True) as bar:
+      paths = [self._moving(start) for start in starts]
+      walk = functools.partial(_walk, bar)
+      ends = [(walk(path, EARLY), path) for path in paths]
+      moved = [end for end, _ in ends if end]
+      for best, _ in self._scored('search', moved, self.settings.samples)[:1]:
+        last = walk(next(path for end, path in ends if end is best), LATE)
+        moved += [last] if last else []
+    self.leaders = self._scored('search', leaders + moved, self.settings.samples) or self.leaders
+    best, tuned = self.leaders[0]
+    if any(best is one for one in moved):
+      self._propose(found, 'times and ratios', best, tuned)
 
-  def _evolve(self, found, tier, move, leaders):
-    """Generations of candidates that `move` makes of leaders [(candidate, score)]."""
-    subject, samples = self.subject, self.settings.samples
-    random = np.random.Generator(np.random.SFC64(self._seed(TUNE)))
-    parents = self._scored('search', [one for one, _ in leaders], samples)[:PARENTS]
-    if not parents:
-      return
-    for width in WIDTHS[tier]:
-      if self._late():
-        break
-      source = move([one for one, _ in parents], subject.schedule, subject.times, width, random)
-      new = list(itertools.islice(source, OFFSPRING))
-      few = self._scored(
-        f'{tier}, moved by {width:g}', new, min(samples, max(FIRST, samples // 4))
-      )[:PARENTS]
-      # few samples choose what more of them compare: the best of many on few is lucky
-      better = self._scored('search', [one for one, _ in few], samples)
-      parents = sorted(parents + better, key=lambda pair: _value(pair[1]))[:PARENTS]
-    known = [one for one, _ in self.leaders if tier != 'times'] + [found.fixed]
-    some = {id(one): one for one in [one for one, _ in parents] + known}
-    self.leaders = self._scored('search', some.values(), samples)
-    if self.leaders and all(self.leaders[0][0] is not one for one in found.proposals):
-      self._propose(found, tier, *self.leaders[0])
+  def _moving(self, start):
+    """The evolution of the times and ratios of a sampler."""
+    make = lambda moves: search.moved(start, moves, self.subject.schedule, self.subject.times)
+    return self._evolution(make, np.zeros(search.free_numbers(start)))
+
+  def _evolution(self, make, mean):
+    samples = max(FIRST, self.settings.samples // 4)
+
+    def score(one, generation):
+      if not self._late():
+        return _value(self.score(one, samples, first=generation * samples))
+
+    return search.evolution(make, mean, score, self._seed(TUNE))
 
   def _fit(self, found):
     subject, samples = self.subject, max(FIRST, self.settings.samples // 2)  # of many pixels each
@@ -315,25 +317,12 @@ class Tuner:
     return Candidate('', (), f'{choice} from {start}', table, choice.bands), score
 
   def _calibrate(self, found):
-    samples = self.settings.samples
-    start = found.best
-    random = np.random.Generator(np.random.SFC64(self._seed(TUNE) + 1))
-    parents = [(np.zeros(self.settings.calls), start)]
-    for width in (0.3, 0.15, 0.08):
-      new = [
-        pair
-        for parent in parents
-        for pair in itertools.islice(
-          calibrate.moved(start, parent[0], width, random), OFFSPRING // len(parents)
-        )
-      ]
-      by_id = {id(one): shares for shares, one in new + parents}
-      every = [one for _, one in new + parents]
-      best = self._scored(f'noise, moved by {width:g}', every, max(FIRST, samples // 4))[:2]
-      parents = [(by_id[id(one)], one) for one, _ in best] or parents
-    ordered = self._scored('noise', [one for _, one in parents], samples)
-    if ordered and ordered[0][0] is not start:
-      self._propose(found, 'noise', *ordered[0])
+    make = functools.partial(calibrate.candidate, found.best)
+    mean = np.full(self.settings.calls, search.WIDTH)
+    with tqdm(total=STIRRED, desc='noise', unit='generation', dynamic_ncols=True) as bar:
+      one = _walk(bar, self._evolution(make, mean), STIRRED)
+    if one and not self._late():
+      self._propose(found, 'noise', one, self.score(one, self.settings.samples))
 
   def _descend(self, found):
     settings = descend.Settings(self.settings.steps, self.settings.batch)
@@ -386,6 +375,16 @@ class Tuner:
           value = _value(self.score(one, self.settings.samples))
           best = min(best or (np.inf, one), (value, one), key=lambda pair: pair[0])
     return best and best[1]
+
+
+def _walk(bar, path, generations):
+  """The last candidate of so many generations; None where time was up before one."""
+  reached = None
+  for one in itertools.islice(path, generations):
+    reached = one
+    bar.update()
+    bar.set_postfix_str(one.name)
+  return reached
 
 
 def stream(seed: int, number: int) -> int:

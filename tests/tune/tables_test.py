@@ -1,5 +1,6 @@
 """Tiers on denoisers with closed forms: race, fits, noise, gradient, and all of them in a row."""
 
+import itertools
 from unittest import mock
 
 import hypothesis
@@ -13,7 +14,17 @@ from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import bands as bands_lib
 from gmm_diffusion.maths import grids, marginals, schedules
 from gmm_diffusion.samplers import linear
-from gmm_diffusion.tune import calibrate, descend, fit, local_errors, race, scores, subject, tiers
+from gmm_diffusion.tune import (
+  calibrate,
+  descend,
+  fit,
+  local_errors,
+  race,
+  scores,
+  search,
+  subject,
+  tiers,
+)
 
 LINEAR = schedules.linear()
 SHAPE = (4, 4, 1)
@@ -117,46 +128,71 @@ class RaceTest(parameterized.TestCase):
 
     self.assertIs(race.run(field, race.halvings(7, 4, 64), limited)[0][0], field[3])
 
-  def test_moved_times_keep_the_start_and_fall(self):
-    random = np.random.Generator(np.random.SFC64(0))
-    source = race.moved([embedded('deis', order=2)], LINEAR, lambda t: t, 0.5, random)
-    for one, _ in zip(source, range(5), strict=False):
-      t = one.table.time.t
-      self.assertEqual(t[0], 999)
-      self.assertTrue(np.all(np.diff(t) < 0))
-      self.assertGreaterEqual(t[-1], LINEAR.first)
+
+class SearchTest(parameterized.TestCase):
+  @hypothesis.settings(max_examples=20, deadline=None)
+  @hypothesis.given(strategies.lists(strategies.floats(-4, 4), min_size=4, max_size=4))
+  def test_moved_times_fall(self, moves):
+    for schedule in (LINEAR, schedules.rectified_flow()):
+      t = grids.make(schedule, 4, 'log_snr').t
+      one = race.embedded('ddim', {}, schedule, t, 'log_snr')
+      found = search.moved(one, np.array(moves), schedule, lambda t: t).table.time.t
+      self.assertTrue(np.all(np.diff(found) < 0))
+      self.assertGreaterEqual(found[-1], schedule.first)
+      self.assertLessEqual(found[0], schedule.last)
+      if moves[0] <= 0:
+        self.assertEqual(found[0], schedule.last)
+
+  def test_moves_are_logarithms_of_factors_of_steps(self):
+    parent = embedded('ddim')
+    one = search.moved(parent, np.log([1, 2, 0.5, 0.25]), LINEAR, lambda t: t)
+    old, new = (LINEAR.log_snr(it.table.time.t) for it in (parent, one))
+    np.testing.assert_allclose(np.diff(new) / np.diff(old), [2, 0.5, 0.25], rtol=1e-6)
+
+  def test_the_first_time_moves_by_mean_steps(self):
+    parent = embedded('ddim')
+    one = search.moved(parent, np.array([0.3, 0, 0, 0]), LINEAR, lambda t: t)
+    old, new = (LINEAR.log_snr(it.table.time.t) for it in (parent, one))
+    np.testing.assert_allclose(new[0], old[0] + 0.3 * np.mean(np.diff(old)))
+    back = search.moved(one, np.array([-0.6, 0, 0, 0]), LINEAR, lambda t: t)
+    self.assertEqual(back.table.time.t[0], LINEAR.last)
+
+  @parameterized.parameters('ddim', 'unipc', 'heun')
+  def test_no_moves_change_nothing(self, name):
+    parent = embedded(name, steps=3)
+    one = search.moved(parent, np.zeros(search.free_numbers(parent)), LINEAR, lambda t: t)
+    for old, new in zip((*parent.table.time, *parent.table[1:]), (*one.table.time, *one.table[1:])):
+      np.testing.assert_allclose(new, old, rtol=1e-6, atol=1e-7)
 
   def test_times_of_heun_move_too(self):
-    random = np.random.Generator(np.random.SFC64(0))
     parent = embedded('heun', steps=3)  # 5 calls, two of them twice at a time
-    child = next(race.moved([parent], LINEAR, lambda t: t, 0.3, random))
+    self.assertEqual(search.free_numbers(parent), 3)
+    child = search.moved(parent, np.array([0, 0.3, -0.2]), LINEAR, lambda t: t)
     self.assertEqual((len(child.table.keep), child.table.time.t[0]), (5, 999))
     self.assertNotAlmostEqual(child.table.time.t[1], parent.table.time.t[1])
 
-  def test_nothing_that_can_be_used_is_an_end(self):
-    random = np.random.Generator(np.random.SFC64(0))
-    with mock.patch.object(race, 'is_finite', lambda table: False):
-      for move in (race.moved, race.compensated):
-        self.assertEmpty(list(move([embedded('unipc', order=2)], LINEAR, lambda t: t, 0.3, random)))
+  def test_what_cannot_be_used_is_an_error(self):
+    self.enter_context(mock.patch.object(race, 'is_finite', lambda table: False))
+    with self.assertRaisesRegex(UserError, 'ddim .* cannot be used'):
+      search.moved(embedded('ddim'), np.zeros(4), LINEAR, lambda t: t)
 
   def test_ratios_change_coefficients_and_no_times(self):
-    random = np.random.Generator(np.random.SFC64(0))
     parent = embedded('unipc', order=2)
-    self.assertTrue(race.takes_ratios(parent))
-    self.assertFalse(race.takes_ratios(embedded('ddim')))
-    self.assertTrue(race.takes_ratios(embedded('unipc', steps=2, order=2)))
-    self.assertFalse(race.takes_ratios(embedded('unipc', steps=2, order=2, extrapolate=True)))
-    child = next(race.compensated([parent], LINEAR, lambda t: t, 0.2, random))
+    self.assertTrue(search.takes_ratios(parent))
+    self.assertFalse(search.takes_ratios(embedded('ddim')))
+    self.assertTrue(search.takes_ratios(embedded('unipc', steps=2, order=2)))
+    self.assertFalse(search.takes_ratios(embedded('unipc', steps=2, order=2, extrapolate=True)))
+    moves = np.array([0, 0, 0, 0, 0.1, -0.2, 0.15])
+    child = search.moved(parent, moves, LINEAR, lambda t: t)
     options = dict(child.options)
-    self.assertEqual((options['ratios'][0], options['order'], options['compensate']), (1, 2, 1))
-    self.assertTrue(all(ratio != 1 for ratio in options['ratios'][1:]))
+    self.assertEqual(options, {'order': 2, 'compensate': 1, 'ratios': (1, 1.1, 0.8, 1.15)})
     ends = embedded('dpmpp', order=3, extrapolate=True)
-    other = next(race.compensated([ends], LINEAR, lambda t: t, 0.2, random))
-    self.assertEqual(dict(other.options)['ratios'][-1], 1)
-    np.testing.assert_array_equal(child.table.time.t, parent.table.time.t)
+    other = search.moved(ends, moves, LINEAR, lambda t: t)
+    self.assertEqual(dict(other.options)['ratios'], (1, 1.1, 0.8, 1))
+    np.testing.assert_allclose(child.table.time.t, parent.table.time.t)
     self.assertGreater(np.abs(child.table.weights[-1] - parent.table.weights[-1]).max(), 1e-3)
-    again = next(race.compensated([child], LINEAR, lambda t: t, 0.0, random))
-    self.assertEqual(again.options, child.options)  # moved from where it is
+    again = search.moved(child, moves, LINEAR, lambda t: t)  # from where it is
+    self.assertEqual(dict(again.options)['ratios'], (1, 1.2, 0.6, 1.3))
 
 
 class LocalErrorsTest(absltest.TestCase):
@@ -260,6 +296,24 @@ class CalibrateTest(absltest.TestCase):
       np.testing.assert_allclose(state['mean'], 0, atol=1e-9)
       np.testing.assert_allclose(state['variance'], 0, atol=1e-9)
 
+  def test_noise_is_searched_for_two_calls_too(self):
+    start = embedded(steps=2)
+    found = search.evolution(
+      lambda shares: calibrate.candidate(start, shares),
+      np.full(2, 0.2),
+      lambda one, generation: (one.table.std[0].item() / start.table.b[1] - 0.5) ** 2,
+      0,
+    )
+    *_, last = itertools.islice(found, 20)
+    self.assertAlmostEqual(last.table.std[0].item() / start.table.b[1], 0.5, delta=0.02)
+    self.assertEqual(last.table.std[1], 0)
+
+  def test_shares_are_clipped(self):
+    start = embedded(steps=3)
+    one = calibrate.candidate(start, np.array([-0.1, 1.2, 0.5]))
+    wanted = [0, calibrate.MOST * start.table.b[2], 0]
+    np.testing.assert_allclose(one.table.std.ravel(), wanted, atol=1e-7)
+
 
 class DescendTest(absltest.TestCase):
   def setUp(self):
@@ -348,33 +402,33 @@ class TiersTest(absltest.TestCase):
     with self.assertRaisesRegex(UserError, 'tune.minutes .* was over before one of'):
       self.run_all({}, minutes=1e-9)
 
-  def test_time_that_is_up_between_two_searches(self):
-    real, clock = tiers.Tuner._evolve, mock.Mock(return_value=0.0)
+  def test_time_that_is_up_in_the_search(self):
+    real, clock = search.evolution, mock.Mock(return_value=0.0)
 
-    def once(tuner, found, tier, *more):
-      real(tuner, found, tier, *more)
+    def late(*args):
       clock.return_value = 1e9
+      return real(*args)
 
     with (
-      mock.patch.object(race, 'RUNNERS', {'unipc': {}}),
       mock.patch.object(tiers.time, 'monotonic', clock),
-      mock.patch.object(tiers.Tuner, '_evolve', once),
+      mock.patch.object(search, 'evolution', late),
     ):
       found, _ = self.run_all({}, minutes=1.0)
     self.assertFalse(found.finished)
-    self.assertNotIn('ratios', [line['tier'] for line in found.evidence])
+    self.assertEqual([line['tier'] for line in found.evidence], ['race'])
 
-  def test_a_search_is_not_led_by_luck(self):
-    """One in four moved samplers looks best on few samples and is worst on many."""
+  def test_the_search_finds_times_in_noise(self):
+    """The score of times is least at wanted steps in log-SNR. Each draw adds noise of its own that
+    is as large as what can be gained at the start."""
+    wanted, noise = np.array([1.5, 6.0]), 0.3
+    away = lambda one: np.log(np.diff(LINEAR.log_snr(one.table.time.t)) / wanted)
     proposed = []
 
-    def score(tuner, one, samples, stream=tiers.TUNE):
-      if not one.grid.startswith('times'):
-        return scores.Score(np.float32(0), None, None)
-      lucky = int(tiers.hash_of(one.table), 16) % 4 == 0
-      on_few, on_many = (-10, 10) if lucky else (-1, -1)
-      value = on_few if samples < tuner.settings.samples else on_many
-      return scores.Score(np.float32(value), None, None)
+    def score(tuner, one, samples, stream=tiers.TUNE, first=0):
+      seed = int(tiers.hash_of(one.table) + f'{first:04d}', 16)
+      lucky = noise * np.random.Generator(np.random.SFC64(seed)).standard_normal()
+      alone = samples < tuner.settings.samples
+      return scores.Score(np.float32(np.sum(away(one) ** 2) + alone * lucky), None, None)
 
     with (
       mock.patch.object(tiers.Tuner, 'score', score),
@@ -384,8 +438,9 @@ class TiersTest(absltest.TestCase):
       mock.patch.object(tiers.Tuner, '_descend'),
     ):
       self.run_all({})
-    ((tier, one, value),) = proposed
-    self.assertEqual((tier, value.value), ('times', -1))
+    ((tier, one, _),) = proposed
+    self.assertEqual(tier, 'times and ratios')
+    self.assertLess(np.abs(away(one)).max(), 0.3)
 
   def test_few_items(self):
     with self.assertRaisesRegex(UserError, 'at least 4 reference items, got 3'):
