@@ -1,6 +1,7 @@
 """Bad input: one line that names the value and the valid ones, non-zero exit, nothing
 half-written."""
 
+import errno
 import os
 from unittest import mock
 
@@ -54,6 +55,23 @@ class TypedTest(parameterized.TestCase):
   def with_config(self, config, mode, *changes):
     changes = [f'--config.{change}' for change in changes]
     return f'--config={config}', f'--mode={mode}', f'--workdir={self.workdir}', *changes
+
+  def test_what_is_no_mistake_is_one_line_too(self):
+    words = self.with_config('toy', 'sample')
+    for error, wanted in (
+      (KeyboardInterrupt(), (130, '')),
+      (
+        OSError(errno.ENOSPC, 'No space left on device', 'a.png'),
+        ('error: cannot write a.png: No space left on device; free space', ''),
+      ),
+    ):
+      with mock.patch.object(tasks, 'run', mock.Mock(side_effect=error)):
+        self.assertEqual(typed(*words), wanted)
+    with (
+      mock.patch.object(tasks, 'run', mock.Mock(side_effect=OSError(errno.EIO, 'broken'))),
+      self.assertRaises(OSError),
+    ):
+      typed(*words)
 
   def test_a_good_one_runs(self):
     for config in ('toy', 'toy.py', 'configs/toy.py', 'toy.py:runlocal'):

@@ -16,16 +16,16 @@ class Data(NamedTuple):
   Attributes:
     train, test: uint8 images [N, H, W, C], in memory or a streams.Stream, or float32 vectors
       [N, D].
-    train_labels, test_labels: int32 [N].
+    train_labels, test_labels: int32 [N], in memory or a streams.Labels.
     classes: number of classes; 0 has no labels.
     mixture: (means [J, D], variances [J]) where the distribution is known, else None.
     names: of the classes, where they have any.
   """
 
   train: Any
-  train_labels: np.ndarray
+  train_labels: Any
   test: Any
-  test_labels: np.ndarray
+  test_labels: Any
   classes: int
   mixture: tuple[np.ndarray, np.ndarray] | None = None
   names: tuple[str, ...] = ()

@@ -114,7 +114,7 @@ def _words(root, parts, found, labels) -> list[list[str]]:
 def _of_csv(path, parts, found):
   """Words from the rows `file,label` of a CSV; files are named from data.path on."""
   try:
-    with open(os.path.expanduser(path), encoding='utf-8', newline='') as file:
+    with open(os.path.expanduser(path), encoding='utf-8-sig', newline='') as file:  # of Excel too
       reader = csv.DictReader(file)
       rows = list(reader)
       columns = reader.fieldnames or []
@@ -127,7 +127,11 @@ def _of_csv(path, parts, found):
       f'the first line of {path} is {",".join(columns)!r:.80}; it must name the columns '
       f'{",".join(COLUMNS)}'
     )
-  word = {os.path.normpath(row['file'] or ''): (row['label'] or '').strip() for row in rows}
+  word: dict[str, str] = {}
+  for row in rows:
+    name, label = os.path.normpath(row['file'] or ''), (row['label'] or '').strip()
+    if word.setdefault(name, label) != label:
+      raise UserError(f'{path} has two labels for {name}: {word[name]!r} and {label!r}; keep one')
   out = [
     [word.get(os.path.join(part, name), '') for name in names] for part, names in zip(parts, found)
   ]

@@ -54,35 +54,47 @@ def tfds(spec: specs.Data) -> Data:
       'give the folder of a set with images, prepared in array_record form'
     ) from error
   mode = folders.MODES[spec.colour] if spec.colour else ''
+  label = info.features['label'] if 'label' in info.features else None
+  classes = getattr(label, 'num_classes', None) or 0
 
   def part(rows, split, limit=0):
     count = min(limit or len(rows), len(rows))
-    labels = np.zeros(count, np.int32)
+    name = lambda n: f'item {n} of {spec.dataset}, {split},'
+    bare = source(split, image=tensorflow_datasets.decode.SkipDecoding())
+    labels = streams.Labels(lambda n: _label(bare[n], classes, name(n)), count)
 
     def one(number):
       row = rows[number]
-      labels[number] = row.get('label', 0)
-      return folders.fitted_pixels(row['image'], spec.size, mode)
+      image = row['image']
+      if image.dtype != np.uint8 or image.ndim != 3:
+        raise UserError(
+          f'{name(number)} is {image.dtype} {list(image.shape)}; valid: uint8 [height, width, '
+          f'channels]'
+        )
+      labels.know(number, _label(row, classes, name(number)))
+      return folders.fitted_pixels(image, spec.size, mode)
 
-    images = streams.Stream(one, lambda n: f'item {n} of {spec.dataset}, {split},', count)
-    if not spec.stream:
-      return images.read(f'reading {split}'), labels  # of all that were read
-    if 'label' in info.features:
-      bare = source(split, image=tensorflow_datasets.decode.SkipDecoding())
-      labels = np.array([bare[n]['label'] for n in range(count)], np.int32)
-    return images, labels
+    images = streams.Stream(one, name, count)
+    return (images, labels) if spec.stream else (images.read(f'reading {split}'), labels[:])
 
   images, labels = part(train, 'train', spec.limit)
   held_out, held_out_labels = images[:0], np.zeros(0, np.int32)
   for name, rows in others.items():
-    if len(rows) and rows[0].get('label', 0) >= 0:  # those of a test set may be secret, which is -1
+    secret = classes and len(rows) and rows[0]['label'] < 0  # as those of a test set may be
+    if len(rows) and not secret:
       held_out, held_out_labels = part(rows, name)
       break
-  classes, names = 0, ()
-  if 'label' in info.features:
-    classes = int(max(labels.max(), held_out_labels.max(initial=0))) + 1
-    names = tuple(getattr(info.features['label'], 'names', ()))[:classes]
-  return Data(images, labels, held_out, held_out_labels, classes, names=names)
+  return Data(
+    images, labels, held_out, held_out_labels, classes, names=tuple(label.names) if classes else ()
+  )
+
+
+def _label(row, classes, name):
+  """The class of an item; 0 where the set has none."""
+  number = int(row['label']) if classes else 0
+  if classes and not 0 <= number < classes:
+    raise UserError(f'{name} has the label {number}; valid: 0..{classes - 1}')
+  return number
 
 
 # Names of arrays in an .npz: (images, classes) to train on and those held out, as ADM, MedMNIST and
@@ -214,7 +226,7 @@ SOURCES = {
 def load(spec: specs.Data) -> Data:
   """The data set that a spec names, with its first `limit` training images if that is not 0."""
   data = SOURCES[spec.name](spec)
-  if spec.limit:
+  if spec.limit and len(data.train) > spec.limit:
     data = data._replace(
       train=data.train[: spec.limit], train_labels=data.train_labels[: spec.limit]
     )

@@ -61,7 +61,12 @@ class Stream:
     number = self._start + int(number)
     image = self._one(number)
     if image.shape != self.shape[1:]:
-      (height, width, _), found = self.shape[1:], image.shape
+      (height, width, channels), found = self.shape[1:], image.shape
+      if found[2] != channels:
+        raise UserError(
+          f'{self._name(number)} has {found[2]} channels, and {self._name(self._start)} has '
+          f"{channels}; set data.colour to 'rgb' or 'grey'"
+        )
       raise UserError(
         f'{self._name(number)} is {found[1]} x {found[0]}, and {self._name(self._start)} is '
         f'{width} x {height}; set data.size to crop all to one size'
@@ -79,6 +84,37 @@ class Stream:
     """All of it, in arrays of neighbours."""
     for start in range(0, len(self), _AT_ONCE):
       yield self[start : start + _AT_ONCE].read()
+
+
+class Labels:
+  """Classes int32 [N], each read with its image or when it is asked for.
+
+  Numbers and slices give arrays; np.asarray reads everything.
+  """
+
+  dtype = np.dtype(np.int32)
+  __eq__ = None  # type: ignore[assignment]  # compare what was read, not this
+  __hash__ = None  # type: ignore[assignment]
+
+  def __init__(self, one: Callable[[int], int], count: int):
+    """one: number -> its class, which reads the item again."""
+    self._one, self._known, self.shape = one, np.full(count, -1, np.int32), (count,)
+
+  def __len__(self):
+    return self.shape[0]
+
+  def know(self, number: int, label: int) -> None:
+    """What is known of an item that was read."""
+    self._known[number] = label
+
+  def __getitem__(self, index: Any) -> Any:
+    for number in np.atleast_1d(np.arange(len(self))[index]):
+      if self._known[number] < 0:
+        self._known[number] = self._one(int(number))
+    return self._known[index]
+
+  def __array__(self, dtype=None, copy=None):
+    return self[:]
 
 
 def mapped(one: Callable[[int], Any], count: int, title: str = '') -> Iterator[Any]:

@@ -160,7 +160,9 @@ def learned(kind: str, data: base.Data, cache: str, seed: int = 0) -> Learned:
     raise UserError("features 'rotation' need square images; valid here: identity, inception")
   net = Classifier(4 if turn else data.classes)
   params = net.init(jax.random.key(seed), jnp.zeros((1,) + data.shape))
-  about = f'{files.fingerprint(data.train, data.train_labels)}{sorted(SETTINGS.items())}'
+  about = (
+    f'{files.fingerprint(data.train, np.asarray(data.train_labels))}{sorted(SETTINGS.items())}'
+  )
   key = hashlib.sha256((about + f' seed {seed}' * bool(seed)).encode()).hexdigest()[:12]
   shapes = {name: leaf.shape for name, leaf in traverse_util.flatten_dict(params, sep='/').items()}
   make = lambda: jax.device_get(_train(net, data, params, turn, seed))

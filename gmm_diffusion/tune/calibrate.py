@@ -1,9 +1,11 @@
-"""Tier 2: how much noise a table adds, which no regression to a coupled teacher can tell.
+"""Tier 2: how much noise a table adds, and coefficients that no theory gives.
+
+A regression to a coupled teacher can tell neither: it does not see what samples look like together.
 
   (1) y_{n+1} <- y_{n+1} - (b - sqrt(b^2 - c^2)) eps_n + c z,   c = share_n b,   b = b_{n+1}
 
 exchanges a part of the direction eps_n = (y_n - a_n m_n) / b_n for noise; the variance at the next
-level stays. The shares are searched with the score of the samples. What is best for single steps,
+level stays. Shares and coefficients are searched with the score of the samples. What is best for single steps,
 by their energy score against the chain q, is far from best for their sequence: it adds so much
 noise that few steps cannot take it back.
 """
@@ -13,7 +15,8 @@ import numpy as np
 from gmm_diffusion.samplers.linear import Table
 from gmm_diffusion.tune.race import Candidate
 
-MOST = 0.95  # of the noise at the next level
+SHARES, MOST = 4, 0.95  # a share of noise for a move, and the largest
+NEWEST = 3  # predictions whose weights are moved
 
 
 def stirred(table: Table, shares: np.ndarray) -> Table:
@@ -28,8 +31,35 @@ def stirred(table: Table, shares: np.ndarray) -> Table:
   return table._replace(keep=keep, weights=weights, std=std)
 
 
-def candidate(start: Candidate, shares: np.ndarray) -> Candidate:
-  """A table with noise of the given shares [N], clipped to what can be used."""
-  shares = np.append(np.clip(shares[:-1], 0, MOST), 0)
-  table = stirred(start.table, shares)
-  return Candidate('', (), f'noise {np.round(shares, 2).tolist()} in {start}', table, start.bands)
+def free_numbers(start: Candidate) -> int:
+  """How many numbers `candidate` takes."""
+  steps = len(start.table.keep)
+  return 2 * (steps - 1) + len(_newest(steps)[0])
+
+
+def candidate(start: Candidate, moves: np.ndarray) -> Candidate:
+  """A table with other noise and coefficients.
+
+  Args:
+    start: of N steps.
+    moves: [free_numbers(start)]. The first N - 1, times SHARES and clipped to what can be used, are
+      the shares of noise of all steps but the last. `keep` of these steps is multiplied by exp of
+      the next N - 1. The rest, times the a of the next level, is added to the weights of the newest
+      predictions.
+  """
+  steps = len(start.table.keep)
+  shares, factors, added = np.split(np.asarray(moves), [steps - 1, 2 * (steps - 1)])
+  keep, weights = start.table.keep.copy(), start.table.weights.copy()
+  keep[:-1] *= np.exp(factors)[:, None]
+  rows, columns = _newest(steps)
+  weights[rows, columns] += (added * start.table.a[1:][rows])[:, None]
+  shares = np.append(np.clip(SHARES * shares, 0, MOST), 0)
+  table = stirred(start.table._replace(keep=keep, weights=weights), shares)
+  words = f'{len(moves)} numbers moved, noise {np.round(shares, 2).tolist()}, from {start}'
+  return Candidate('', (), words, table, start.bands)
+
+
+def _newest(steps):
+  """Rows and columns of the weights of the NEWEST predictions of each step."""
+  below = np.tri(steps, dtype=bool)
+  return np.nonzero(below & ~np.tri(steps, k=-NEWEST, dtype=bool))

@@ -1,4 +1,4 @@
-"""CMA-ES [Hansen, arXiv 1604.00772] over the numbers of a sampler: times, ratios, noise.
+"""CMA-ES [Hansen, arXiv 1604.00772] over the numbers of a sampler, of which `moved` has some.
 
 They are searched without a gradient, by a score that has noise. All candidates of a generation have
 the same noise, and each generation has noise of its own: what is lucky in one is not in the next.
@@ -17,29 +17,31 @@ from gmm_diffusion.maths.schedules import Schedule
 from gmm_diffusion.tune import race
 from gmm_diffusion.tune.race import Candidate
 
-POPULATION, WIDTH = 10, 0.2  # candidates of a generation; the deviation of the first moves
-
 Times = Callable[[Any], Any]  # falling times -> those at which the denoiser may be asked
 
 
 def evolution(
   make: Callable[[np.ndarray], Candidate],
-  mean: np.ndarray,
+  count: int,
+  width: float,
   score: Callable[[Candidate, int], float | None],
   seed: int,
 ) -> Iterator[Candidate]:
   """The candidate at the mean of CMA-ES after each generation, until time is up.
 
   Args:
-    make: moves [count] -> candidate; raises UserError for moves that cannot be used.
-    mean: moves [count] around which it begins, which can be used.
+    make: moves [count] -> candidate, where zeros change nothing; raises UserError for moves that
+      cannot be used.
+    count: of moves, at least 2.
+    width: deviation of the first moves.
     score: (candidate, number of the generation) -> what becomes least; None where time is up.
     seed: of the moves, non-negative.
   """
-  optimizer, reached = CMA(mean, WIDTH, seed=seed, population_size=POPULATION), make(mean)
+  optimizer = CMA(np.zeros(count), width, seed=seed)
+  reached = make(optimizer.mean)
   while True:
     tried = []
-    for moves in [optimizer.ask() for _ in range(POPULATION)]:
+    for moves in [optimizer.ask() for _ in range(optimizer.population_size)]:
       try:
         value = score(make(moves), optimizer.generation)
       except UserError:

@@ -34,7 +34,8 @@ SURE = 4  # times as many samples decide the race, and between two proposals, as
 FIRST = 32  # samples of a candidate in the first round of the race
 LEADERS = 8  # of the race that the search knows
 STARTS, EARLY, LATE = 3, 6, 24  # samplers that the search moves; generations for each, then for one
-STIRRED = 12  # generations of the noise
+LONG = 36  # generations of tier 2
+MOVED, REFINED = 0.2, 0.05  # deviations of the first moves of the search, and of those of tier 2
 LOCAL_ERRORS = 'local-errors.npz'  # the same for all numbers of calls
 PARTS = 6  # of tier 3: the work between two stored states
 RIDGES = (1e-3, 1e-1)
@@ -253,16 +254,16 @@ class Tuner:
   def _moving(self, start):
     """The evolution of the times and ratios of a sampler."""
     make = lambda moves: search.moved(start, moves, self.subject.schedule, self.subject.times)
-    return self._evolution(make, np.zeros(search.free_numbers(start)))
+    return self._evolution(make, search.free_numbers(start), MOVED, self.settings.samples // 8)
 
-  def _evolution(self, make, mean):
-    samples = max(FIRST, self.settings.samples // 4)
+  def _evolution(self, make, count, width, samples):
+    samples = max(FIRST, samples)
 
     def score(one, generation):
       if not self._late():
         return _value(self.score(one, samples, first=generation * samples))
 
-    return search.evolution(make, mean, score, self._seed(TUNE))
+    return search.evolution(make, count, width, score, self._seed(TUNE))
 
   def _fit(self, found):
     subject, samples = self.subject, max(FIRST, self.settings.samples // 2)  # of many pixels each
@@ -318,11 +319,12 @@ class Tuner:
 
   def _calibrate(self, found):
     make = functools.partial(calibrate.candidate, found.best)
-    mean = np.full(self.settings.calls, search.WIDTH)
-    with tqdm(total=STIRRED, desc='noise', unit='generation', dynamic_ncols=True) as bar:
-      one = _walk(bar, self._evolution(make, mean), STIRRED)
+    count = calibrate.free_numbers(found.best)
+    path = self._evolution(make, count, REFINED, self.settings.samples // 4)
+    with tqdm(total=LONG, desc='coefficients', unit='generation', dynamic_ncols=True) as bar:
+      one = _walk(bar, path, LONG)
     if one and not self._late():
-      self._propose(found, 'noise', one, self.score(one, self.settings.samples))
+      self._propose(found, 'coefficients and noise', one, self.score(one, self.settings.samples))
 
   def _descend(self, found):
     settings = descend.Settings(self.settings.steps, self.settings.batch)

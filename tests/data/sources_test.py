@@ -83,6 +83,11 @@ class TfdsTest(absltest.TestCase):
       ((60000, 28, 28, 1), (10000, 28, 28, 1), 10),
     )
     self.assertAlmostEqual(data.train.mean(), 33.318, delta=0.001)
+    streamed = sources.load(specs.Data('tfds', 'mnist', MNIST, stream=True))
+    some = np.array([59999, 0, 7])
+    np.testing.assert_array_equal(streamed.train_labels[some[:1]], data.train_labels[some[:1]])
+    np.testing.assert_array_equal(streamed.train[some], data.train[some])
+    np.testing.assert_array_equal(streamed.train_labels[some], data.train_labels[some])
     self.assertEqual(
       np.bincount(data.train_labels).tolist(),
       [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
@@ -116,11 +121,60 @@ class FakeTfdsTest(parameterized.TestCase):
   @parameterized.parameters(False, True)
   def test_labels_have_names(self, stream):
     rows = [{'image': np.full((2, 2, 1), n, np.uint8), 'label': n} for n in (1, 0)]
-    label = mock.Mock(names=['cat', 'dog'])
+    label = mock.Mock(names=['cat', 'dog'], num_classes=2)
     data = self.load({'train': rows, 'test': rows[:1]}, {'label': label}, stream=stream)
     np.testing.assert_array_equal(np.asarray(data.train)[:, 0, 0, 0], [1, 0])
     self.assertEqual((data.names, data.train.shape), (('cat', 'dog'), (2, 2, 2, 1)))
-    self.assertEqual((data.train_labels.tolist(), data.test_labels.tolist()), ([1, 0], [1]))
+    self.assertEqual((data.train_labels[:].tolist(), data.test_labels[:].tolist()), ([1, 0], [1]))
+
+  def test_a_stream_reads_no_labels_before_they_are_asked_for(self):
+    rows = [{'image': np.full((2, 2, 1), n, np.uint8), 'label': n} for n in (1, 0, 1)]
+    read, real = [], sources._label
+
+    def label(row, classes, name):
+      read.append(name.split()[1])
+      return real(row, classes, name)
+
+    with mock.patch.object(sources, '_label', label):
+      data = self.load(
+        {'train': rows}, {'label': mock.Mock(names=['cat', 'dog'], num_classes=2)}, stream=True
+      )
+      self.assertEqual(set(read), {'0'})  # its shape is that of all
+      self.assertEqual(data.train[np.array([2, 0])][:, 0, 0, 0].tolist(), [1, 1])
+      read.clear()
+      self.assertEqual(data.train_labels[np.array([2, 0])].tolist(), [1, 1])
+      self.assertEmpty(read)  # came with the images
+      self.assertEqual((data.train_labels[1], data.train_labels[1:].tolist()), (0, [0, 1]))
+      self.assertEqual(read, ['1'])
+    with self.assertRaises(TypeError):
+      data.train_labels == 1  # noqa: B015
+
+  def test_what_is_no_class_is_left_out(self):
+    rows = [{'image': np.zeros((2, 2, 1), np.uint8), 'label': b'a cat'}]
+    data = self.load({'train': rows}, {'label': mock.Mock(spec=['shape'])})
+    self.assertEqual((data.classes, data.names, data.train_labels.tolist()), (0, (), [0]))
+
+  @parameterized.parameters(
+    (
+      {'image': np.zeros((2, 2, 1), np.uint16)},
+      r'item 1 of fake, train, is uint16 \[2, 2, 1\]; va',
+    ),
+    (
+      {'image': np.zeros((5, 2, 2, 3), np.uint8)},
+      r'is uint8 \[5, 2, 2, 3\]; valid: uint8 \[height',
+    ),
+    (
+      {'image': np.zeros((2, 2, 3), np.uint8)},
+      'item 1 .* has 3 channels, and item 0 .* has 1; set',
+    ),
+    ({'image': np.zeros((2, 2, 1), np.uint8), 'label': -1}, 'item 1 .* the label -1; valid: 0..1'),
+    ({'image': np.zeros((2, 2, 1), np.uint8), 'label': 2}, 'item 1 .* the label 2; valid: 0..1'),
+  )
+  def test_bad_items(self, row, message):
+    good = {'image': np.zeros((2, 2, 1), np.uint8), 'label': 0}
+    label = mock.Mock(names=['cat', 'dog'], num_classes=2)
+    with self.assertRaisesRegex(UserError, message):
+      self.load({'train': [good, {**good, **row}]}, {'label': label})
 
   @parameterized.parameters(((0, 1), 'test'), ((-1, -1), 'validation'))
   def test_a_test_set_with_secret_labels(self, labels, used):
@@ -128,7 +182,7 @@ class FakeTfdsTest(parameterized.TestCase):
       {'image': np.full((2, 2, 1), value, np.uint8), 'label': one} for one in own
     ]
     splits = {'train': rows(1, (0, 1)), 'test': rows(2, labels), 'validation': rows(3, (1, 0))}
-    data = self.load(splits, {'label': mock.Mock(names=['cat', 'dog'])})
+    data = self.load(splits, {'label': mock.Mock(names=['cat', 'dog'], num_classes=2)})
     self.assertEqual(int(data.test[0, 0, 0, 0]), {'test': 2, 'validation': 3}[used])
     self.assertEqual(data.classes, 2)
 

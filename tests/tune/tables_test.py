@@ -296,21 +296,46 @@ class CalibrateTest(absltest.TestCase):
       np.testing.assert_allclose(state['mean'], 0, atol=1e-9)
       np.testing.assert_allclose(state['variance'], 0, atol=1e-9)
 
-  def test_noise_is_searched_for_two_calls_too(self):
+  def test_numbers_are_found_for_two_calls(self):
+    """CMA-ES finds noise, keep and weights of a table that is known."""
     start = embedded(steps=2)
-    found = search.evolution(
-      lambda shares: calibrate.candidate(start, shares),
-      np.full(2, 0.2),
-      lambda one, generation: (one.table.std[0].item() / start.table.b[1] - 0.5) ** 2,
-      0,
-    )
-    *_, last = itertools.islice(found, 20)
-    self.assertAlmostEqual(last.table.std[0].item() / start.table.b[1], 0.5, delta=0.02)
+    count = calibrate.free_numbers(start)
+    self.assertEqual(count, 1 + 1 + 3)
+    moves = np.array([0.1, 0.05, -0.1, 0.1, 0.05])
+    wanted = calibrate.candidate(start, moves).table
+    self.assertAlmostEqual(wanted.std[0].item(), 0.4 * start.table.b[1], places=6)
+
+    def away(one, generation):
+      parts = ('keep', 'weights', 'std')
+      return sum(np.sum((getattr(one.table, p) - getattr(wanted, p)) ** 2) for p in parts)
+
+    path = search.evolution(lambda x: calibrate.candidate(start, x), count, 0.05, away, 0)
+    *_, last = itertools.islice(path, 60)
+    self.assertLess(away(last, 0), 1e-3 * away(start, 0))
     self.assertEqual(last.table.std[1], 0)
+
+  def test_moves_change_what_they_say(self):
+    start = embedded('dpmpp', steps=5, order=2)
+    count = calibrate.free_numbers(start)
+    self.assertEqual(count, 4 + 4 + 1 + 2 + 3 + 3 + 3)
+    same = calibrate.candidate(start, np.zeros(count)).table
+    for old, new in zip(start.table[1:], same[1:]):
+      np.testing.assert_array_equal(old, new)
+    moves = np.zeros(count)
+    moves[[4, 8, -1]] = np.log(2), 0.5, 0.25
+    found = calibrate.candidate(start, moves).table
+    keep, weights = start.table.keep.copy(), start.table.weights.copy()
+    keep[0] *= 2
+    weights[0, 0] += 0.5 * start.table.a[1]
+    weights[4, 4] += 0.25
+    np.testing.assert_allclose(found.keep, keep)
+    np.testing.assert_allclose(found.weights, weights)
 
   def test_shares_are_clipped(self):
     start = embedded(steps=3)
-    one = calibrate.candidate(start, np.array([-0.1, 1.2, 0.5]))
+    moves = np.zeros(calibrate.free_numbers(start))
+    moves[:2] = -0.1, 1
+    one = calibrate.candidate(start, moves)
     wanted = [0, calibrate.MOST * start.table.b[2], 0]
     np.testing.assert_allclose(one.table.std.ravel(), wanted, atol=1e-7)
 

@@ -127,7 +127,7 @@ def bits_of(this: Run, model: models.Model) -> dict[str, Estimate]:
     out['training images, smoothed'] = estimate(-np.asarray(exact.log_prob(tokens)))
   if spec.masked.predictor == 'network':
     with tqdm(total=len(test), desc='bits', unit='image', dynamic_ncols=True) as bar:
-      out['network'] = of_mean(model.bits(test, data.test_labels, bar.update))
+      out['network'] = of_mean(model.bits(test, data.test_labels[:], bar.update))
   for name, value in out.items():
     print(f'bits of a token, {name}: {value}')
   return out
