@@ -5,9 +5,9 @@ A regression to a coupled teacher can tell neither: it does not see what samples
   (1) y_{n+1} <- y_{n+1} - (b - sqrt(b^2 - c^2)) eps_n + c z,   c = share_n b,   b = b_{n+1}
 
 exchanges a part of the direction eps_n = (y_n - a_n m_n) / b_n for noise; the variance at the next
-level stays. Shares and coefficients are searched with the score of the samples. What is best for single steps,
-by their energy score against the chain q, is far from best for their sequence: it adds so much
-noise that few steps cannot take it back.
+level stays. Shares and coefficients are searched with the score of the samples. What is best for
+single steps, by their energy score against the chain q, is far from best for their sequence: it
+adds so much noise that few steps cannot take it back.
 """
 
 import numpy as np

@@ -76,6 +76,8 @@ class Found:
     proposals: what they proposed.
     calls: single-sample calls of the denoiser that tuning made.
     finished: whether the time sufficed.
+    exhausted: whether the best is so near to the reference that, with these numbers of samples and
+      items, no sampler could be shown to be better.
   """
 
   best: Candidate
@@ -84,6 +86,7 @@ class Found:
   proposals: list[Candidate]
   calls: int = 0
   finished: bool = True
+  exhausted: bool = False
 
 
 def split(items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -138,7 +141,7 @@ class Tuner:
     """All tiers; raises UserError where no sampler makes so many calls."""
     found = self._race()
     for tier in (self._search, self._fit, self._calibrate, self._descend)[: 1 + self.settings.tier]:
-      if self._late():
+      if self._late() or found.exhausted:
         break
       tier(found)
     found.finished = not self._late()
@@ -230,6 +233,9 @@ class Tuner:
     found.proposals.append(one)
     if kept:
       found.best = one
+    left = float((new if kept else old).value)  # what is to gain, since the data have 0
+    errors = [line['error'] for line in found.evidence if 'error' in line]
+    found.exhausted = not scores.excludes_zero(left, min(errors))
     found.calls = self.subject.calls
     self.report(found)
 

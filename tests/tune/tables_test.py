@@ -386,19 +386,20 @@ class TiersTest(absltest.TestCase):
     self.enter_context(mock.patch.object(race, 'RUNNERS', {'ddim': {'eta': (0.0, 1.0)}}))
     self.enter_context(mock.patch.dict(grids.GRIDS, FEW_GRIDS, clear=True))
 
-  def run_all(self, kept, **more):
+  def run_all(self, kept, exact=False, **more):
+    """Of an exact denoiser, or of its signs."""
     settings = tiers.Settings(3, tier=3, bands=2, samples=64, steps=6, batch=32, **more)
     spread = np.array([[1.0, 0.5, 0.1]], np.float32)
 
-    def exact(weights):
+    def bind(weights):
       def denoise(x, time, cond):
         del cond
         gain = time.a * weights**2 / (time.a**2 * weights**2 + time.b**2)
-        return marginals.from_x0(x, gain * x, time)
+        return marginals.from_x0(x, gain * x if exact else jnp.sign(x), time)
 
       return denoise
 
-    it = subject.Subject(exact, spread, LINEAR, (3,), batch=32)
+    it = subject.Subject(bind, spread, LINEAR, (3,), batch=32)
     known = spread * np.random.RandomState(0).standard_normal((256, 3)).astype(np.float32)
 
     def keep(name, mark, make):
@@ -422,6 +423,11 @@ class TiersTest(absltest.TestCase):
     again, other = self.run_all(kept)
     self.assertEqual(again.evidence, lines)
     self.assertEqual(other.calls, 0)
+
+  def test_nothing_is_left_to_gain(self):
+    found, _ = self.run_all({}, exact=True)
+    self.assertTrue(found.exhausted and found.finished)
+    self.assertNotIn('gradient, 2 bands', [line['tier'] for line in found.evidence])
 
   def test_time_that_is_up(self):
     with self.assertRaisesRegex(UserError, 'tune.minutes .* was over before one of'):
