@@ -1,10 +1,14 @@
-"""Training from a folder of JPEGs that are read when they are used, beside the same images in
-memory: seconds of a step, seconds until the first one, and the most memory that the process took.
+"""Training from images that are read when they are used, beside the same ones in memory and a few
+of them: seconds of a step, seconds until the first one, and the most memory that the process took.
+The images are JPEGs that are made, or a set of tensorflow-datasets.
 
   python -m experiments.benchmarks.streaming_speed --images=20000 --side=256 --size=256 --batch=4
   python -m experiments.benchmarks.streaming_speed --images=20000 --side=256 --size=32 --batch=64
+  python -m experiments.benchmarks.streaming_speed --dataset=mnist --path=~/tensorflow_datasets
+    --size=32 --batch=64
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -18,7 +22,7 @@ from tqdm import tqdm
 
 from experiments.lib import common
 from gmm_diffusion import specs
-from gmm_diffusion.data import folders
+from gmm_diffusion.data import sources
 from gmm_diffusion.errors import UserError
 
 DISTINCT = 500  # images; the others are links to these, which a reader does not notice
@@ -41,9 +45,9 @@ def make(folder: str, count: int, side: int) -> None:
       os.link(os.path.join(folder, f'{i % DISTINCT:06d}.jpg'), path)
 
 
-def reading(folder: str, size: int, count: int = 500) -> float:
+def reading(data_spec: specs.Data, count: int = 500) -> float:
   """Images that can be read in a second when nothing else is done."""
-  data = folders.load(specs.Data('folder', path=folder, size=size, stream=True, limit=count))
+  data = sources.load(dataclasses.replace(data_spec, stream=True, limit=count))
   start = time.perf_counter()
   data.train.read()
   return len(data.train) / (time.perf_counter() - start)
@@ -80,15 +84,23 @@ def main():
   parser.add_argument('--batch', type=int, default=4)
   parser.add_argument('--steps', type=int, default=40)
   parser.add_argument('--repeats', type=int, default=2)
+  parser.add_argument('--dataset', default='', help='of tensorflow-datasets, in place of JPEGs')
+  parser.add_argument('--path', default='', help='of the data set')
   args = parser.parse_args()
-  folder = os.path.join(args.workdir, f'images_{args.side}')
-  make(folder, args.images, args.side)
-  rate, rows = reading(folder, args.size), {'memory': [], 'stream': []}
+  folder = args.path or os.path.join(args.workdir, f'images_{args.side}')
+  if not args.dataset:
+    make(folder, args.images, args.side)
+  name = 'tfds' if args.dataset else 'folder'
+  data = specs.Data(name, args.dataset or 'mnist', path=folder, size=args.size, colour='rgb')
+  rate, rows = reading(data), {'memory': [], 'stream': [], 'few': []}
   for repeat in range(args.repeats):
     for name, found in rows.items():
       overrides = [
+        f'--config.data.name={data.name}', f'--config.data.dataset={data.dataset}',
         f'--config.data.path={folder}', f'--config.data.size={args.size}',
-        f'--config.data.stream={name == "stream"}', f'--config.train.batch={args.batch}',
+        f'--config.data.colour={data.colour}', f'--config.data.stream={name == "stream"}',
+        f'--config.data.limit={args.batch if name == "few" else 0}',
+        f'--config.train.batch={args.batch}',
         f'--config.train.steps={args.steps}', '--config.train.log_every=1',
         '--config.net.attention=(8,)',
       ]  # fmt: skip
@@ -104,13 +116,14 @@ def main():
     f'{args.size} pixels: a step takes {ratio:.3f} times as long as from memory; {rate:.0f} '
     f'images/s can be read, {training:.0f} are trained on; first step after '
     f'{of("stream", "first_step_seconds"):.0f} s ({of("memory", "first_step_seconds"):.0f} s), '
-    f'{of("stream", "gigabytes"):.2f} GB ({of("memory", "gigabytes"):.2f} GB)'
+    f'{of("stream", "gigabytes"):.2f} GB ({of("memory", "gigabytes"):.2f} GB, and '
+    f'{of("few", "gigabytes"):.2f} GB with {args.batch} images)'
   )
   common.save(
     args.workdir,
-    f'streaming_speed_{args.size}',
-    {**{k: v for k, v in vars(args).items() if k != 'workdir'}, 'read_per_second': rate,
-     'ratio': ratio, 'rows': rows},
+    f'streaming_speed_{args.dataset or args.size}',
+    {**{k: v for k, v in vars(args).items() if k not in ('workdir', 'path')},
+     'read_per_second': rate, 'ratio': ratio, 'rows': rows},
   )  # fmt: skip
 
 
