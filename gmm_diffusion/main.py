@@ -71,9 +71,9 @@ def main(argv: list[str]) -> None:
   except KeyboardInterrupt:
     parallel.end('stopped by Ctrl-C; the same command goes on from what was kept', INTERRUPTED)
   except OSError as error:
-    if error.errno != errno.ENOSPC:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
       raise
-    parallel.end(f'cannot write {error.filename or FLAGS.workdir}: {error.strerror}; free space')
+    parallel.end(f'cannot write {error.filename or "a file"}: {error.strerror}; free space')
 
 
 def start() -> None:

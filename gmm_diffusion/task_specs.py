@@ -171,7 +171,9 @@ class Tune:
 
   calls: tuple[int, ...] = option((5,), 'of the denoiser for each sample', '[2, 1000]')
   tier: int = option(
-    2, 'last one: 0 race, times, ratios; 1 closed form; 2 noise; 3 gradient', '[0, 3]'
+    2,
+    'last one: 0 race, times, ratios; 1 closed form; 2 coefficients and noise; 3 gradient',
+    '[0, 3]',
   )
   bands: int = option(1, 'more than 1: tiers 1 and 3 also try tables of so many', '[1, 64]')
   samples: int = option(512, 'by which tiers propose; 4 times as many select', '[16, 1000000]')

@@ -128,8 +128,8 @@ def _of_csv(path, parts, found):
       f'{",".join(COLUMNS)}'
     )
   word: dict[str, str] = {}
-  for row in rows:
-    name, label = os.path.normpath(row['file'] or ''), (row['label'] or '').strip()
+  for row in filter(lambda row: row['file'], rows):  # spreadsheets leave empty ones
+    name, label = os.path.normpath(row['file']), (row['label'] or '').strip()
     if word.setdefault(name, label) != label:
       raise UserError(f'{path} has two labels for {name}: {word[name]!r} and {label!r}; keep one')
   out = [

@@ -3,8 +3,8 @@
 subject.py   the denoiser: draws samples by any table, and asks it about any states
 scores.py    how far samples are from a reference: energy distances in features
 race.py      tier 0: all samplers on all grids
-search.py    the times and ratios of the best ones, and the noise of tier 2, by CMA-ES
+search.py    CMA-ES, and the times and ratios of the best ones that it moves
 fit.py       tier 1: tables in closed form, from forward calls alone
-calibrate.py tier 2: how much noise
+calibrate.py tier 2: how much noise, and all coefficients
 descend.py   tier 3: the gradient of the energy distance through the sampling loop
 """

@@ -2,7 +2,8 @@
 
 A regression to a coupled teacher can tell neither: it does not see what samples look like together.
 
-  (1) y_{n+1} <- y_{n+1} - (b - sqrt(b^2 - c^2)) eps_n + c z,   c = share_n b,   b = b_{n+1}
+  (1) y_{n+1} <- y_{n+1} - (e - sqrt(e^2 - c^2)) eps_n + c z,   c = share_n e,
+      e^2 = b_{n+1}^2 - std_n^2
 
 exchanges a part of the direction eps_n = (y_n - a_n m_n) / b_n for noise; the variance at the next
 level stays. Shares and coefficients are searched with the score of the samples. What is best for
@@ -23,11 +24,11 @@ def stirred(table: Table, shares: np.ndarray) -> Table:
   """Equation (1), with a share [N] in [0, 1) for each step; the last has none."""
   keep, weights, std = table.keep.copy(), table.weights.copy(), table.std.copy()
   for n in range(len(keep) - 1):
-    b = table.b[n + 1]
-    less = b - np.sqrt(b**2 - (shares[n] * b) ** 2)
+    e = np.sqrt(np.maximum(table.b[n + 1] ** 2 - std[n] ** 2, 0))
+    less = e - np.sqrt(e**2 - (shares[n] * e) ** 2)
     keep[n] -= less / table.time.b[n]
     weights[n, n] += less * table.time.a[n] / table.time.b[n]
-    std[n] = np.hypot(std[n], shares[n] * b)
+    std[n] = np.hypot(std[n], shares[n] * e)
   return table._replace(keep=keep, weights=weights, std=std)
 
 

@@ -72,10 +72,10 @@ def moved(one: Candidate, moves: np.ndarray, schedule: Schedule, times: Times) -
   Args:
     one: a sampler of the library, not a fitted table.
     moves: [free_numbers(one)]. By the first, times a mean step, the log-SNR of the first call
-      rises. The steps in log-SNR between calls are multiplied by exp of the next ones. The rest is
-      added to the ratios [DC-Solver, arXiv 2409.03755] from the second step on, if the sampler
-      takes them, but for that of a last step that extrapolates; the polynomial goes through one
-      prediction before.
+      rises, from that of the noisiest time with a signal on. The steps in log-SNR between calls are
+      multiplied by exp of the next ones. The rest is added to the ratios [DC-Solver, arXiv
+      2409.03755] from the second step on, if the sampler takes them, but for that of a last step
+      that extrapolates; the polynomial goes through one prediction before.
     schedule: of the denoiser.
     times: see Times.
 

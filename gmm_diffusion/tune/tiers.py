@@ -48,9 +48,10 @@ class Settings(NamedTuple):
     calls: N, of the denoiser for each sample, at least 2.
     tier: the last one that is run, 0 to 3.
     bands: R of the tables of tiers 1 and 3, beside 1; 1 is one number for all.
-    samples: for the scores by which tiers propose; 4 times as many select.
+    samples: for the scores by which tiers propose; 4 times as many select, and fewer rank the
+      candidates of a generation.
     steps, batch: of tier 3.
-    minutes: after which no new candidate is started; 0 is no limit.
+    minutes: after which no new candidate is made; what was found is still compared. 0 is no limit.
     seed: of the noise.
   """
 
@@ -76,8 +77,6 @@ class Found:
     proposals: what they proposed.
     calls: single-sample calls of the denoiser that tuning made.
     finished: whether the time sufficed.
-    exhausted: whether the best is so near to the reference that, with these numbers of samples and
-      items, no sampler could be shown to be better.
   """
 
   best: Candidate
@@ -86,7 +85,6 @@ class Found:
   proposals: list[Candidate]
   calls: int = 0
   finished: bool = True
-  exhausted: bool = False
 
 
 def split(items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -141,7 +139,7 @@ class Tuner:
     """All tiers; raises UserError where no sampler makes so many calls."""
     found = self._race()
     for tier in (self._search, self._fit, self._calibrate, self._descend)[: 1 + self.settings.tier]:
-      if self._late() or found.exhausted:
+      if self._late():
         break
       tier(found)
     found.finished = not self._late()
@@ -174,12 +172,9 @@ class Tuner:
     return time.monotonic() > self._end
 
   def _scored(self, title, some, samples):
-    """[(candidate, score)] with progress, as long as there is time; best first."""
-    out = []
-    for one in tqdm(some, desc=title, unit='candidate', dynamic_ncols=True):
-      if self._late():
-        break
-      out.append((one, self.score(one, samples)))
+    """[(candidate, score)] with progress, best first."""
+    bar = tqdm(some, desc=title, unit='candidate', dynamic_ncols=True)
+    out = [(one, self.score(one, samples)) for one in bar]
     return sorted(out, key=lambda pair: _value(pair[1]))
 
   def _race(self):
@@ -233,9 +228,6 @@ class Tuner:
     found.proposals.append(one)
     if kept:
       found.best = one
-    left = float((new if kept else old).value)  # what is to gain, since the data have 0
-    errors = [line['error'] for line in found.evidence if 'error' in line]
-    found.exhausted = not scores.excludes_zero(left, min(errors))
     found.calls = self.subject.calls
     self.report(found)
 
@@ -252,7 +244,7 @@ class Tuner:
       for best, _ in self._scored('search', moved, self.settings.samples)[:1]:
         last = walk(next(path for end, path in ends if end is best), LATE)
         moved += [last] if last else []
-    self.leaders = self._scored('search', leaders + moved, self.settings.samples) or self.leaders
+    self.leaders = self._scored('search', leaders + moved, self.settings.samples)
     best, tuned = self.leaders[0]
     if any(best is one for one in moved):
       self._propose(found, 'times and ratios', best, tuned)
@@ -329,8 +321,11 @@ class Tuner:
     path = self._evolution(make, count, REFINED, self.settings.samples // 4)
     with tqdm(total=LONG, desc='coefficients', unit='generation', dynamic_ncols=True) as bar:
       one = _walk(bar, path, LONG)
-    if one and not self._late():
-      self._propose(found, 'coefficients and noise', one, self.score(one, self.settings.samples))
+    if not one:
+      return
+    tuned, before = (self.score(it, self.settings.samples) for it in (one, found.best))
+    if _value(tuned) < _value(before):
+      self._propose(found, 'coefficients and noise', one, tuned)
 
   def _descend(self, found):
     settings = descend.Settings(self.settings.steps, self.settings.batch)

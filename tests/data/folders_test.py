@@ -124,7 +124,7 @@ class FoldersTest(parameterized.TestCase):
     write('file,label,more\nx/b.png,cat,1\na.png,dog,2\n')
     data = self.load(labels=path)
     self.assertEqual((data.names, data.train_labels.tolist()), (('cat', 'dog'), [1, 0]))
-    write('\ufefffile,label\nx/b.png,cat\na.png,dog\na.png,dog\n')  # as Excel begins a file
+    write('\ufefffile,label\nx/b.png,cat\na.png,dog\na.png,dog\n,\n,x\n')  # as Excel begins a file
     self.assertEqual(self.load(labels=path).train_labels.tolist(), [1, 0])
     write('file,label\na.png,dog\nx/b.png,cat\n./a.png,cat\n')
     self.assertRefused("two labels for a.png: 'dog' and 'cat'; keep one", labels=path)

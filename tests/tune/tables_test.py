@@ -289,9 +289,13 @@ class CalibrateTest(absltest.TestCase):
       np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), atol=1e-6)
 
   @hypothesis.settings(max_examples=20, deadline=None)
-  @hypothesis.given(strategies.lists(strategies.floats(0, 0.95), min_size=4, max_size=4))
-  def test_mean_and_variance_stay(self, shares):
-    found = calibrate.stirred(embedded().table, np.array(shares))
+  @hypothesis.given(
+    strategies.lists(strategies.floats(0, 0.95), min_size=4, max_size=4),
+    strategies.sampled_from((0.0, 0.5, 1.0)),
+  )
+  def test_mean_and_variance_stay(self, shares, eta):
+    """Also where the sampler has noise of its own."""
+    found = calibrate.stirred(embedded(eta=eta).table, np.array(shares))
     for state in linear.consistency(found):
       np.testing.assert_allclose(state['mean'], 0, atol=1e-9)
       np.testing.assert_allclose(state['variance'], 0, atol=1e-9)
@@ -380,7 +384,7 @@ class DescendTest(absltest.TestCase):
     np.testing.assert_allclose(after[-1][1][1].alpha, walked[3][1][1].alpha, atol=1e-6)
 
 
-class TiersTest(absltest.TestCase):
+class TiersTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     self.enter_context(mock.patch.object(race, 'RUNNERS', {'ddim': {'eta': (0.0, 1.0)}}))
@@ -424,29 +428,31 @@ class TiersTest(absltest.TestCase):
     self.assertEqual(again.evidence, lines)
     self.assertEqual(other.calls, 0)
 
-  def test_nothing_is_left_to_gain(self):
-    found, _ = self.run_all({}, exact=True)
-    self.assertTrue(found.exhausted and found.finished)
-    self.assertNotIn('gradient, 2 bands', [line['tier'] for line in found.evidence])
-
   def test_time_that_is_up(self):
     with self.assertRaisesRegex(UserError, 'tune.minutes .* was over before one of'):
       self.run_all({}, minutes=1e-9)
 
-  def test_time_that_is_up_in_the_search(self):
+  @parameterized.parameters((0, False), (tiers.EARLY + 2, True))
+  def test_time_that_is_up_in_the_search(self, generations, proposed):
+    """What was reached is still compared; no further tier begins."""
     real, clock = search.evolution, mock.Mock(return_value=0.0)
 
-    def late(*args):
-      clock.return_value = 1e9
-      return real(*args)
+    def evolution(make, count, width, score, seed):
+      def late(one, generation):
+        clock.return_value = 1e9 * (generation >= generations)
+        return score(one, generation)
+
+      return real(make, count, width, late, seed)
 
     with (
       mock.patch.object(tiers.time, 'monotonic', clock),
-      mock.patch.object(search, 'evolution', late),
+      mock.patch.object(search, 'evolution', evolution),
+      mock.patch.object(tiers, 'STARTS', 1),
     ):
-      found, _ = self.run_all({}, minutes=1.0)
+      found, _ = self.run_all({}, exact=True, minutes=1.0)
     self.assertFalse(found.finished)
-    self.assertEqual([line['tier'] for line in found.evidence], ['race'])
+    tried = ['race', 'times and ratios'][: 1 + proposed]
+    self.assertEqual([line['tier'] for line in found.evidence], tried)
 
   def test_the_search_finds_times_in_noise(self):
     """The score of times is least at wanted steps in log-SNR. Each draw adds noise of its own that

@@ -26,10 +26,6 @@ OPTIMISM = (
   'The tuning score of a winner is too good, since it was chosen by it; the selection score of the '
   'same table shows by how much.'
 )
-EXHAUSTED = (
-  ' Tuning ended there: its score is so near to that of the data that, with so many samples and '
-  'items, none could be shown to be better.'
-)
 STATES = 'What the states keep of mean and variance'
 KEPT = (
   f'{STATES}: where the denoiser knows x_0, the state after each call should be a draw of '
@@ -79,20 +75,19 @@ def report(judged: Sequence[Judged], found: Found, about: dict[str, Any]) -> dic
   for row in rows:
     if not row['fixed']:
       row['p'] = next(corrected)
-  return {**about, 'seeds': len(fixed.values), 'exhausted': found.exhausted, 'rows': rows}
+  return {**about, 'seeds': len(fixed.values), 'rows': rows}
 
 
 def verdict(found: dict[str, Any]) -> str:
   """What a file found, in a sentence or two."""
   calls, rows = found['calls'], found['report']['rows']
-  rest = EXHAUSTED * found['report'].get('exhausted', False)
   best = next(row for row in rows if row['best'])
   fixed = next(row for row in rows if row['fixed'])
   name = found['report']['metric']
   if best is fixed:
     return (
       f'{calls} calls: nothing is shown to beat the best untuned sampler, {fixed["what"]}, with a '
-      f'{called(name)} of {_estimate(fixed)}.{rest}'
+      f'{called(name)} of {_estimate(fixed)}.'
     )
   sure = best['p'] < 0.05
   lower = metrics.LOWER_IS_BETTER[name]
@@ -100,7 +95,7 @@ def verdict(found: dict[str, Any]) -> str:
   word = ('better than' if better else 'worse than') if sure else 'not shown to differ from'
   return (
     f'{calls} calls: the tuned sampler has a {called(name)} of {_estimate(best)}, {word} the best '
-    f'untuned one, {fixed["what"]}, with {_estimate(fixed)}.{rest}'
+    f'untuned one, {fixed["what"]}, with {_estimate(fixed)}.'
   )
 
 
