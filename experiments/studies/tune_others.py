@@ -37,6 +37,8 @@ def main(argv=None):
   parser.add_argument('--count', type=int, default=1000)
   parser.add_argument('--batch', type=int, default=32)
   parser.add_argument('--minutes', type=float, default=0)
+  parser.add_argument('--features', default='classifier', choices=('classifier', 'rotation'),
+                      help='of the report')  # fmt: skip
   parser.add_argument('--limits', type=int, default=0, help='seeds of the model in many steps')
   args = parser.parse_args(argv)
   data = sources.load(specs.Data(name='tfds', dataset='mnist', path=args.path))
@@ -50,7 +52,7 @@ def main(argv=None):
     make = lambda: {'x': _long(it, 6 * args.samples + 2000)}
     own = files.kept(os.path.join(args.workdir, 'own.npz'), build.tree_hash(arrays), make)['x']
     items, held = own[:-2000], base.to_image(own[-2000:])
-  features = features_lib.load('classifier', data, args.workdir, '')
+  features = features_lib.load(args.features, data, args.workdir, '')
   seen = features_lib.learned('classifier', data, args.workdir, features_lib.TUNING)
   source = references.Source(f'{len(held)} images', image_sets.ArraySet(held, 'held-out'))
   reference = references.load(source, features, set(), args.workdir)
@@ -86,20 +88,17 @@ def _one(args, it, known, value, calls, arrays, reference):
   trailing = it.times(grids.make(it.schedule, calls, 'trailing').t)
   default = race.embedded('ddim', {}, it.schedule, trailing, 'trailing')
   some = (default, found.fixed, *found.proposals)
-  judged = tune.judged(some, tuner, value, args.seeds, args.count, reference)
+  judged = tune.judged(some, tuner, value, args.seeds, args.count, f'{args.features} {reference}')
   keep_limit = lambda name, make: files.kept(
-    os.path.join(args.workdir, 'work', name), f'{weights} {reference}', make
+    os.path.join(args.workdir, 'work', name), f'{weights} {args.features} {reference}', make
   )
-  limits = []
+  limits = [] if args.own else [_floor(training, value, args)]
   if args.limits:
     streams = [tiers.stream(0, seed) for seed in range(args.limits)]
-    some = base.to_model(training[np.linspace(0, len(training) - 1, args.count).astype(int)])
-    if not args.own:
-      limits.append({'what': f'{args.count} training items', 'values': [value(some)]})
     limits += tune.limits(it, value, streams, args.count, keep_limit)
   about = {
     'metric': 'frechet',
-    'features': 'classifier',
+    'features': args.features,
     'reference': reference,
     'count': args.count,
   }
@@ -114,6 +113,13 @@ def _one(args, it, known, value, calls, arrays, reference):
     'versions': records.versions(),
     'reference': f'{len(items)} {"samples of 1000 steps" if args.own else "training items"}',
   })  # fmt: skip
+
+
+def _floor(training, value, args):
+  """What training items reach, in as many draws as there are seeds."""
+  draw = lambda seed: np.random.RandomState(seed).choice(len(training), args.count, replace=False)
+  values = [value(base.to_model(training[draw(seed)])) for seed in range(args.seeds)]
+  return {'what': f'{args.count} training items', 'values': values}
 
 
 if __name__ == '__main__':

@@ -401,18 +401,22 @@ def limits(
 def _limits(
   tuner: tiers.Tuner, judge: Judge, spec: specs.Spec, model: drawing.Model, workdir: str
 ) -> list[dict[str, Any]]:
-  """As `limits`, and before them what the judge says of training items; with tune.limits."""
-  if not spec.tune.limits:
-    return []
+  """What the judge says of training items, and with tune.limits the rest of `limits`."""
   out, value = [], lambda x, decode: _value(x, judge, spec, decode)
   about = f'{tuner.mark} {judge.features.name} {judge.metric} {judge.reference.hash}'
   keep = lambda name, make: files.kept(os.path.join(workdir, FOLDER, 'work', name), about, make)
   index = _split(model.data)[0]
   if len(index) >= judge.samples:  # as many as are compared, none of them in the reference
-    index = index[np.linspace(0, len(index) - 1, judge.samples).astype(int)]
-    make = lambda: {'value': value(model.data.train[index], lambda x: x)}
-    found = keep(f'limit-data-{judge.samples}.npz', make)
-    out.append({'what': f'{len(index)} training items', 'values': [float(found['value'])]})
+
+    def items(seed):
+      drawn = np.random.RandomState(seed).choice(index, judge.samples, replace=False)
+      return value(model.data.train[np.sort(drawn)], lambda x: x)
+
+    make = lambda: {'values': np.array([items(seed) for seed in range(judge.seeds)])}
+    found = keep(f'limit-data-{judge.samples}-{judge.seeds}.npz', make)
+    out.append({'what': f'{judge.samples} training items', 'values': found['values'].tolist()})
+  if not spec.tune.limits:
+    return out
   streams = [tiers.stream(tuner.settings.seed, seed) for seed in range(judge.seeds)]
   of_samples = lambda x: value(x, _decoder(model, spec))
   return out + limits(tuner.subject, of_samples, streams, judge.samples, keep)

@@ -94,7 +94,7 @@ class TuneTest(parameterized.TestCase):
       list(limits), ['50 training items', 'the ODE in 100 steps', 'ddpm in 250 steps']
     )
     ddim = self.read()['report']['rows'][0]['values']
-    self.assertEqual([len(values) for values in limits.values()], [1, 2, 2])
+    self.assertEqual([len(values) for values in limits.values()], [2, 2, 2])
     for values in limits.values():
       self.assertLess(np.mean(values), np.mean(ddim))  # which has 3 calls
     self.assertEqual(limits, {
