@@ -1,5 +1,6 @@
 """What the command line needs besides flags: configs by name, help, errors of one line."""
 
+import errno
 import os
 import re
 from typing import Any
@@ -30,6 +31,7 @@ TABLES = {  # the names that keys may have which the specs, below all of these, 
   **{f'{part}.weights.format': importers.FORMATS for part in ('net', 'autoencoder', 'classifier')},
 }
 LONGEST = 1500  # characters of an error
+INTERRUPTED = 130  # the exit code of shells for Ctrl-C
 USAGE = """\
 gmm-diffusion --config=NAME[:VARIANT,...] --mode=MODE --workdir=FOLDER [--config.KEY=VALUE ...]
 
@@ -88,6 +90,17 @@ def help_of(config: dict[str, Any] | None, modes: tuple[str, ...]) -> str:
   return f'{usage}\nkeys, with their values in this config:\n\n' + options.describe(
     specs.Spec, config, TABLES
   )
+
+
+def last_words(error: BaseException) -> tuple[str, int]:
+  """(the line that a program ends with, its exit code); raises what is no user's business."""
+  if isinstance(error, UserError):
+    return one_line(error), error.code
+  if isinstance(error, KeyboardInterrupt):
+    return 'stopped by Ctrl-C; the same command goes on from what was kept', INTERRUPTED
+  if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    return f'cannot write {error.filename or "a file"}: {error.strerror}; free space', 1
+  raise error
 
 
 def one_line(error: BaseException) -> str:

@@ -1,6 +1,5 @@
 """gmm-diffusion --config=digits.py --mode=all --workdir=DIR, or python -m gmm_diffusion.main ..."""
 
-import errno
 import re
 import sys
 from typing import Any
@@ -12,7 +11,6 @@ from gmm_diffusion import command_line, parallel, tasks
 from gmm_diffusion.errors import UserError
 
 FLAGS = flags.FLAGS
-INTERRUPTED = 130  # the exit code of shells for Ctrl-C
 HELP = re.compile(r'--?(h|help|helpfull|helpshort|\?)$')
 
 
@@ -66,14 +64,8 @@ def main(argv: list[str]) -> None:
   given = tuple(config_flags.get_override_values(FLAGS['config']))
   try:
     tasks.run(FLAGS.mode, FLAGS.workdir, FLAGS.config, command, given)
-  except UserError as error:
-    parallel.end(command_line.one_line(error), error.code)
-  except KeyboardInterrupt:
-    parallel.end('stopped by Ctrl-C; the same command goes on from what was kept', INTERRUPTED)
-  except OSError as error:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-      raise
-    parallel.end(f'cannot write {error.filename or "a file"}: {error.strerror}; free space')
+  except (UserError, OSError, KeyboardInterrupt) as error:
+    parallel.end(*command_line.last_words(error))
 
 
 def start() -> None:

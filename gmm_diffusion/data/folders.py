@@ -127,7 +127,7 @@ def _of_csv(path, parts, found):
       f'the first line of {path} is {",".join(columns)!r:.80}; it must name the columns '
       f'{",".join(COLUMNS)}'
     )
-  word: dict[str, str] = {}
+  word = {}
   for row in filter(lambda row: row['file'], rows):  # spreadsheets leave empty ones
     name, label = os.path.normpath(row['file']), (row['label'] or '').strip()
     if word.setdefault(name, label) != label:

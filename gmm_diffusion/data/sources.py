@@ -3,6 +3,7 @@ mixture."""
 
 import functools
 import os
+from typing import Any
 
 import numpy as np
 
@@ -53,28 +54,12 @@ def tfds(spec: specs.Data) -> Data:
       f'cannot read {spec.dataset!r} from data.path {spec.path!r}: {reason}; '
       'give the folder of a set with images, prepared in array_record form'
     ) from error
-  mode = folders.MODES[spec.colour] if spec.colour else ''
   label = info.features['label'] if 'label' in info.features else None
   classes = getattr(label, 'num_classes', None) or 0
 
   def part(rows, split, limit=0):
-    count = min(limit or len(rows), len(rows))
-    name = lambda n: f'item {n} of {spec.dataset}, {split},'
     bare = source(split, image=tensorflow_datasets.decode.SkipDecoding())
-    labels = streams.Labels(lambda n: _label(bare[n], classes, name(n)), count)
-
-    def one(number):
-      row = rows[number]
-      image = row['image']
-      if image.dtype != np.uint8 or image.ndim != 3:
-        raise UserError(
-          f'{name(number)} is {image.dtype} {list(image.shape)}; valid: uint8 [height, width, '
-          f'channels]'
-        )
-      labels.know(number, _label(row, classes, name(number)))
-      return folders.fitted_pixels(image, spec.size, mode)
-
-    images = streams.Stream(one, name, count)
+    images, labels = _tfds_part(rows, bare, split, limit, classes, spec)
     return (images, labels) if spec.stream else (images.read(f'reading {split}'), labels[:])
 
   images, labels = part(train, 'train', spec.limit)
@@ -85,8 +70,36 @@ def tfds(spec: specs.Data) -> Data:
       held_out, held_out_labels = part(rows, name)
       break
   return Data(
-    images, labels, held_out, held_out_labels, classes, names=tuple(label.names) if classes else ()
+    images,
+    labels,
+    held_out,
+    held_out_labels,
+    classes,
+    names=tuple(label.names) if label and classes else (),
   )
+
+
+def _tfds_part(
+  rows: Any, bare: Any, split: str, limit: int, classes: int, spec: specs.Data
+) -> tuple[streams.Stream, streams.Labels]:
+  """Images and labels of the rows of a split; `bare` are the rows without their images."""
+  mode = folders.MODES[spec.colour] if spec.colour else ''
+  count = min(limit or len(rows), len(rows))
+  name = lambda n: f'item {n} of {spec.dataset}, {split},'
+  labels = streams.Labels(lambda n: _label(bare[n], classes, name(n)), count)
+
+  def one(number):
+    row = rows[number]
+    image = row['image']
+    if image.dtype != np.uint8 or image.ndim != 3:
+      raise UserError(
+        f'{name(number)} is {image.dtype} {list(image.shape)}; valid: uint8 [height, width, '
+        f'channels]'
+      )
+    labels.know(number, _label(row, classes, name(number)))
+    return folders.fitted_pixels(image, spec.size, mode)
+
+  return streams.Stream(one, name, count), labels
 
 
 def _label(row, classes, name):

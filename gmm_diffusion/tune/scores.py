@@ -120,24 +120,35 @@ def _off_diagonal(block):
   return distances(block, block) * (1 - jnp.eye(len(block), dtype=block.dtype))
 
 
-def energy(blocks: list[Array], known: Reference) -> tuple[Array, Array, Array]:
-  """(value, own [n], others [M]) of Score, for blocks of features of n samples; differentiable."""
-  value: Any = 0.0
-  own: Any = 0.0
-  others: Any = 0.0
+def energies(blocks: list[Array], known: Reference) -> list[tuple[Array, Array, Array]]:
+  """(value, own [n], others [M]) of Score for each block of features of n samples, times its
+  factor; the score is their sum. Differentiable."""
+  out = []
   for block, theirs, scale, within in zip(blocks, *known, strict=True):
     n, across = len(block), distances(block, theirs)
     inside = jnp.sum(_off_diagonal(block), 1) / (n - 1)
-    value += scale * (2 * jnp.mean(across) - jnp.mean(inside) - within)
-    own += scale * 2 * (jnp.mean(across, 1) - inside)
-    others += scale * 2 * jnp.mean(across, 0)
-  return value, own, others
+    value = scale * (2 * jnp.mean(across) - jnp.mean(inside) - within)
+    own = scale * 2 * (jnp.mean(across, 1) - inside)
+    out.append((value, own, scale * 2 * jnp.mean(across, 0)))
+  return out
+
+
+def energy(blocks: list[Array], known: Reference) -> tuple[Array, Array, Array]:
+  """The sum of `energies`."""
+  value, own, others = zip(*energies(blocks, known), strict=True)
+  return sum(value), sum(own), sum(others)
 
 
 def scorer(features_: Features, known: Reference) -> Callable[[Array], Score]:
   """x [n, *shape] -> Score, compiled once for each n."""
   of = jax.jit(lambda x, known: energy(features_(x), known))
   return lambda x: Score(*map(np.asarray, of(jnp.asarray(x, jnp.float32), known)))
+
+
+def block_scorer(features_: Features, known: Reference) -> Callable[[Array], Score]:
+  """As `scorer`, for each of the K blocks: a Score of arrays [K], [K, n] and [K, M]."""
+  of = jax.jit(lambda x, known: energies(features_(x), known))
+  return lambda x: Score(*map(np.stack, zip(*of(jnp.asarray(x, jnp.float32), known), strict=True)))
 
 
 def gain(first: Score, second: Score) -> tuple[float, float]:
@@ -149,6 +160,16 @@ def gain(first: Score, second: Score) -> tuple[float, float]:
     for a, b in ((first.own, second.own), (first.others, second.others))
   )
   return value, float(np.sqrt(variance))
+
+
+def in_blocks(score: Score) -> list[Score]:
+  """The scores of `block_scorer`, one by one."""
+  return [Score(*parts) for parts in zip(*score, strict=True)]
+
+
+def total(score: Score) -> Score:
+  """The whole score of those of `block_scorer`."""
+  return Score(*(np.sum(part, 0) for part in score))
 
 
 def excludes_zero(gain_: float, error: float) -> bool:

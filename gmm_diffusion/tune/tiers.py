@@ -32,6 +32,7 @@ STREAMS = 2048  # of noise for each seed: those of the report come first
 TUNE, SELECT, DESCEND, OWN = STREAMS - 4, STREAMS - 3, STREAMS - 2, STREAMS - 1
 SURE = 4  # times as many samples decide the race, and between two proposals, as propose one
 FIRST = 32  # samples of a candidate in the first round of the race
+WORSE = 2.58  # standard errors of a block: 2.5 % for five of them
 LEADERS = 8  # of the race that the search knows
 STARTS, EARLY, LATE = 3, 6, 24  # samplers that the search moves; generations for each, then for one
 LONG = 36  # generations of tier 2
@@ -131,7 +132,7 @@ class Tuner:
       for part in (self.items, chosen)
     )
     self._tuning = scores.scorer(self.features, self.reference)
-    self._selection = scores.scorer(self.features, selecting)
+    self._selection = scores.block_scorer(self.features, selecting)
     self._bands: dict[int, Any] = {1: None}
     self._end = time.monotonic() + 60 * settings.minutes if settings.minutes else np.inf
 
@@ -153,16 +154,22 @@ class Tuner:
       self._bands[count] = bands_lib.make(self.subject.shape, count)
     return self._bands[count]
 
-  def score(self, one: Candidate, samples: int, stream: int = TUNE, first: int = 0) -> Score:
-    """Its score on the tuning or the selection split, with the noise of ids from `first` on."""
+  def score(self, one: Candidate, samples: int, first: int = 0) -> Score:
+    """Its score on the tuning split, with the noise of ids from `first` on."""
+    return self._kept_score(one, self._tuning, TUNE, samples, first)
 
+  def _selected(self, one):
+    """Its scores on the selection split, in blocks."""
+    return self._kept_score(one, self._selection, SELECT, SURE * self.settings.samples, 0)
+
+  def _kept_score(self, one, scorer, stream, samples, first):
     def make():
       ids = np.arange(first, first + samples)
       x = self.subject.draw(one.table, self._seed(stream), ids, self.bands(one.bands))
-      result = (self._tuning if stream == TUNE else self._selection)(x)
-      return {name: np.asarray(part, np.float32) for name, part in result._asdict().items()}
+      return {name: np.asarray(part, np.float32) for name, part in scorer(x)._asdict().items()}
 
-    name = f'{hash_of(one.table)}-{stream}-{samples}-{first}.npz'
+    what = 'blocks' if stream == SELECT else first
+    name = f'{hash_of(one.table)}-{stream}-{samples}-{what}.npz'
     return Score(**{k: v for k, v in self.keep(name, self.mark, make).items() if k != 'mark'})
 
   def _seed(self, number):
@@ -201,7 +208,7 @@ class Tuner:
     self.leaders = ordered[:LEADERS]
     best, tuned = ordered[0]
     found = Found(best, best, [], [best], subject.calls)
-    value = self._selected(best).value
+    value = scores.total(self._selected(best)).value
     found.evidence.append(_line('race', best, tuned, value, None, True))
     self.report(found)
     return found
@@ -216,15 +223,17 @@ class Tuner:
     found = self.keep(LOCAL_ERRORS, self.mark, make)
     return lambda steps: local_errors.best(found['t'], found['c'], steps)
 
-  def _selected(self, one):
-    return self.score(one, SURE * self.settings.samples, SELECT)
-
   def _propose(self, found, tier, one, tuned):
-    """Keeps a proposal where its gain on the selection split excludes zero."""
-    new, old = self._selected(one), self._selected(found.best)
+    """Keeps a proposal where its gain on the selection split excludes zero, and no block of
+    features is shown to be worse: what one network alone sees is no gain."""
+    both = self._selected(one), self._selected(found.best)
+    new, old = map(scores.total, both)
     gain = scores.gain(new, old)
-    kept = bool(np.isfinite(new.value)) and scores.excludes_zero(*gain)
-    found.evidence.append(_line(tier, one, tuned, new.value, gain, kept))
+    blocks = [scores.gain(*pair) for pair in zip(*map(scores.in_blocks, both), strict=True)]
+    worse = [k for k, (value, error) in enumerate(blocks) if value < -WORSE * error]
+    kept = bool(np.isfinite(new.value)) and scores.excludes_zero(*gain) and not worse
+    line = _line(tier, one, tuned, new.value, gain, kept)
+    found.evidence.append({**line, 'worse': worse})
     found.proposals.append(one)
     if kept:
       found.best = one

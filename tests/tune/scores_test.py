@@ -48,6 +48,9 @@ class EnergyTest(parameterized.TestCase):
       for block, theirs, within in zip(of(x), known.blocks, known.within)
     ]
     value = scores.energy(of(x), known)[0]
+    apart = scores.block_scorer(of, known)(x)
+    np.testing.assert_allclose(scores.total(apart).value, value, rtol=1e-5, atol=1e-6)
+    self.assertLen(scores.in_blocks(apart), len(known.blocks))
     want = 0.1 * np.mean(each[:-1]) + 0.9 * each[-1]
     self.assertAlmostEqual(float(value), float(want), places=5)
 

@@ -1,4 +1,4 @@
-"""Tiers on denoisers with closed forms: race, fits, noise, gradient, and all of them in a row."""
+"""Tiers on denoisers with closed forms: race, search, fits, coefficients, gradient."""
 
 import itertools
 from unittest import mock
@@ -23,7 +23,6 @@ from gmm_diffusion.tune import (
   scores,
   search,
   subject,
-  tiers,
 )
 
 LINEAR = schedules.linear()
@@ -382,110 +381,6 @@ class DescendTest(absltest.TestCase):
     self.assertTrue(scores.excludes_zero(*gain), gain)
     after = self.steps(2, state=self.steps(2)[-1][1])
     np.testing.assert_allclose(after[-1][1][1].alpha, walked[3][1][1].alpha, atol=1e-6)
-
-
-class TiersTest(parameterized.TestCase):
-  def setUp(self):
-    super().setUp()
-    self.enter_context(mock.patch.object(race, 'RUNNERS', {'ddim': {'eta': (0.0, 1.0)}}))
-    self.enter_context(mock.patch.dict(grids.GRIDS, FEW_GRIDS, clear=True))
-
-  def run_all(self, kept, **more):
-    settings = tiers.Settings(3, tier=3, bands=2, samples=64, steps=6, batch=32, **more)
-    spread = np.array([[1.0, 0.5, 0.1]], np.float32)
-
-    def exact(weights):
-      def denoise(x, time, cond):
-        del cond
-        gain = time.a * weights**2 / (time.a**2 * weights**2 + time.b**2)
-        return marginals.from_x0(x, gain * x, time)
-
-      return denoise
-
-    it = subject.Subject(exact, spread, LINEAR, (3,), batch=32)
-    known = spread * np.random.RandomState(0).standard_normal((256, 3)).astype(np.float32)
-
-    def keep(name, mark, make):
-      if (name, mark) not in kept:
-        kept[name, mark] = {key: np.asarray(part) for key, part in make().items()}
-      return kept[name, mark]
-
-    return tiers.Tuner(it, known, settings, keep).run(), it
-
-  def test_all_tiers_and_a_second_run_asks_nothing(self):
-    kept = {}
-    found, it = self.run_all(kept)
-    self.assertGreater(it.calls, 0)
-    lines = found.evidence
-    self.assertEqual(lines[0]['tier'], 'race')
-    self.assertIn('gradient, 2 bands', [line['tier'] for line in lines])
-    last = next(line for line in reversed(lines) if line['kept'])
-    self.assertEqual(last['what'], str(found.best))
-    for line in lines[1:]:
-      self.assertEqual(line['kept'], line['gain'] > 1.96 * line['error'])
-    again, other = self.run_all(kept)
-    self.assertEqual(again.evidence, lines)
-    self.assertEqual(other.calls, 0)
-
-  def test_time_that_is_up(self):
-    with self.assertRaisesRegex(UserError, 'tune.minutes .* was over before one of'):
-      self.run_all({}, minutes=1e-9)
-
-  @parameterized.parameters((0, False), (tiers.EARLY + 2, True))
-  def test_time_that_is_up_in_the_search(self, generations, proposed):
-    """What was reached is still compared; no further tier begins."""
-    real, clock = search.evolution, mock.Mock(return_value=0.0)
-
-    def evolution(make, count, width, score, seed):
-      def late(one, generation):
-        clock.return_value = 1e9 * (generation >= generations)
-        return score(one, generation)
-
-      return real(make, count, width, late, seed)
-
-    def score(tuner, one, samples, stream=tiers.TUNE, first=0):
-      value = np.float32(-one.grid.startswith('times'))  # all that are moved are better
-      return scores.Score(value, np.ones(4), np.ones(4))
-
-    with (
-      mock.patch.object(tiers.Tuner, 'score', score),
-      mock.patch.object(tiers.time, 'monotonic', clock),
-      mock.patch.object(search, 'evolution', evolution),
-      mock.patch.object(tiers, 'STARTS', 1),
-    ):
-      found, _ = self.run_all({}, minutes=1.0)
-    self.assertFalse(found.finished)
-    tried = ['race', 'times and ratios'][: 1 + proposed]
-    self.assertEqual([line['tier'] for line in found.evidence], tried)
-
-  def test_the_search_finds_times_in_noise(self):
-    """The score of times is least at wanted steps in log-SNR. Each draw adds noise of its own that
-    is as large as what can be gained at the start."""
-    wanted, noise = np.array([1.5, 6.0]), 0.3
-    away = lambda one: np.log(np.diff(LINEAR.log_snr(one.table.time.t)) / wanted)
-    proposed = []
-
-    def score(tuner, one, samples, stream=tiers.TUNE, first=0):
-      seed = int(tiers.hash_of(one.table) + f'{first:04d}', 16)
-      lucky = noise * np.random.Generator(np.random.SFC64(seed)).standard_normal()
-      alone = samples < tuner.settings.samples
-      return scores.Score(np.float32(np.sum(away(one) ** 2) + alone * lucky), None, None)
-
-    with (
-      mock.patch.object(tiers.Tuner, 'score', score),
-      mock.patch.object(tiers.Tuner, '_propose', lambda tuner, found, *what: proposed.append(what)),
-      mock.patch.object(tiers.Tuner, '_fit'),
-      mock.patch.object(tiers.Tuner, '_calibrate'),
-      mock.patch.object(tiers.Tuner, '_descend'),
-    ):
-      self.run_all({})
-    ((tier, one, _),) = proposed
-    self.assertEqual(tier, 'times and ratios')
-    self.assertLess(np.abs(away(one)).max(), 0.3)
-
-  def test_few_items(self):
-    with self.assertRaisesRegex(UserError, 'at least 4 reference items, got 3'):
-      tiers.split(items(3))
 
 
 if __name__ == '__main__':

@@ -15,8 +15,9 @@ from gmm_diffusion.tune.tiers import Found, hash_of
 HOW = (
   'Tuning, selection and this report have noise of their own; the report alone uses the judge, its '
   'features and its reference. A proposal is kept where its gain on the selection split excludes '
-  'zero. Values of the report are means over seeds with 95 % t intervals, differences are paired '
-  'by seed, and p values are corrected for all comparisons of this table [Holm 1979].'
+  'zero and no part of the score is shown to be worse. Values of the report are means over seeds '
+  'with 95 % t intervals, differences are paired by seed, and p values are corrected for all '
+  'comparisons of this table [Holm 1979].'
 )
 LIMITS = (
   "Rows of the tier 'limit' are no samplers for so many calls: as many training items as there are "
@@ -124,7 +125,7 @@ def _table(found):
       '' if away is None else str(Estimate(away, *row['minus_fixed_interval'])),
       f'{row["p"]:.2g}' if 'p' in row else '',
       *(f'{line[key]:.4f}' if key in line else '' for key in ('tuning', 'selection')),
-      gain, {True: 'yes', False: 'no'}.get(line.get('kept'), ''),
+      gain, _decision(line),
     ])  # fmt: skip
     kinds.append('best' if row['best'] else '')
   for limit in found['report'].get('limits', ()):
@@ -133,6 +134,12 @@ def _table(found):
     body.append([f'limit: {limit["what"]}', value, *[''] * 6])
     kinds.append('')
   return page.table(head, body, kinds)
+
+
+def _decision(line):
+  if 'kept' not in line:
+    return ''
+  return 'yes' if line['kept'] else 'no, worse in a part' if line.get('worse') else 'no'
 
 
 def _short(text, most=44):
