@@ -125,7 +125,7 @@ def _table(found):
       '' if away is None else str(Estimate(away, *row['minus_fixed_interval'])),
       f'{row["p"]:.2g}' if 'p' in row else '',
       *(f'{line[key]:.4f}' if key in line else '' for key in ('tuning', 'selection')),
-      gain, _decision(line),
+      gain, {True: 'yes', False: 'no'}.get(line.get('kept'), ''),
     ])  # fmt: skip
     kinds.append('best' if row['best'] else '')
   for limit in found['report'].get('limits', ()):
@@ -134,12 +134,6 @@ def _table(found):
     body.append([f'limit: {limit["what"]}', value, *[''] * 6])
     kinds.append('')
   return page.table(head, body, kinds)
-
-
-def _decision(line):
-  if 'kept' not in line:
-    return ''
-  return 'yes' if line['kept'] else 'no, worse in a part' if line.get('worse') else 'no'
 
 
 def _short(text, most=44):
@@ -179,7 +173,9 @@ def _pictures(found):
         if len(numbers) <= 10 and abs(number) >= 0.005:
           colour = 'white' if abs(number) > 0.6 * most else 'black'
           ax.text(j, n, f'{number:.2f}', ha='center', va='center', fontsize=6, color=colour)
-    ax.set(title=f'{name}: weight of prediction j in step n', xlabel='j', ylabel='n')
+    ticks = range(0, len(numbers), max(1, len(numbers) // 5))
+    ax.set(xlabel='j', ylabel='n', xticks=ticks, yticks=ticks)
+    ax.set_title(f'{name}: weight of prediction j in step n')
     ax.title.set_fontsize(9)
   return page.figure(plots.png(figure), smooth=True)
 
