@@ -74,7 +74,8 @@ class Found:
     best: the table to use.
     fixed: the best untuned sampler, on its best grid.
     evidence: one dict for each proposal: tier, what, tuning score, selection score, gain over the
-      best before it with its standard error, and whether it was kept.
+      best before it with its standard error, the blocks of the score that are shown to be worse,
+      and whether it was kept.
     proposals: what they proposed.
     calls: single-sample calls of the denoiser that tuning made.
     finished: whether the time sufficed.
