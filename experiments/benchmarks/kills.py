@@ -1,7 +1,7 @@
 """A training that is killed at random times, beside one that is not: its weights and its curve have
 to be the same, byte for byte. Images are streamed, and gradients are accumulated.
 
-  python -m experiments.benchmarks.kills --kills=30
+  python -m experiments.benchmarks.kills --kills=30 --steps=20000
 """
 
 import json
@@ -57,7 +57,7 @@ def weights(workdir: str) -> list[np.ndarray]:
 def main():
   parser = common.parser(__doc__, 'runs/kills')
   parser.add_argument('--kills', type=int, default=30)
-  parser.add_argument('--steps', type=int, default=3000)
+  parser.add_argument('--steps', type=int, default=20000)
   parser.add_argument('--seed', type=int, default=0, help='of the times')
   args = parser.parse_args()
   shutil.rmtree(args.workdir, ignore_errors=True)
