@@ -101,7 +101,7 @@ class GridsTest(parameterized.TestCase):
     schedule = schedules.SCHEDULES[schedule]()
     made = grids.make(schedule, 12, 'karras', rho=rho)
     first = int(made.a_t[0] == 0)  # sigma of pure noise is infinite
-    steps = np.diff((made.b_t / made.a_t)[first:] ** (1 / rho))
+    steps = np.diff((made.b_t[first:] / made.a_t[first:]) ** (1 / rho))
     np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
     at_first = schedule.at(schedule.first)
     self.assertAlmostEqual(made.b_t[-1] / made.a_t[-1] / (at_first.b / at_first.a), 1, places=6)

@@ -39,7 +39,7 @@ class EnergyTest(parameterized.TestCase):
 
   def test_a_trained_network_counts_most(self):
     random = np.random.RandomState(1)
-    x, y = random.standard_normal((2, 20, 4, 4, 1))
+    x, y = random.standard_normal((2, 20, 4, 4, 1)).astype(np.float32)
     learned = lambda x: x.reshape(len(x), -1)[:, :3]
     of = scores.features((4, 4, 1), learned)
     known = scores.reference(of, y, learned=True)
