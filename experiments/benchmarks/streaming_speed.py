@@ -91,12 +91,13 @@ def main():
   if not args.dataset:
     make(folder, args.images, args.side)
   name = 'tfds' if args.dataset else 'folder'
-  data = specs.Data(name, args.dataset or 'mnist', path=folder, size=args.size, colour='rgb')
+  data = specs.Data(name, args.dataset, path=folder, size=args.size, colour='rgb')
   rate, rows = reading(data), {'memory': [], 'stream': [], 'few': []}
   for repeat in range(args.repeats):
     for name, found in rows.items():
       overrides = [
-        f'--config.data.name={data.name}', f'--config.data.dataset={data.dataset}',
+        f'--config.data.name={data.name}',
+        *([f'--config.data.dataset={data.dataset}'] if data.dataset else []),
         f'--config.data.path={folder}', f'--config.data.size={args.size}',
         f'--config.data.colour={data.colour}', f'--config.data.stream={name == "stream"}',
         f'--config.data.limit={args.batch if name == "few" else 0}',

@@ -17,11 +17,13 @@ from gmm_diffusion.engine import build
 from gmm_diffusion.maths import grids, schedules
 from gmm_diffusion.metrics import features as features_lib
 from gmm_diffusion.metrics import frechet, references
-from gmm_diffusion.reports import records
+from gmm_diffusion.reports import images, records
 from gmm_diffusion.samplers import tuned
 from gmm_diffusion.tasks.diffusion import tune, tune_page
 from gmm_diffusion.tune import race, tiers
 from gmm_diffusion.tune.subject import Subject
+
+SHOWN = 96  # samples of each sampler
 
 
 def main(argv=None):
@@ -66,7 +68,33 @@ def main(argv=None):
   found = [files.read_json(tune.path_of(args.workdir, calls), {}) for calls in args.calls]
   path = os.path.join(args.workdir, 'tuned.html')
   name = os.path.basename(args.weights)
-  print('\n'.join(tune_page.write(path, f'{name}: the best sampler', str(argv), vars(args), found)))
+  print(
+    '\n'.join(
+      tune_page.write(
+        path,
+        f'{name}: the best sampler',
+        str(argv),
+        vars(args),
+        found,
+        strips(it, args.workdir, found),
+      )
+    )
+  )
+
+
+def strips(it, workdir, found):
+  """[(name, PNG)] of samples of each table of files, with the same noise; also in the workdir."""
+  out = []
+  for one in found:
+    for what, numbers in tune_page.tables_of(one):
+      x = it.draw(tuned.table_of(numbers), tiers.stream(0, 0), np.arange(SHOWN))
+      picture = images.grid(base.to_image(x), 16)
+      name = f'{one["calls"]} calls, {what}'
+      images.save(
+        os.path.join(workdir, name.replace(', ', '_').replace(' ', '_') + '.png'), picture
+      )
+      out.append((name, images.png(picture)))
+  return out
 
 
 def _long(it, count):

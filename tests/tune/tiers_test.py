@@ -13,11 +13,6 @@ LINEAR = schedules.linear()
 FEW_GRIDS = {name: grids.GRIDS[name] for name in ('trailing', 'log_snr')}
 
 
-def embedded(name='ddim', steps=4, grid='log_snr', **options):
-  times = grids.make(LINEAR, steps, grid).t
-  return race.embedded(name, options, LINEAR, times, grid)
-
-
 class TiersTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
@@ -66,7 +61,8 @@ class TiersTest(parameterized.TestCase):
     """The first block gains 1; the second loses within its error of 0.1, or beyond it."""
     own = np.stack([np.zeros(24), np.tile([0.5, -0.5], 12)])
     none = np.zeros((2, 24))
-    old, new, tuner = embedded(), embedded('unipc'), mock.Mock()
+    old, new = race.candidates(LINEAR, 2, lambda t: t)[:2]
+    tuner = mock.Mock()
     better = scores.Score(np.array([-1.0, -second]), own, none)
     tuner._selected = lambda one: better if one is new else scores.Score(np.zeros(2), none, none)
     found = tiers.Found(old, old, [], [])
