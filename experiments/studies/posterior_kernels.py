@@ -62,7 +62,7 @@ class Lab(NamedTuple):
   subject: Subject
   measured: Subject
   items: np.ndarray
-  learned: Callable[[Any], Any]
+  learned: list[Callable[[Any], Any]]
   judge: Callable[[np.ndarray], float]
   mark: str
 
@@ -86,12 +86,12 @@ def lab(args) -> Lab:
     subject = tune.subject_of(model, bind, functools.partial(drawing.labels_of, spec, data))
     measured = tune.subject_of(model, bind, own)
     mark = drawing.denoiser_mark(spec, model.hash)
-  seen = features_lib.learned('classifier', data, args.workdir, features_lib.TUNING)
+  seen = [network.features for network in features_lib.for_tuning(data, args.workdir)]
   features = features_lib.load('classifier', data, args.workdir)
   extract = lambda x: features.extract(x).features
   reference = frechet.statistics(extract(data.test))
   judge = lambda x: frechet.frechet_distance(extract(base.to_image(x)), reference).value
-  return Lab(subject, measured, base.to_model(data.train), seen.features, judge, mark)
+  return Lab(subject, measured, base.to_model(data.train), seen, judge, mark)
 
 
 def settings_of(args, kind: str) -> list[dict[str, Any]]:
@@ -298,7 +298,7 @@ def main():
   measure(args, here)
   items = here.items[: 2 * args.choose]
   features = scores.features(here.subject.shape, here.learned)
-  score = scores.scorer(features, scores.reference(features, items, True))
+  score = scores.scorer(features, scores.reference(features, items, len(here.learned)))
   tried = sum(len(settings_of(args, kind)) for kind in KINDS) * len(args.grids) * args.choose
   drawn = args.seeds * args.count * (len(KINDS) + len(PARTS))
   rows = []

@@ -20,9 +20,9 @@ WEIGHTS = (0.0, 0.5, 0.8, 0.9, 1.0)
 LEAST = 8  # samplers, so that half of them have an interval
 
 
-def parts(features, known: scores.Reference):
-  """x [n, ...] -> (mean energy distance of pixels and the like, that of the trained network), each
-  over the spread of the reference."""
+def parts(features, known: scores.Reference, learned: int):
+  """x [n, ...] -> (mean energy distance of pixels and the like, that of the trained networks, whose
+  blocks are the last ones), each over the spread of the reference."""
 
   @jax.jit
   def of(x, known):
@@ -30,7 +30,8 @@ def parts(features, known: scores.Reference):
       scores.energy([block], scores.Reference([theirs], [1 / within], [within]))[0]
       for block, theirs, within in zip(features(x), known.blocks, known.within, strict=True)
     ]
-    return sum(each[:-1]) / (len(each) - 1), each[-1]
+    rest = each[:-learned], each[-learned:]
+    return [sum(some) / len(some) for some in rest]
 
   return lambda x: np.array(of(x, known))
 
@@ -53,7 +54,7 @@ def rows_of(args, here, calls: int) -> list[dict[str, Any]]:
   tried = [field[i] for i in random.permutation(len(field))[: args.samplers]]
   if len(tried) < LEAST:
     raise UserError(f'--samplers must be at least {LEAST}, got {len(tried)}')
-  of, judged = parts(tuner.features, tuner.reference), []
+  of, judged = parts(tuner.features, tuner.reference, len(here.learned)), []
   found: dict[int, list[np.ndarray]] = {n: [] for n in args.samples}
   for one in tqdm(tried, desc=f'{calls} calls', unit='sampler', dynamic_ncols=True):
     x = subject.draw(one.table, tiers.stream(0, tiers.TUNE), np.arange(max(args.samples)))

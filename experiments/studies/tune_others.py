@@ -24,6 +24,7 @@ from gmm_diffusion.tune import race, tiers
 from gmm_diffusion.tune.subject import Subject
 
 SHOWN = 96  # samples of each sampler
+JUDGES = 'classifier', 'rotation', 'gradients'  # two networks of other seeds, and no network
 
 
 def main(argv=None):
@@ -39,7 +40,7 @@ def main(argv=None):
   parser.add_argument('--count', type=int, default=1000)
   parser.add_argument('--batch', type=int, default=32)
   parser.add_argument('--minutes', type=float, default=0)
-  parser.add_argument('--features', default='classifier', choices=('classifier', 'rotation'),
+  parser.add_argument('--features', default='classifier', choices=JUDGES,
                       help='of the report')  # fmt: skip
   parser.add_argument('--limits', type=int, default=0, help='seeds of the model in many steps')
   args = parser.parse_args(argv)
@@ -54,8 +55,9 @@ def main(argv=None):
     make = lambda: {'x': _long(it, 6 * args.samples + 2000)}
     own = files.kept(os.path.join(args.workdir, 'own.npz'), build.tree_hash(arrays), make)['x']
     items, held = own[:-2000], base.to_image(own[-2000:])
-  features = features_lib.load(args.features, data, args.workdir, '')
-  seen = features_lib.learned('classifier', data, args.workdir, features_lib.TUNING)
+  load = lambda: features_lib.load(args.features, data, args.workdir, '')
+  features = gradients() if args.features == 'gradients' else load()
+  seen = features_lib.for_tuning(data, args.workdir)
   source = references.Source(f'{len(held)} images', image_sets.ArraySet(held, 'held-out'))
   reference = references.load(source, features, set(), args.workdir)
 
@@ -80,6 +82,20 @@ def main(argv=None):
       )
     )
   )
+
+
+def gradients() -> features_lib.Features:
+  """Histograms of oriented gradients [Dalal & Triggs 2005] of grey images of 28 x 28."""
+  import cv2  # an extra
+
+  side, cell = 28, 7
+  pair = (2 * cell, 2 * cell)
+  describe = cv2.HOGDescriptor((side, side), pair, (cell, cell), (cell, cell), 9)
+  extract = lambda x: features_lib.Extracted(
+    np.stack([describe.compute(image[..., 0]) for image in x])
+  )
+  widths = {'features': describe.getDescriptorSize()}
+  return features_lib.Features(extract, 'gradients', widths)
 
 
 def strips(it, workdir, found):
@@ -109,8 +125,9 @@ def _one(args, it, known, value, calls, arrays, reference):
   keep = lambda name, mark, make: files.kept(os.path.join(folder, name), mark, make)
   settings = tiers.Settings(calls, args.tier, samples=args.samples, minutes=args.minutes)
   weights = build.tree_hash(arrays)
-  mark = f'{weights} {args.own} {args.samples} {seen.key}'
-  tuner = tiers.Tuner(it, items, settings, keep, mark=mark, learned=seen.features)
+  mark = ' '.join([weights, str(args.own), str(args.samples), *(network.key for network in seen)])
+  learned = [network.features for network in seen]
+  tuner = tiers.Tuner(it, items, settings, keep, mark=mark, learned=learned)
   found = tuner.run()
   seconds, asked = time.perf_counter() - start, it.calls - before
   trailing = it.times(grids.make(it.schedule, calls, 'trailing').t)

@@ -180,6 +180,18 @@ def learned(kind: str, data: base.Data, cache: str, seed: int = 0) -> Learned:
   return Learned(net, params, key, float(size))
 
 
+def for_tuning(data: base.Data, cache: str) -> list[Learned]:
+  """The networks that tuning looks at: of each kind that the data can train, and of another seed
+  than those of the judge."""
+  kinds = {
+    'classifier': data.classes > 1,
+    'rotation': data.is_image and data.shape[0] == data.shape[1],
+  }
+  if not data.is_image or not len(data.train):
+    return []
+  return [learned(kind, data, cache, TUNING) for kind, can in kinds.items() if can]
+
+
 def _trained(kind: str, data: base.Data, cache: str) -> Features:
   """Features of a network that is trained on the data; logits only where they are of classes."""
   net, params, key, size = learned(kind, data, cache)

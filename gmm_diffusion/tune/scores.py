@@ -4,13 +4,14 @@
 
 is zero only where P = Q. A score is the mean of (1) over blocks of features, each divided by its
 E|Y - Y'|: pixels, images at half and a quarter of the resolution, and the answers of a random
-convolutional network. Where a network was trained on the data, its features are one more block,
-which counts nine times as much as all others: it ranks samplers as other networks do that were
-trained on the data, and pixels do not. What samples are judged with in the end (metrics/) is none
-of these.
+convolutional network. The features of each network that was trained on the data are one more
+block. Together these count nine times as much as all others: they rank samplers as other networks
+do that were trained on the data, and pixels do not. One such network is not enough, for a search
+finds samples that it alone takes for good. What samples are judged with in the end (metrics/) is
+none of these.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ from gmm_diffusion.types import Array
 
 Features = Callable[[Array], list[Array]]
 _CHANNELS = (32, 64, 64)  # of the random network, whose sides are halved twice
-LEARNED = 0.9  # weight of the features of a trained network; the rest keeps the score proper
+LEARNED = 0.9  # weight of the features of trained networks; the rest keeps the score proper
 _PLACES = 4  # side of the grid on which its answers are kept
 
 
@@ -50,13 +51,13 @@ class Score(NamedTuple):
 
 
 def features(
-  shape: tuple[int, ...], learned: Callable[[Array], Array] | None = None, seed: int = 0
+  shape: tuple[int, ...], learned: Sequence[Callable[[Array], Array]] = (), seed: int = 0
 ) -> Features:
   """x [B, *shape] -> blocks of features, [B, D] each; vectors are their own and only block.
 
   Args:
     shape: of a sample.
-    learned: x -> features [B, D] of a trained network, the last block; None is none.
+    learned: x -> features [B, D] of trained networks, the last blocks.
     seed: of the random network.
   """
   if len(shape) != 3:
@@ -79,7 +80,7 @@ def features(
       answers.append(_mean_of(h, min(_PLACES, h.shape[1]), min(_PLACES, h.shape[2])))
     flat = lambda block: block.reshape(len(x), -1)
     blocks = [*map(flat, blocks), jnp.concatenate([flat(answer) for answer in answers], 1)]
-    return [*blocks, learned(x)] if learned else blocks
+    return [*blocks, *(network(x) for network in learned)]
 
   return apply
 
@@ -105,13 +106,14 @@ def _mean_of(x, rows, columns):
   return along(along(x, 1, rows), 2, columns)
 
 
-def reference(features_: Features, y: Array, learned: bool = False) -> Reference:
-  """What samples are compared with: y [M, *shape], M at least 2; `learned`: whether the last block
-  is that of a trained network."""
+def reference(features_: Features, y: Array, learned: int = 0) -> Reference:
+  """What samples are compared with: y [M, *shape], M at least 2; `learned`: how many of the last
+  blocks are those of trained networks."""
   blocks = jax.jit(features_)(jnp.asarray(y, jnp.float32))
   within = [jnp.sum(_off_diagonal(block)) / (len(y) * (len(y) - 1)) for block in blocks]
   rest = len(blocks) - learned
-  weights = [(1 - LEARNED) / rest] * rest + [LEARNED] if learned else [1 / rest] * rest
+  others = (1 - LEARNED if learned else 1) / rest
+  weights = [others] * rest + [LEARNED / max(1, learned)] * learned
   factors = [weight / scale for weight, scale in zip(weights, within, strict=True)]
   return Reference(blocks, factors, within)
 

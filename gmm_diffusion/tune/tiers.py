@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -107,7 +107,7 @@ class Tuner:
     keep: Keep = lambda name, mark, make: make(),
     report: Callable[[Found], None] = lambda found: None,
     mark: str = '',
-    learned: Callable[[Any], Any] | None = None,
+    learned: Sequence[Callable[[Any], Any]] = (),
     labels: np.ndarray | None = None,
   ):
     """Args:
@@ -118,18 +118,18 @@ class Tuner:
     keep: for what takes long.
     report: called with what is found whenever that changes.
     mark: what the subject, the items and `learned` depend on, such as a hash.
-    learned: features of a trained network, as in scores.features.
+    learned: features of trained networks, as in scores.features.
     labels: what the denoiser is given with the items, int32 [M]; by default 0.
     """
     if settings.calls < 2:
       raise UserError(f'tune.calls must be at least 2, got {settings.calls}')
     self.subject, self.settings, self.keep, self.report = subject, settings, keep, report
-    self.mark = f'{mark} {settings.seed}' + f' {scores.LEARNED:g}' * (learned is not None)
+    self.mark = f'{mark} {settings.seed}' + f' {scores.LEARNED:g}' * len(learned)
     self.items, chosen = split(items)
     self.labels = (np.zeros(len(items), np.int32) if labels is None else labels)[::2]
     self.features = scores.features(subject.shape, learned)
     self.reference, selecting = (
-      scores.reference(self.features, part[: SURE * settings.samples], learned is not None)
+      scores.reference(self.features, part[: SURE * settings.samples], len(learned))
       for part in (self.items, chosen)
     )
     self._tuning = scores.scorer(self.features, self.reference)

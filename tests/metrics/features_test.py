@@ -56,6 +56,20 @@ class NetworksTest(absltest.TestCase):
       features.load('classifier', data, other)
     again.assert_called_once()
 
+  def test_tuning_looks_at_a_network_of_each_kind(self):
+    digits = sources.load(specs.Data('digits'))
+    others = {
+      ('classifier', 'rotation'): digits,
+      ('rotation',): digits._replace(classes=1),
+      ('classifier',): digits._replace(train=digits.train[:, :, :4]),
+      (): sources.load(specs.Data('toy')),
+    }
+    for kinds, data in others.items():
+      with mock.patch.object(features, 'learned', side_effect=lambda kind, *more: (kind, *more)):
+        found = features.for_tuning(data, 'cache')
+      self.assertEqual([kind for kind, *_ in found], list(kinds))
+      self.assertTrue(all(seed for *_, seed in found))  # the judge has 0
+
   def test_inception(self):
     folder = self.create_tempdir().full_path
     with self.assertRaisesRegex(

@@ -37,12 +37,13 @@ class EnergyTest(parameterized.TestCase):
     inside = 2 * (found.others.mean() - 1 - found.value)
     self.assertAlmostEqual(found.own.mean(), found.others.mean() - inside, places=4)
 
-  def test_a_trained_network_counts_most(self):
+  @parameterized.parameters(1, 2)
+  def test_trained_networks_count_most(self, count):
     random = np.random.RandomState(1)
     x, y = random.standard_normal((2, 20, 4, 4, 1)).astype(np.float32)
-    learned = lambda x: x.reshape(len(x), -1)[:, :3]
+    learned = [lambda x, k=k: x.reshape(len(x), -1)[:, k : k + 3] for k in range(count)]
     of = scores.features((4, 4, 1), learned)
-    known = scores.reference(of, y, learned=True)
+    known = scores.reference(of, y, count)
     each = [
       scores.energy([block], scores.Reference([theirs], [1 / within], [within]))[0]
       for block, theirs, within in zip(of(x), known.blocks, known.within)
@@ -51,7 +52,7 @@ class EnergyTest(parameterized.TestCase):
     apart = scores.block_scorer(of, known)(x)
     np.testing.assert_allclose(scores.total(apart).value, value, rtol=1e-5, atol=1e-6)
     self.assertLen(scores.in_blocks(apart), len(known.blocks))
-    want = 0.1 * np.mean(each[:-1]) + 0.9 * each[-1]
+    want = 0.1 * np.mean(each[:-count]) + 0.9 * np.mean(each[-count:])
     self.assertAlmostEqual(float(value), float(want), places=5)
 
   def test_the_error_of_a_gain_is_that_of_repeated_draws(self):

@@ -119,8 +119,10 @@ def tune(one: Run) -> None:
   if spec.tune.reference == 'model':
     items = own(subject, 4 * spec.tune.samples, spec, one.workdir, model.hash)
     known = Known(items, subject.labels(np.arange(len(items))))
-  learned, key = _learned(spec, data, one.workdir)
-  mark = files.fingerprint(model.hash, repr(drawing.facts(spec, model.hash)), *known, key)
+  of_images = not spec.autoencoder.name
+  seen = features_lib.for_tuning(data, spec.evaluate.cache or one.workdir) if of_images else []
+  keys, learned = [network.key for network in seen], [network.features for network in seen]
+  mark = files.fingerprint(model.hash, repr(drawing.facts(spec, model.hash)), *known, *keys)
   for calls in spec.tune.calls:
     _one(one, subject, known, judge, mark, calls, model, learned)
   if parallel.is_main():
@@ -214,18 +216,6 @@ def own(subject: Subject, count: int, spec: specs.Spec, workdir: str, weights: s
   )['x']
 
 
-def _learned(spec, data, workdir):
-  """(features of a network of another seed than the judge's, what they depend on), where the data
-  can train one and samples are images."""
-  if spec.autoencoder.name or not data.is_image or not len(data.train):
-    return None, ''
-  if data.classes < 2 and data.shape[0] != data.shape[1]:
-    return None, ''
-  kind = 'classifier' if data.classes > 1 else 'rotation'
-  found = features_lib.learned(kind, data, spec.evaluate.cache or workdir, features_lib.TUNING)
-  return found.features, f'{kind} {found.key}'
-
-
 def _judge(spec: specs.Spec, data: base.Data, held: np.ndarray, workdir: str) -> Judge:
   """The judge; raises UserError where no metric can be computed."""
   e, cache = spec.evaluate, spec.evaluate.cache or workdir
@@ -254,7 +244,7 @@ def _one(
   mark: str,
   calls: int,
   model: drawing.Model,
-  learned: Callable[[Any], Any] | None,
+  learned: Sequence[Callable[[Any], Any]],
 ) -> None:
   """Tunes for one number of calls and judges what was found."""
   spec, folder = one.spec, os.path.join(one.workdir, FOLDER)
