@@ -1,14 +1,17 @@
 """What the command line needs besides flags: configs by name, help, errors of one line."""
 
+import contextlib
 import errno
 import os
 import re
+import signal
+from collections.abc import Iterator
 from typing import Any
 
-from gmm_diffusion import denoisers, metrics, options, samplers, specs
+from gmm_diffusion import denoisers, metrics, options, parallel, samplers, specs
 from gmm_diffusion.checkpoints import importers
 from gmm_diffusion.denoisers import score_machines
-from gmm_diffusion.errors import UserError
+from gmm_diffusion.errors import Stopped, UserError
 from gmm_diffusion.maths import grids, marginals, schedules
 from gmm_diffusion.metrics import features
 from gmm_diffusion.nets import NETS, cnn
@@ -92,10 +95,34 @@ def help_of(config: dict[str, Any] | None, modes: tuple[str, ...]) -> str:
   )
 
 
+class Terminated(KeyboardInterrupt):
+  """SIGTERM came. As for Ctrl-C, no handler of errors takes it for one of its own."""
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+  """SIGTERM raises Terminated, so that what was begun is cleaned up; several hosts stop together,
+  for which parallel.preempted is."""
+
+  def stop(number, frame):
+    raise Terminated
+
+  if parallel.hosts() > 1:
+    yield
+    return
+  before = signal.signal(signal.SIGTERM, stop)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
 def last_words(error: BaseException) -> tuple[str, int]:
   """(the line that a program ends with, its exit code); raises what is no user's business."""
   if isinstance(error, UserError):
     return one_line(error), error.code
+  if isinstance(error, Terminated):
+    return 'stopped by SIGTERM; the same command goes on from what was kept', Stopped.code
   if isinstance(error, KeyboardInterrupt):
     return 'stopped by Ctrl-C; the same command goes on from what was kept', INTERRUPTED
   if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -63,7 +63,8 @@ def main(argv: list[str]) -> None:
   command = 'python -m gmm_diffusion.main ' + ' '.join(sys.argv[1:])
   given = tuple(config_flags.get_override_values(FLAGS['config']))
   try:
-    tasks.run(FLAGS.mode, FLAGS.workdir, FLAGS.config, command, given)
+    with command_line.terminable():
+      tasks.run(FLAGS.mode, FLAGS.workdir, FLAGS.config, command, given)
   except (UserError, OSError, KeyboardInterrupt) as error:
     parallel.end(*command_line.last_words(error))
 

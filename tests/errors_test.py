@@ -3,6 +3,7 @@ half-written."""
 
 import errno
 import os
+import signal
 from unittest import mock
 
 import numpy as np
@@ -72,6 +73,17 @@ class TypedTest(parameterized.TestCase):
       self.assertRaises(OSError),
     ):
       typed(*words)
+
+  def test_sigterm_ends_with_one_line(self):
+    before = signal.getsignal(signal.SIGTERM)
+    come = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+    with mock.patch.object(sources, 'load', come):  # while data are read
+      code, _, error = cli.typed(*self.with_config('digits', 'train'))
+    self.assertEqual(
+      (code, error),
+      (75, 'error: stopped by SIGTERM; the same command goes on from what was kept\n'),
+    )
+    self.assertEqual(signal.getsignal(signal.SIGTERM), before)
 
   def test_a_good_one_runs(self):
     for config in ('toy', 'toy.py', 'configs/toy.py', 'toy.py:runlocal'):

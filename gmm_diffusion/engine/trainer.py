@@ -223,8 +223,7 @@ def fit(
     logs.check(spec.loggers)  # what is missing shows before anything slow
     if ahead:
       streams.grain()
-    with early_stops():
-      update, state = make(), parallel.replicate(state)
+    update, state = make(), parallel.replicate(state)
     mine, rate = parallel.host_slice(spec.batch), learning_rate(spec)
     read = lambda step: batch(step, mine)
     batches = (streams.ahead if ahead else _in_turn)(read, start, spec.steps)
@@ -268,24 +267,6 @@ def fit(
       f'stopped by {stopped[0]} after step {done} of {spec.steps}, which is saved; the same '
       f'command goes on from there'
     )
-
-
-@contextlib.contextmanager
-def early_stops() -> Iterator[None]:
-  """Before the first step SIGTERM ends the program at once, with the code of one that can be
-  started again."""
-  if parallel.hosts() > 1 or threading.current_thread() is not threading.main_thread():
-    yield
-    return
-
-  def stop(number, frame):
-    raise Stopped('stopped by SIGTERM before the first step; the same command goes on from there')
-
-  before = signal.signal(signal.SIGTERM, stop)
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

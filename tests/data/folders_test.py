@@ -62,6 +62,13 @@ class FoldersTest(parameterized.TestCase):
     save(self.root, 'b.png')  # modes may differ from file to file
     np.testing.assert_array_equal(self.load().train[0, 0, 0], expected)
 
+  def test_kinds_of_files(self):
+    for name in ('a.png', 'b.jpg', 'c.jpeg', 'deep/er/d.webp', 'E.WEBP'):
+      save(self.root, name, (200, 100, 50))
+    images = self.load(labels='none').train
+    self.assertEqual(images.shape, (5, 4, 4, 3))
+    np.testing.assert_allclose(images[:, 0, 0].astype(int), [[200, 100, 50]] * 5, atol=4)
+
   def test_grey(self):
     save(self.root, 'a.png', (100, 100, 100))
     self.assertEqual(self.load(colour='grey').train.tolist(), np.full((1, 4, 4, 1), 100).tolist())

@@ -89,6 +89,14 @@ class HostsTest(absltest.TestCase):
     self.assertEqual(code, 1)
     self.assertRegex(line, '^error: the hosts cannot go on together .* from the last checkpoint')
 
+    step = Store(self.workdir).latest()
+    first = self.start(2)  # and now the host that leads the others
+    self.wait_for(step + 20, first)
+    first[0].kill()
+    ((code, line),) = self.last_lines(first[1:])
+    self.assertEqual(code, 1)
+    self.assertRegex(line, '^error: the hosts cannot go on together .* from the last checkpoint')
+
     last = Store(self.workdir).latest() + 20
     third = self.start(4, last)
     self.assertEqual([code for code, _ in self.last_lines(third)], [0] * 4)
