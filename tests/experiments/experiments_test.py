@@ -5,6 +5,8 @@ import os
 import sys
 from unittest import mock
 
+import jax
+import jax.numpy as jnp
 from absl.testing import absltest
 
 from configs import digits
@@ -13,7 +15,9 @@ from experiments.benchmarks import (
   released_end_to_end,
   released_speed,
   sampler_overhead,
+  training_profile,
 )
+from experiments.lib import common
 from experiments.studies import (
   beyond_sampling,
   finetuning,
@@ -50,6 +54,29 @@ class ExperimentsTest(absltest.TestCase):
     values = {name: found[name, 'ddim 2', 0]['value'] for name in ('before', 'plain loss', 'one')}
     self.assertLen(set(values.values()), 3)  # three networks
     self.assertIn('recall', {row['metric'] for row in rows})
+
+  def test_training_profile(self):
+    workdir, real = self.create_tempdir().full_path, common.spec_of
+    small = lambda config, changes: real(
+      config, [*changes, 'net.name=cnn', 'net.channels=8', 'net.blocks=3', 'net.labels=none']
+    )
+    with mock.patch.object(common, 'spec_of', small):
+      cases.call(training_profile.main, f'--workdir={workdir}', '--batch=2', '--repeats=1')
+    with open(os.path.join(workdir, 'training_profile.json'), encoding='utf-8') as file:
+      found = json.load(file)['seconds']
+    self.assertEqual(
+      [name.split(',')[0] for name in found],
+      ['step', 'step without dropout', 'optimiser', *['convolutions'] * 3],
+    )
+    self.assertGreater(min(found.values()), 0)
+
+  def test_all_convolutions_are_found(self):
+    def two(x, w):
+      conv = lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1), 'SAME')
+      return jax.jit(conv)(conv(x, w), w)
+
+    x = jnp.ones((1, 2, 4, 4)), jnp.ones((2, 2, 3, 3))
+    self.assertLen([*training_profile.convolutions(jax.make_jaxpr(two)(*x).jaxpr)], 2)
 
   def test_sampler_overhead(self):
     workdir, few = (

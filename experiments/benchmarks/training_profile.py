@@ -1,0 +1,115 @@
+"""Where the time of a training step goes: the convolutions of the CIFAR-10 network of DDPM, forward
+and for both gradients, the masks of dropout, and the optimiser.
+
+  python -m experiments.benchmarks.training_profile
+"""
+
+import collections
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from experiments.benchmarks import training_speed
+from experiments.lib import common
+from gmm_diffusion import parallel
+from gmm_diffusion.data import sources
+from gmm_diffusion.engine import build, trainer
+
+
+def seconds(call: Callable[..., Any], *args, repeats: int) -> float:
+  """Median time of a call that is compiled already."""
+  found = []
+  for _ in range(repeats + 1):
+    start = time.perf_counter()
+    jax.block_until_ready(call(*args))
+    found.append(time.perf_counter() - start)
+  return float(np.median(found[1:]))
+
+
+def convolutions(jaxpr: Any) -> Iterator[Any]:
+  """All convolutions of a traced function, those of functions inside included."""
+  for equation in jaxpr.eqns:
+    if equation.primitive is jax.lax.conv_general_dilated_p:
+      yield equation
+    for inner in jax.tree.leaves(
+      list(equation.params.values()), is_leaf=lambda part: hasattr(part, 'eqns')
+    ):
+      if hasattr(inner, 'eqns'):
+        yield from convolutions(getattr(inner, 'jaxpr', inner))
+
+
+def of_convolutions(spec: Any, data: Any, repeats: int) -> dict[str, float]:
+  """Seconds of all convolutions of the network, alone, forward and for each gradient."""
+  module = build.net(spec, data)
+  params = jax.eval_shape(lambda: build.init(module, data.shape, 0))
+  x = jnp.zeros((spec.train.batch, *data.shape))
+  traced = jax.make_jaxpr(lambda params: module.apply(params, x, jnp.zeros(len(x))))(params)
+  kinds = collections.Counter(
+    (*(var.aval.shape for var in one.invars), tuple(one.params.items()))
+    for one in convolutions(traced.jaxpr)
+  )
+  total = dict.fromkeys(('forward', 'gradient of the inputs', 'gradient of the weights'), 0.0)
+  for (items, kernel, options), count in tqdm(kinds.items(), desc='convolutions'):
+    fn = functools.partial(jax.lax.conv_general_dilated_p.bind, **dict(options))
+    x, w = jnp.ones(items), jnp.ones(kernel)
+    y = jax.jit(fn)(x, w)
+    calls = {
+      'forward': lambda x, w, y, fn=fn: fn(x, w),
+      'gradient of the inputs': lambda x, w, y, fn=fn: jax.vjp(lambda x: fn(x, w), x)[1](y),
+      'gradient of the weights': lambda x, w, y, fn=fn: jax.vjp(lambda w: fn(x, w), w)[1](y),
+    }
+    for name, call in calls.items():
+      total[name] += count * seconds(jax.jit(call), x, w, y, repeats=repeats)
+  return total
+
+
+def of_optimiser(spec: Any, data: Any, repeats: int) -> float:
+  """Seconds of all that a step does with a gradient."""
+  module = build.net(spec, data)
+  params = jax.jit(lambda: build.init(module, data.shape, 0))()
+  optimiser = trainer.make_optimiser(spec.train)
+  state = trainer.State(jnp.zeros((), jnp.int32), params, params, optimiser.init(params))
+  linear = lambda params, step, batch: (sum(jnp.sum(p) for p in jax.tree.leaves(params)), {})
+  update, kept = trainer.updater(spec.train, optimiser, linear), [None]
+  kept[0] = parallel.replicate(state)
+  batch = parallel.split((np.zeros(spec.train.batch, np.float32),))
+
+  def step():
+    kept[0], values = update(kept[0], batch)
+    return kept[0], values
+
+  return seconds(step, repeats=repeats)
+
+
+def main():
+  parser = common.parser(__doc__, 'runs/training_profile')
+  parser.add_argument('--batch', type=int, default=16)
+  parser.add_argument('--repeats', type=int, default=5)
+  args = parser.parse_args()
+  spec = common.spec_of('cifar10:train', ['data.name=none', f'train.batch={args.batch}'])
+  plain = dataclasses.replace(spec, net=dataclasses.replace(spec.net, dropout=0.0))
+  data = sources.load(spec.data)
+  images = np.random.RandomState(0).randint(0, 256, (args.batch, 32, 32, 3)).astype(np.uint8)
+  timed = lambda spec: seconds(
+    training_speed.ours(spec, images, data)['step'], repeats=args.repeats
+  )
+  rows = {
+    'step': timed(spec),
+    'step without dropout': timed(plain),
+    'optimiser': of_optimiser(spec, data, args.repeats),
+    **{f'convolutions, {k}': v for k, v in of_convolutions(spec, data, args.repeats).items()},
+  }
+  for name, value in rows.items():
+    print(f'{name:40} {value:.3f} s')
+  common.save(args.workdir, 'training_profile', {'batch': args.batch, 'seconds': rows})
+
+
+if __name__ == '__main__':
+  main()
