@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,6 +94,16 @@ def help_of(config: dict[str, Any] | None, modes: tuple[str, ...]) -> str:
   return f'{usage}\nkeys, with their values in this config:\n\n' + options.describe(
     specs.Spec, config, TABLES
   )
+
+
+def join() -> None:
+  """Joins the other processes of a cluster, and says so; ends the program where it cannot."""
+  try:
+    cluster = parallel.start()
+  except UserError as error:  # how many hosts there are is not known
+    sys.exit(f'error: {one_line(error)}')
+  if cluster:
+    print(f'joined by {cluster}: {parallel.describe()}', flush=True)
 
 
 class Terminated(KeyboardInterrupt):

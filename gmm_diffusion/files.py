@@ -233,6 +233,15 @@ def write_text(path: str, text: str) -> None:
   write(path, save)
 
 
+def append_line(path: str, text: str) -> None:
+  """Adds a line to a text file; raises UserError where the system refuses."""
+  try:
+    with open(path, 'a', encoding='utf-8') as file:
+      file.write(text + '\n')
+  except OSError as error:
+    raise UserError(_refused(path, error)) from error
+
+
 def write_json(path: str, value: Any) -> None:
   """Writes dicts, sequences and arrays of numbers and text.
 

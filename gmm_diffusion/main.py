@@ -57,9 +57,7 @@ def main(argv: list[str]) -> None:
   # libraries report their progress as info, and as errors, with tracebacks, what they raise anyway
   logging.set_verbosity(logging.FATAL)
   sys.unraisablehook = _show
-  cluster = parallel.start()
-  if cluster:
-    print(f'joined by {cluster}: {parallel.describe()}', flush=True)
+  command_line.join()
   command = 'python -m gmm_diffusion.main ' + ' '.join(sys.argv[1:])
   given = tuple(config_flags.get_override_values(FLAGS['config']))
   try:

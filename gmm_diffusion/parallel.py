@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from gmm_diffusion.errors import UserError
 
 AXIS = 'devices'
+_LOCAL_SIZE = 'OMPI_COMM_WORLD_LOCAL_SIZE'
 _SILENT = 40  # seconds after which a host that says nothing counts as gone
 
 
@@ -33,7 +34,7 @@ def _many(size: str, *signs: str) -> bool:
 CLUSTERS = {
   'JAX_COORDINATOR_ADDRESS': lambda: 'JAX_COORDINATOR_ADDRESS' in os.environ,
   'Slurm': lambda: _many('SLURM_NTASKS', 'SLURM_STEP_NODELIST', 'SLURM_PROCID', 'SLURM_LOCALID'),
-  'Open MPI': lambda: _many('OMPI_COMM_WORLD_SIZE', 'OMPI_MCA_orte_hnp_uri'),
+  'Open MPI': lambda: _many('OMPI_COMM_WORLD_SIZE'),
   'Kubernetes': lambda: {'KUBERNETES_SERVICE_HOST', 'JOB_COMPLETION_INDEX'} <= set(os.environ),
   'TPU pod': lambda: importlib.util.find_spec('libtpu') is not None,
 }
@@ -44,23 +45,42 @@ def start() -> str:
 
   Returns:
     A name in CLUSTERS, or '' where the process is alone.
+
+  Raises:
+    UserError: the others cannot be found.
   """
   name = next((name for name, present in CLUSTERS.items() if present()), '')
-  if name == 'JAX_COORDINATOR_ADDRESS':
-    number = lambda key: int(os.environ[key]) if key in os.environ else None
-    jax.distributed.initialize(
-      num_processes=number('JAX_NUM_PROCESSES'),
-      process_id=number('JAX_PROCESS_ID'),
-      heartbeat_timeout_seconds=_SILENT,
-    )
-  elif name:
-    try:
-      jax.distributed.initialize(heartbeat_timeout_seconds=_SILENT)
-    except ValueError as error:
-      if name != 'TPU pod' or 'coordinator_address' not in str(error):
-        raise UserError(f'cannot join the other processes of {name}: {error}') from error
+  if not name:
+    return ''
+  try:
+    known: dict[str, Any] = {}
+    if name == 'JAX_COORDINATOR_ADDRESS':
+      known['num_processes'] = _number('JAX_NUM_PROCESSES', 'OMPI_COMM_WORLD_SIZE')
+      known['process_id'] = _number('JAX_PROCESS_ID', 'OMPI_COMM_WORLD_RANK')
+    jax.distributed.initialize(heartbeat_timeout_seconds=_SILENT, **known)
+  except (ValueError, RuntimeError) as error:
+    if name == 'TPU pod' and 'coordinator_address' in str(error):
       return ''  # a TPU library without a TPU pod
+    raise UserError(
+      f'cannot join the other processes of {name} ({str(error).splitlines()[0][:200]}); set '
+      f'JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or unset what '
+      f'says that there are others'
+    ) from error
+  if _alone_on_its_machine():  # JAX gives a process that Slurm or Open MPI starts one GPU
+    jax.config.update('jax_cuda_visible_devices', 'all')
+    jax.config.update('jax_rocm_visible_devices', 'all')
   return name
+
+
+def _number(*names: str) -> int | None:
+  """The first of these variables that is set."""
+  return next((int(os.environ[name]) for name in names if name in os.environ), None)
+
+
+def _alone_on_its_machine() -> bool:
+  """Whether Slurm or Open MPI started one process on each machine."""
+  machines = _number('SLURM_STEP_NUM_NODES')
+  return machines == _number('SLURM_NTASKS') if machines else _number(_LOCAL_SIZE) == 1
 
 
 def describe() -> str:

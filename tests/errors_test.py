@@ -74,6 +74,11 @@ class TypedTest(parameterized.TestCase):
     ):
       typed(*words)
 
+  def test_others_that_are_not_found(self):
+    refuse = mock.Mock(side_effect=UserError('cannot join'))
+    with mock.patch.object(parallel, 'start', refuse):
+      self.assertRefused(self.with_config('toy', 'sample'), 'cannot join')
+
   def test_sigterm_ends_with_one_line(self):
     before = signal.getsignal(signal.SIGTERM)
     come = lambda *_: os.kill(os.getpid(), signal.SIGTERM)

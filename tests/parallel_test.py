@@ -1,5 +1,6 @@
 """Splitting over devices: order, padding, one trace, progress; two hosts on one machine."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -172,11 +173,46 @@ class HostsTest(parameterized.TestCase):
       self.assertEqual(parallel.start(), name)
     self.assertEqual(initialize.called, bool(name))
 
-  def test_a_cluster_that_cannot_be_joined(self):
+  @parameterized.parameters(
+    (by_slurm(1, 0), {'SLURM_STEP_NUM_NODES': '2'}, True),
+    (by_slurm(1, 0), {'SLURM_STEP_NUM_NODES': '1'}, False),  # a process for each GPU
+    (by_slurm(1, 0), {}, False),
+    (by_open_mpi(1, 0), {'OMPI_COMM_WORLD_LOCAL_SIZE': '1'}, True),
+    (by_open_mpi(1, 0), {'OMPI_COMM_WORLD_LOCAL_SIZE': '8'}, False),
+    ({**by_slurm(1, 0), **by_address(1, 0)}, {'SLURM_STEP_NUM_NODES': '2'}, True),
+  )
+  def test_one_process_on_each_machine_uses_all_gpus(self, cluster, more, every):
     with (
-      mock.patch.dict(os.environ, by_slurm(1, 0), clear=True),
-      mock.patch.object(jax.distributed, 'initialize', side_effect=ValueError('no port')),
-      self.assertRaisesRegex(UserError, 'cannot join the other processes of Slurm: no port'),
+      mock.patch.dict(os.environ, {**cluster, **more}, clear=True),
+      mock.patch.object(jax.distributed, 'initialize'),
+      mock.patch.object(jax.config, 'update') as update,
+    ):
+      parallel.start()
+    wanted = [mock.call(f'jax_{kind}_visible_devices', 'all') for kind in ('cuda', 'rocm')]
+    self.assertEqual(update.mock_calls, wanted if every else [])
+
+  def test_open_mpi_with_an_address(self):
+    processes = {'OMPI_COMM_WORLD_SIZE': '4', 'OMPI_COMM_WORLD_RANK': '3'}
+    with (
+      mock.patch.dict(os.environ, {**processes, 'JAX_COORDINATOR_ADDRESS': 'x:1'}, clear=True),
+      mock.patch.object(jax.distributed, 'initialize') as initialize,
+    ):
+      self.assertEqual(parallel.start(), 'JAX_COORDINATOR_ADDRESS')
+    self.assertContainsSubset({'num_processes': 4, 'process_id': 3}, initialize.call_args.kwargs)
+
+  @parameterized.parameters(
+    (by_slurm(1, 0), ValueError('no port'), r'processes of Slurm \(no port\); set JAX_COORD'),
+    (by_slurm(1, 0), RuntimeError('late\nand more'), r'of Slurm \(late\); set JAX_COORD'),
+    ({**by_address(1, 0), 'JAX_NUM_PROCESSES': 'x'}, None, r"\(invalid literal .* 'x'\); set"),
+    # Open MPI 5 does not say where the first process is
+    ({'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_RANK': '0'}, None, r'Open MPI \(coordinator_'),
+  )
+  def test_a_cluster_that_cannot_be_joined(self, environment, error, message):
+    real = mock.patch.object(jax.distributed, 'initialize', side_effect=error)
+    with (
+      mock.patch.dict(os.environ, environment, clear=True),
+      real if error else contextlib.nullcontext(),
+      self.assertRaisesRegex(UserError, f'^cannot join the other .*{message}'),
     ):
       parallel.start()
 

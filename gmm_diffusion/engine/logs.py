@@ -54,16 +54,19 @@ class Log:
     self._work = work
 
   def row(self, done: int, store: Store) -> dict[str, Any]:
-    """Adds the row of a step; raises UserError where its loss is not finite."""
+    """Adds the row of a step; raises UserError where its loss or gradient is not finite."""
     losses, norms, errors = zip(*parallel.unreplicate(self.values))
     rate = self._rate(done - 1) if callable(self._rate) else self._rate
-    loss = self._mean(losses, done, store)
+    loss, norm = (
+      self._mean(what, values, done, store)
+      for what, values in (('loss', losses), ('gradient', norms))
+    )
     now, images = time.perf_counter(), len(losses) * self.spec.batch
     row: dict[str, Any] = {
       'step': done,
       'images': done * self.spec.batch,
       'loss': loss,
-      'gradient_norm': float(np.mean(norms)),
+      'gradient_norm': norm,
       'learning_rate': float(rate),
       'images_per_second': images / (now - self._then),
       'time': time.time(),
@@ -76,20 +79,20 @@ class Log:
     if self._work:
       row['flops_share'] = self._work * len(losses) / (now - self._then)
     if parallel.is_main():
-      with open(self.path, 'a', encoding='utf-8') as file:
-        file.write(json.dumps(row) + '\n')
+      files.append_line(self.path, json.dumps(row))
       self._write(row)
     self.values, self._then = [], now
     return row
 
-  def _mean(self, losses: Sequence[Any], done: int, store: Store) -> float:
-    """The mean of the last losses; raises UserError where it is not finite."""
-    mean = float(np.mean(losses))
+  def _mean(self, what: str, values: Sequence[Any], done: int, store: Store) -> float:
+    """The mean of the last values; raises UserError where it is not finite: a gradient that is not
+    makes the weights of the next checkpoint NaN before a loss shows it."""
+    mean = float(np.mean(values))
     if np.isfinite(mean):
       return mean
     kept = store.latest()
     raise UserError(
-      f'loss is {mean} between steps {done - len(losses)} and {done}; lower '
+      f'{what} is {mean} between steps {done - len(values)} and {done}; lower '
       f'{self.section}.learning_rate ({self.spec.learning_rate:g}) or train.clip_norm; '
       + (f'checkpoint {kept} is kept' if kept else 'no checkpoint was written')
     )
@@ -170,14 +173,20 @@ def _wandb(workdir, start, about):
   path = os.path.join(workdir, _WANDB_RUN)
   own = files.read_json(path, {}) or {'id': uuid.uuid4().hex[:12]}
   files.write_json(path, own)
-  run = module.init(
-    project=os.environ.get('WANDB_PROJECT', 'gmm_diffusion'),
-    name=os.path.basename(os.path.realpath(workdir)),
-    dir=workdir,
-    id=own['id'],
-    resume='allow',
-    config=about,
-  )
+  try:
+    run = module.init(
+      project=os.environ.get('WANDB_PROJECT', 'gmm_diffusion'),
+      name=os.path.basename(os.path.realpath(workdir)),
+      dir=workdir,
+      id=own['id'],
+      resume='allow',
+      config=about,
+    )
+  except module.Error as error:
+    raise UserError(
+      f'Weights & Biases refuses ({str(error).splitlines()[0]}); run wandb login on this machine, '
+      f'or set WANDB_MODE=offline'
+    ) from error
   try:
     yield lambda row: run.log(row, step=row['step'])
   finally:

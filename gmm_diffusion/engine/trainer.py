@@ -228,6 +228,7 @@ def fit(
     read = lambda step: batch(step, mine)
     batches = (streams.ahead if ahead else _in_turn)(read, start, spec.steps)
     with (
+      _alone(workdir),
       parallel.together(),
       logs.writers(spec.loggers, workdir, start, {**about, 'train': vars(spec)}) as write,
       stops() as stopped,
@@ -267,6 +268,18 @@ def fit(
       f'stopped by {stopped[0]} after step {done} of {spec.steps}, which is saved; the same '
       f'command goes on from there'
     )
+
+
+@contextlib.contextmanager
+def _alone(workdir: str) -> Iterator[None]:
+  """Nobody else trains in the workdir."""
+  path = os.path.join(workdir, 'training')
+  with files.claimed(path) if parallel.is_main() else contextlib.nullcontext(True) as mine:
+    if not mine:
+      raise UserError(
+        f'another process trains in {workdir}; wait for its end, or give another --workdir'
+      )
+    yield
 
 
 @contextlib.contextmanager

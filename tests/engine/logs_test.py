@@ -49,6 +49,12 @@ class WritersTest(absltest.TestCase):
     module.init.return_value.log.assert_called_with(ROW, step=3)
     self.assertEqual(module.init.return_value.finish.call_count, 2)
 
+  def test_wandb_without_a_key(self):
+    module = mock.MagicMock(Error=LookupError)
+    module.init.side_effect = LookupError('No API key\nand more')
+    with self.assertRaisesRegex(UserError, r'refuses \(No API key\); run wandb login .*=offline$'):
+      self.write(('wandb',), wandb=module)
+
   def test_the_first_host_alone(self):
     module = mock.MagicMock()
     with mock.patch.object(parallel, 'is_main', lambda: False):

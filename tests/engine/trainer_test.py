@@ -11,6 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl.testing import absltest, parameterized
 
 from configs import digits
@@ -326,7 +327,7 @@ class LossTest(parameterized.TestCase):
 SHOWN = []  # what `fit` showed on the way
 
 
-def fit(workdir, steps=4, stop=None, ahead=False, signal_at=None, **options):
+def fit(workdir, steps=4, stop=None, ahead=False, signal_at=None, came=signal.SIGTERM, **options):
   """Trains one number to be near others; ends with an error before step `stop`."""
   options = {'warmup': 0, 'log_every': 2, 'checkpoint_every': 2, **options}
   spec = specs.Train(steps=steps, batch=4, **options)
@@ -336,7 +337,7 @@ def fit(workdir, steps=4, stop=None, ahead=False, signal_at=None, **options):
     if step == stop:
       raise KeyboardInterrupt
     if step == signal_at:
-      os.kill(os.getpid(), signal.SIGTERM)
+      os.kill(os.getpid(), came)
     return np.arange(4.0)[mine] + step
 
   def fresh():
@@ -452,13 +453,49 @@ class OptionsTest(parameterized.TestCase):
       fit(broken, steps=5, stop=3, **options)
     chex.assert_trees_all_equal(fit(broken, steps=5, **options), expected)
 
-  def test_a_signal_saves_and_leaves(self):
+  @parameterized.parameters(signal.SIGTERM, signal.SIGINT)
+  def test_a_signal_saves_and_leaves(self, came):
     whole, broken = self.create_tempdir().full_path, self.create_tempdir().full_path
-    expected, before = fit(whole, steps=5), signal.getsignal(signal.SIGTERM)
-    with self.assertRaisesRegex(Stopped, 'stopped by SIGTERM after step 3 of 5, which is saved'):
-      fit(broken, steps=5, signal_at=2, checkpoint_every=100)
-    self.assertEqual(signal.getsignal(signal.SIGTERM), before)
+    expected, before = fit(whole, steps=5), signal.getsignal(came)
+    with self.assertRaisesRegex(
+      Stopped, f'stopped by {came.name} after step 3 of 5, which is saved'
+    ):
+      fit(broken, steps=5, signal_at=2, came=came, checkpoint_every=100)
+    self.assertEqual(signal.getsignal(came), before)
     chex.assert_trees_all_equal(fit(broken, steps=5), expected)
+
+  def test_a_gradient_that_is_not_finite(self):
+    """The loss is finite, and the weights after the step would not be: they are not saved."""
+    workdir, real = self.create_tempdir().full_path, trainer.updater
+
+    def updater(spec, optimiser, loss_fn):
+      nothing = lambda x: x - jax.lax.stop_gradient(x)
+      steep = lambda params, step: jnp.sqrt(nothing(params['x']) + (step != 3))
+      wild = lambda params, step, batch: loss_fn(params, step, batch) + steep(params, step)
+      return real(spec, optimiser, wild)
+
+    with mock.patch.object(trainer, 'updater', updater):
+      with self.assertRaisesRegex(
+        UserError, 'gradient is (inf|nan) between steps 2 and 4; lower .*; checkpoint 2 is kept'
+      ):
+        fit(workdir)
+    self.assertEqual(Store(workdir).latest(), 2)
+
+  def test_one_training_at_a_time(self):
+    workdir = self.create_tempdir().full_path
+    with files.claimed(os.path.join(workdir, 'training')):
+      with self.assertRaisesRegex(UserError, 'another process trains in .*; wait for its end'):
+        fit(workdir)
+    fit(workdir)
+    with files.claimed(os.path.join(workdir, 'training')):
+      fit(workdir)  # there is nothing left to do
+
+  def test_a_large_gradient_is_shortened(self):
+    with mock.patch.object(optax, 'adam', lambda rate: optax.identity()):
+      optimiser = trainer.make_optimiser(specs.Train(clip_norm=2.0))
+    for gradient, wanted in (([3.0, 4.0], [1.2, 1.6]), ([0.3, 0.4], [0.3, 0.4])):
+      found, _ = optimiser.update(jnp.array(gradient), optimiser.init(jnp.zeros(2)))
+      np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
   def test_too_little_memory(self):
     def full(state, batch):
