@@ -8,7 +8,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 from gmm_diffusion import files
 from gmm_diffusion.checkpoints import store as store_lib
@@ -166,8 +166,9 @@ class StoreTest(absltest.TestCase):
     self.assertEqual(os.listdir(empty), [])
 
 
-class CommandTest(absltest.TestCase):
-  def test_a_disk_that_fills_up_is_one_line(self):
+class CommandTest(parameterized.TestCase):
+  @parameterized.parameters(1, 4)  # it shows at the end, or when the next one is to be saved
+  def test_a_disk_that_fills_up_is_one_line(self, steps):
     workdir = self.create_tempdir().full_path
     script = (
       'import os, resource, runpy, signal\n'
@@ -179,7 +180,8 @@ class CommandTest(absltest.TestCase):
     )
     code, _, error = cases.python(
       *('-c', script, '--config=configs/digits.py:runlocal', '--mode=train'),
-      *(f'--workdir={workdir}', '--config.train.steps=1', *cli.CNN),
+      *(f'--workdir={workdir}', f'--config.train.steps={steps}', *cli.CNN),
+      '--config.train.checkpoint_every=1',
     )
     self.assertEqual(code, 1)
     last = error.replace('\r', '\n').splitlines()[-1]

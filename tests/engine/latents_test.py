@@ -2,6 +2,8 @@
 finds its first stage again."""
 
 import dataclasses
+import glob
+import importlib
 import importlib.util
 import os
 
@@ -10,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
-from gmm_diffusion import api, specs
+from gmm_diffusion import api, specs, tasks
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.data import base
-from gmm_diffusion.engine import build, latents, loss, shards
+from gmm_diffusion.engine import build, latents, loss, released, shards
 from gmm_diffusion.errors import UserError
 from helpers import cases, cli, released_files
 
@@ -215,6 +217,29 @@ class TrainTest(absltest.TestCase):
       'folder.py:latents,runlocal', 'train', workdir, *own, '--config.train.steps=300'
     )
     self.assertIn('which is another file; use its config', error)
+
+  def test_a_network_on_released_vq_latents(self):
+    """VQ-f4 as latent diffusion released it, which stays in one file with a network."""
+    folder = self.create_tempdir().full_path
+    at = lambda name: os.path.join(folder, name)
+    random, count = np.random.RandomState(0), 8
+    pixels = random.randint(0, 256, (count, 32, 32, 3)).astype(np.uint8)
+    np.savez(at('x.npz'), arr_0=pixels, arr_1=np.arange(count))
+    released_config = released_files.config_of('imagenet256', 'ldm')
+    spec, data = released_files.spec_of(released_config)
+    released_files.write(spec, data, folder)
+    config = importlib.import_module('configs.imagenet256').get_config('ldm,train,runlocal')
+    config.update_from_flattened_dict({
+      'data.name': 'npz', 'data.path': at('x.npz'), 'train.steps': 2, 'train.batch': 4,
+      'autoencoder.weights.format': spec.autoencoder.weights.format, 'sampler.steps': 2,
+      'autoencoder.weights.path': released.place(spec.autoencoder.weights, folder),
+      'sample.count': 2, 'net.multipliers': (1.0,), 'net.attention': (8,),
+    })  # fmt: skip
+    with absltest.mock.patch('builtins.print') as said:
+      tasks.run('train', at('run'), config, 'test')
+    self.assertIn('16 latents of 8 x 8 x 3, deviation ', str(said.mock_calls))
+    tasks.run('sample', at('run'), config, 'test')
+    self.assertLen(glob.glob(at('run/samples/*.png')), 1)
 
 
 if __name__ == '__main__':

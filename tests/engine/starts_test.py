@@ -8,12 +8,12 @@ import jax
 import numpy as np
 from absl.testing import absltest
 
-from gmm_diffusion import specs
+from gmm_diffusion import specs, tasks
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.data import sources
 from gmm_diffusion.engine import build, loss, starts
 from gmm_diffusion.errors import UserError
-from helpers import cases, cli
+from helpers import cases, cli, released_files
 
 NET = specs.Net(name='cnn', channels=8, blocks=1)
 TRAIN = specs.Train(steps=2, batch=8, warmup=0, log_every=1, label_dropout=0.0)
@@ -122,6 +122,24 @@ class StartTest(absltest.TestCase):
     colour = self.data._replace(train=self.data.train.repeat(3, -1))
     with self.assertRaisesRegex(UserError, 'makes images of 1 channels, the data have 3'):
       loss.train(spec_of(self.start), colour, self.create_tempdir().full_path)
+
+  def test_released_weights(self):
+    """As in docs/training.md: convert, then train on images of one's own."""
+    workdir, own = self.create_tempdir().full_path, self.create_tempdir().full_path
+    config = released_files.config_of('cifar10', 'ddpm')
+    released_files.write(*released_files.spec_of(config), workdir)
+    tasks.run('convert', workdir, config, 'test')
+    images = np.random.RandomState(0).randint(0, 256, (8, 32, 32, 3)).astype(np.uint8)
+    np.savez(os.path.join(own, 'x.npz'), train_images=images)
+    config.update_from_flattened_dict({
+      'net.weights.format': '', 'data.name': 'npz', 'data.path': os.path.join(own, 'x.npz'),
+      'train.start': workdir, 'train.steps': 1, 'train.batch': 4, 'train.learning_rate': 1e-12,
+    })  # fmt: skip
+    with Store(workdir) as store:
+      before = store.weights(build.template(*released_files.spec_of(config)))['net']
+    tasks.run('train', os.path.join(own, 'run'), config, 'test')
+    after = self.weights(os.path.join(own, 'run'), *released_files.spec_of(config))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), before, after)
 
   def test_the_command(self):
     workdir = self.create_tempdir().full_path

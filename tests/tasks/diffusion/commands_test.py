@@ -1,6 +1,7 @@
 """End to end, by the real command: train, sample, evaluate, all; toy; resume after kill -9."""
 
 import functools
+import glob
 import json
 import os
 import signal
@@ -119,6 +120,31 @@ class AllTest(absltest.TestCase):
       error.strip().splitlines()[-1],
       r'^error: the checkpoint in .* was made with net.channels = 8, the config says 24',
     )
+
+  def test_which_checkpoints_stay_and_which_is_sampled(self):
+    workdir = os.path.join(self.create_tempdir().full_path, 'run')
+    own = (
+      *cli.CNN, '--config.train.steps=5', '--config.train.checkpoint_every=1',
+      '--config.train.keep=1', '--config.train.keep_every=2', '--config.train.averages=(0.1,)',
+      '--config.train.learning_rate=0.1', '--config.sample.count=2', '--config.sampler.steps=2',
+    )  # fmt: skip
+    code, _, error = cli.here('digits.py:runlocal', 'train', workdir, *own)
+    self.assertEqual(code, 0, error)
+    steps = {name for name in os.listdir(os.path.join(workdir, 'checkpoints')) if name.isdigit()}
+    self.assertEqual(steps, {'2', '4', '5'})
+    found = []
+    for which in ('net.checkpoint=0', 'net.checkpoint=5', 'net.checkpoint=2', 'net.average=1'):
+      code, _, error = cli.here('digits.py:runlocal', 'sample', workdir, *own, f'--config.{which}')
+      self.assertEqual(code, 0, error)
+      found.append(set(glob.glob(os.path.join(workdir, 'samples', '*.npz'))))
+    self.assertEqual([len(names) for names in found], [1, 1, 2, 3])  # 0 is the last one
+    samples = [np.load(path)['arr_0'].tobytes() for path in found[-1]]
+    self.assertLen(set(samples), 3)
+    code, _, error = cli.here(
+      'digits.py:runlocal', 'sample', workdir, *own, '--config.net.checkpoint=3'
+    )
+    self.assertEqual(code, 1)
+    self.assertRegex(error.splitlines()[-1], '^error: .*2, 4, 5')
 
   def test_three_at_once_in_a_fresh_workdir(self):
     workdir = os.path.join(self.create_tempdir().full_path, 'run')
