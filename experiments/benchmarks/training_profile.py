@@ -1,5 +1,5 @@
 """Where the time of a training step goes: the convolutions of the CIFAR-10 network of DDPM, forward
-and for both gradients, the masks of dropout, and the optimiser.
+and for both gradients, the masks of dropout, and the optimiser; and what net.remat saves in memory.
 
   python -m experiments.benchmarks.training_profile
 """
@@ -20,7 +20,7 @@ from experiments.benchmarks import training_speed
 from experiments.lib import common
 from gmm_diffusion import parallel
 from gmm_diffusion.data import sources
-from gmm_diffusion.engine import build, trainer
+from gmm_diffusion.engine import build, loss, trainer
 
 
 def seconds(call: Callable[..., Any], *args, repeats: int) -> float:
@@ -70,6 +70,18 @@ def of_convolutions(spec: Any, data: Any, repeats: int) -> dict[str, float]:
   return total
 
 
+def memory(remat: bool) -> float:
+  """MB that are kept for the gradient of the network of configs/folder.py, its weights included."""
+  spec = common.spec_of('folder', ['data.name=none', 'train.batch=16', f'net.remat={remat}'])
+  data = sources.load(spec.data)
+  module = build.net(spec, data)
+  params = jax.eval_shape(lambda: build.init(module, data.shape, 0))
+  batch = jnp.zeros((16, *data.shape)), np.zeros(16, int), np.arange(16)
+  fn = lambda params: loss.denoising_loss(spec, data)(params, 0, batch)[0]
+  kept = jax.tree.leaves(jax.eval_shape(lambda params: jax.vjp(fn, params)[1], params))
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in kept) / 1e6
+
+
 def of_optimiser(spec: Any, data: Any, repeats: int) -> float:
   """Seconds of all that a step does with a gradient."""
   module = build.net(spec, data)
@@ -108,7 +120,11 @@ def main():
   }
   for name, value in rows.items():
     print(f'{name:40} {value:.3f} s')
-  common.save(args.workdir, 'training_profile', {'batch': args.batch, 'seconds': rows})
+  megabytes = {name: memory(remat) for name, remat in (('plain', False), ('net.remat', True))}
+  print(', '.join(f'{name} {value:.0f} MB' for name, value in megabytes.items()))
+  common.save(
+    args.workdir, 'training_profile', {'batch': args.batch, 'seconds': rows, 'megabytes': megabytes}
+  )
 
 
 if __name__ == '__main__':
