@@ -1,12 +1,15 @@
 """A training that is killed at random times, beside one that is not: its weights and its curve have
-to be the same, byte for byte. Images are streamed, and gradients are accumulated.
+to be the same, byte for byte. Images are streamed, and gradients are accumulated. Of several hosts,
+which are processes of this machine, one is killed, and the others have to end by themselves.
 
   python -m experiments.benchmarks.kills --kills=30 --steps=20000
+  python -m experiments.benchmarks.kills --kills=10 --steps=2000 --hosts=2
 """
 
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -34,6 +37,37 @@ def command(workdir: str, path: str, steps: int) -> list[str]:
   ]  # fmt: skip
 
 
+def start(words: list[str], hosts: int) -> list[subprocess.Popen]:
+  """The command on so many hosts."""
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = free.getsockname()[1]
+  joined = lambda i: {
+    'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
+    'JAX_NUM_PROCESSES': str(hosts),
+    'JAX_PROCESS_ID': str(i),
+  }
+  quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  return [
+    subprocess.Popen(words, env={**os.environ, **(joined(i) if hosts > 1 else {})}, **quiet)
+    for i in range(hosts)
+  ]
+
+
+def ended(processes: list[subprocess.Popen], patience: float | None = None) -> None:
+  """Waits for all; raises UserError where one of them failed."""
+  for process in processes:
+    if process.wait(patience):
+      raise UserError(f'the training ended with {process.returncode}')
+
+
+def seconds_to_end(process: subprocess.Popen) -> float:
+  """Waits for a process, at most two minutes."""
+  begun = time.time()
+  process.wait(120)
+  return time.time() - begun
+
+
 def curve(workdir: str) -> list[tuple[int, float]]:
   """(step, loss) of each row."""
   try:
@@ -58,6 +92,7 @@ def main():
   parser = common.parser(__doc__, 'runs/kills')
   parser.add_argument('--kills', type=int, default=30)
   parser.add_argument('--steps', type=int, default=20000)
+  parser.add_argument('--hosts', type=int, default=1)
   parser.add_argument('--seed', type=int, default=0, help='of the times')
   args = parser.parse_args()
   shutil.rmtree(args.workdir, ignore_errors=True)
@@ -66,24 +101,20 @@ def main():
   np.savez(path, x_train=data.train, y_train=data.train_labels)
   whole, killed = (os.path.join(args.workdir, name) for name in ('whole', 'killed'))
   begun = time.time()
-  subprocess.run(command(whole, path, args.steps), check=True, capture_output=True)
+  ended(start(command(whole, path, args.steps), args.hosts))
   with open(os.path.join(whole, 'metrics.jsonl'), encoding='utf-8') as file:
     first = json.loads(file.readline())['time'] - begun
-  random, reached = np.random.RandomState(args.seed), []
+  random, reached, longest = np.random.RandomState(args.seed), [], []
   while True:
-    process = subprocess.Popen(
-      command(killed, path, args.steps), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    processes = start(command(killed, path, args.steps), args.hosts)
     try:  # half of the kills come before the first step
-      process.wait(random.uniform(0, 2 * first) if len(reached) < args.kills else None)
+      ended(processes, random.uniform(0, 2 * first) if len(reached) < args.kills else None)
     except subprocess.TimeoutExpired:
-      process.kill()
-      process.wait()
+      processes[random.randint(args.hosts)].kill()
+      longest.append(max(map(seconds_to_end, processes)))
       reached.append(max([0, *(step for step, _ in curve(killed))]))
       print(f'kill {len(reached)} of {args.kills} after step {reached[-1]}', flush=True)
       continue
-    if process.returncode:
-      raise UserError(f'the training ended with {process.returncode}')
     break
   if len(reached) < args.kills:
     raise UserError(f'it was done after {len(reached)} kills; set more --steps than {args.steps}')
@@ -92,8 +123,9 @@ def main():
   same_weights = len(ours) == len(theirs) and all(map(np.array_equal, ours, theirs))
   print(f'{args.kills} kills: curve equal {same_curve}, weights equal {same_weights}')
   common.save(args.workdir, 'kills', {
-    'kills': args.kills, 'steps': args.steps, 'seed': args.seed, 'killed_after': reached,
-    'leaves': len(ours), 'same_curve': same_curve, 'same_weights': same_weights,
+    'kills': args.kills, 'hosts': args.hosts, 'steps': args.steps, 'seed': args.seed,
+    'killed_after': reached, 'seconds_until_all_had_ended': longest, 'leaves': len(ours),
+    'same_curve': same_curve, 'same_weights': same_weights,
   })  # fmt: skip
 
 
