@@ -1,6 +1,7 @@
 """Several hosts that train together, as processes of this machine."""
 
 import glob
+import importlib.util
 import os
 import signal
 import socket
@@ -13,11 +14,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl.testing import absltest
 
+from gmm_diffusion import specs
 from gmm_diffusion.checkpoints.store import Store
+from gmm_diffusion.data import sources
 from helpers import cases, cli
 
 SMALL = (
   *cli.CNN, '--config.train.log_every=1', '--config.train.checkpoint_every=20',
+  '--config.train.accumulate=2', '--config.data.name=npz',
+  f'--config.data.stream={importlib.util.find_spec("grain") is not None}',
 )  # fmt: skip
 
 
@@ -26,6 +31,9 @@ class HostsTest(absltest.TestCase):
     super().setUp()
     self.root = self.create_tempdir().full_path
     self.workdir = os.path.join(self.root, 'run')
+    digits, path = sources.load(specs.Data('digits')), os.path.join(self.root, 'digits.npz')
+    np.savez(path, x_train=digits.train, y_train=digits.train_labels)
+    self.settings = *SMALL, f'--config.data.path={path}'
 
   def start(self, count, steps=100_000):
     """The same command on so many hosts."""
@@ -35,7 +43,8 @@ class HostsTest(absltest.TestCase):
     return [
       subprocess.Popen(
         [sys.executable, '-m', 'gmm_diffusion.main']
-        + [*cli.words('digits.py', 'train', self.workdir, *SMALL, f'--config.train.steps={steps}')],
+        + [*cli.words('digits.py', 'train', self.workdir, *self.settings)]
+        + [f'--config.train.steps={steps}'],
         cwd=cases.ROOT,
         text=True,
         stdout=subprocess.PIPE,
@@ -71,8 +80,13 @@ class HostsTest(absltest.TestCase):
     return out
 
   def test_stopped_killed_and_gone_on_with(self):
+    (alone,) = self.start(1)
+    self.wait_for(20, [alone])
+    alone.kill()
+    alone.communicate()
+    before = Store(self.workdir).latest()
     first = self.start(2)
-    self.wait_for(20, first)
+    self.wait_for(before + 20, first)
     first[1].send_signal(signal.SIGTERM)  # to one of them; all save the same step
     ends = self.last_lines(first)
     step = Store(self.workdir).latest()
@@ -101,7 +115,9 @@ class HostsTest(absltest.TestCase):
     third = self.start(4, last)
     self.assertEqual([code for code, _ in self.last_lines(third)], [0] * 4)
     alone = os.path.join(self.root, 'alone')
-    code, _, error = cli.here('digits.py', 'train', alone, *SMALL, f'--config.train.steps={last}')
+    code, _, error = cli.here(
+      'digits.py', 'train', alone, *self.settings, f'--config.train.steps={last}'
+    )
     self.assertEqual(code, 0, error)
     found = [
       ocp.StandardCheckpointer().restore(os.path.join(Store(path).path, str(last), 'train'))
