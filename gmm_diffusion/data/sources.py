@@ -132,6 +132,11 @@ def npz_file(spec: specs.Data) -> Data:
         f'{", ".join(own[0] for own, _ in NPZ_NAMES)}'
       )
     own, other = names[0]
+    strange = [label for (_, label), _ in NPZ_NAMES if label in file.heads]
+    if strange and own[1] not in file.heads:
+      raise UserError(
+        f'{path} has images in {own[0]} and classes in {strange[0]}; rename these to {own[1]}'
+      )
     there = bool(other) and other[0] in file.heads
     train = _npz_part(file, *own)
     test = _npz_part(file, *other) if there else train

@@ -256,6 +256,10 @@ class NpzTest(parameterized.TestCase):
       },
       'classes in only one of y_train and y_test',
     ),
+    (
+      {'train_images': np.zeros((2, 4, 4), np.uint8), 'y_train': np.ones(2, int)},
+      'images in train_images and classes in y_train; rename these to train_labels',
+    ),
   )
   def test_refused(self, arrays, message):
     np.savez(self.path, **arrays)
