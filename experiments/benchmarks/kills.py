@@ -62,9 +62,9 @@ def ended(processes: list[subprocess.Popen], patience: float | None = None) -> N
 
 
 def seconds_to_end(process: subprocess.Popen) -> float:
-  """Waits for a process, at most two minutes."""
+  """Waits for a process. One that waits for others to come does so for five minutes."""
   begun = time.time()
-  process.wait(120)
+  process.wait(400)
   return time.time() - begun
 
 

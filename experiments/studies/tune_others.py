@@ -24,7 +24,6 @@ from gmm_diffusion.tune import race, tiers
 from gmm_diffusion.tune.subject import Subject
 
 SHOWN = 96  # samples of each sampler
-JUDGES = 'classifier', 'rotation', 'gradients'  # two networks of other seeds, and no network
 
 
 def main(argv=None):
@@ -40,7 +39,7 @@ def main(argv=None):
   parser.add_argument('--count', type=int, default=1000)
   parser.add_argument('--batch', type=int, default=32)
   parser.add_argument('--minutes', type=float, default=0)
-  parser.add_argument('--features', default='classifier', choices=JUDGES,
+  parser.add_argument('--features', default='classifier', choices=('classifier', 'rotation'),
                       help='of the report')  # fmt: skip
   parser.add_argument('--limits', type=int, default=0, help='seeds of the model in many steps')
   args = parser.parse_args(argv)
@@ -55,18 +54,19 @@ def main(argv=None):
     make = lambda: {'x': _long(it, 6 * args.samples + 2000)}
     own = files.kept(os.path.join(args.workdir, 'own.npz'), build.tree_hash(arrays), make)['x']
     items, held = own[:-2000], base.to_image(own[-2000:])
-  load = lambda: features_lib.load(args.features, data, args.workdir, '')
-  features = gradients() if args.features == 'gradients' else load()
+  names = [args.features, tune.SECOND]
+  features = [features_lib.load(name, data, args.workdir, '') for name in names]
   seen = features_lib.for_tuning(data, args.workdir)
   source = references.Source(f'{len(held)} images', image_sets.ArraySet(held, 'held-out'))
-  reference = references.load(source, features, set(), args.workdir)
+  known = [references.load(source, one, set(), args.workdir) for one in features]
 
-  def value(x):
-    found = features.extract(base.to_image(x))
-    return frechet.frechet_distance(found.features, reference.moments).value
+  def values(x):
+    found = [one.extract(base.to_image(x)).features for one in features]
+    pairs = zip(found, known, strict=True)
+    return [frechet.frechet_distance(part, one.moments).value for part, one in pairs]
 
   for calls in args.calls:
-    _one(args, it, (items, data.train, seen), value, calls, arrays, source.what)
+    _one(args, it, (items, data.train, seen), values, calls, arrays, source.what)
   found = [files.read_json(tune.path_of(args.workdir, calls), {}) for calls in args.calls]
   path = os.path.join(args.workdir, 'tuned.html')
   name = os.path.basename(args.weights)
@@ -82,25 +82,6 @@ def main(argv=None):
       )
     )
   )
-
-
-def gradients(cells: int = 4, bins: int = 9) -> features_lib.Features:
-  """Histograms of oriented gradients [Dalal & Triggs 2005] of grey images of 28 x 28, in `cells` x
-  `cells` parts, of which 2 x 2 are of length one together."""
-
-  def extract(x):
-    down, right = np.gradient(np.asarray(x, np.float32)[..., 0], axis=(1, 2))
-    length, turn = np.hypot(down, right), np.arctan2(down, right) % np.pi
-    kind = np.minimum((turn / np.pi * bins).astype(int), bins - 1)
-    each = length[..., None] * np.eye(bins, dtype=np.float32)[kind]
-    side = x.shape[1] // cells
-    parts = each.reshape(len(x), cells, side, cells, side, bins).sum((2, 4))
-    blocks = np.lib.stride_tricks.sliding_window_view(parts, (2, 2), (1, 2))
-    blocks = blocks.reshape(len(x), (cells - 1) ** 2, -1)
-    blocks = blocks / (np.linalg.norm(blocks, axis=2, keepdims=True) + 1e-3)
-    return features_lib.Extracted(blocks.reshape(len(x), -1))
-
-  return features_lib.Features(extract, 'gradients', {'features': (cells - 1) ** 2 * 4 * bins})
 
 
 def strips(it, workdir, found):
@@ -123,7 +104,7 @@ def _long(it, count):
   return np.asarray(it.end('ddpm', {}, grid, tiers.stream(0, tiers.OWN), np.arange(count)))
 
 
-def _one(args, it, known, value, calls, arrays, reference):
+def _one(args, it, known, values, calls, arrays, reference):
   items, training, seen = known
   start, before = time.perf_counter(), it.calls
   folder = os.path.join(args.workdir, 'work', str(calls))
@@ -138,7 +119,8 @@ def _one(args, it, known, value, calls, arrays, reference):
   trailing = it.times(grids.make(it.schedule, calls, 'trailing').t)
   default = race.embedded('ddim', {}, it.schedule, trailing, 'trailing')
   some = (default, found.fixed, *found.proposals)
-  judged = tune.judged(some, tuner, value, args.seeds, args.count, f'{args.features} {reference}')
+  judged = tune.judged(some, tuner, values, args.seeds, args.count, f'{args.features} {reference}')
+  value = lambda x: values(x)[0]
   keep_limit = lambda name, make: files.kept(
     os.path.join(args.workdir, 'work', name), f'{weights} {args.features} {reference}', make
   )
@@ -149,6 +131,7 @@ def _one(args, it, known, value, calls, arrays, reference):
   about = {
     'metric': 'frechet',
     'features': args.features,
+    'second': tune.SECOND,
     'reference': reference,
     'count': args.count,
   }

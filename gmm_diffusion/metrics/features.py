@@ -4,7 +4,8 @@ name.
 `inception` is the network of published values. `classifier` is a small network trained on the same
 data, once, and kept under the hash of its data and settings: its distances compare samplers on one
 data set, and nothing else. `rotation` is the same network for data without classes: it learns to
-tell by how many quarter turns an image was turned [Gidaris et al. 2018].
+tell by how many quarter turns an image was turned [Gidaris et al. 2018]. `gradients` are no
+network: what they say does not depend on what any network has learned.
 """
 
 import hashlib
@@ -110,6 +111,7 @@ def _train(net: Classifier, data: base.Data, params: Any, turn: bool, seed: int)
   return params
 
 
+_PARTS, _DIRECTIONS = 4, 9  # of `gradients`
 TUNING = 1  # seed of the networks that tuning looks at; those of the judge have 0
 PER_DEVICE = 64  # images in the Inception network at a time on each device
 
@@ -243,11 +245,39 @@ def inception_features(data: base.Data, cache: str, weights: str) -> Features:
   )
 
 
+def gradients(data: base.Data, cache: str, weights: str) -> Features:
+  """Histograms of oriented gradients [Dalal & Triggs 2005] of the grey image: 9 directions in each
+  of 4 x 4 parts, of which 2 x 2 together have length one. No network learned them."""
+  del cache, weights
+  if not data.is_image or min(data.shape[:2]) < _PARTS:
+    raise UserError(
+      f"features 'gradients' need images of at least {_PARTS} x {_PARTS}; valid here: identity"
+    )
+
+  def extract(x):
+    down, right = np.gradient(np.mean(x, -1, dtype=np.float32), axis=(1, 2))
+    length, turn = np.hypot(down, right), np.arctan2(down, right) % np.pi
+    kind = np.minimum((turn / np.pi * _DIRECTIONS).astype(int), _DIRECTIONS - 1)
+    each = length[..., None] * np.eye(_DIRECTIONS, dtype=np.float32)[kind]
+    for axis in (1, 2):
+      edges = np.linspace(0, each.shape[axis], _PARTS + 1).astype(int)[:-1]
+      each = np.add.reduceat(each, edges, axis)
+    blocks = np.lib.stride_tricks.sliding_window_view(each, (2, 2), (1, 2))
+    blocks = blocks.reshape(len(x), (_PARTS - 1) ** 2, 4 * _DIRECTIONS)
+    blocks = blocks / (np.linalg.norm(blocks, axis=2, keepdims=True) + 1.0)
+    return Extracted(blocks.reshape(len(x), -1))
+
+  return Features(
+    extract, 'gradients', {'features': 4 * _DIRECTIONS * (_PARTS - 1) ** 2}, data.shape
+  )
+
+
 FEATURES = {
   'classifier': classifier,
   'rotation': rotation,
   'identity': identity,
   'inception': inception_features,
+  'gradients': gradients,
 }
 
 

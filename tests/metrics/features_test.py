@@ -70,6 +70,24 @@ class NetworksTest(absltest.TestCase):
       self.assertEqual([kind for kind, *_ in found], list(kinds))
       self.assertTrue(all(seed for *_, seed in found))  # the judge has 0
 
+  def test_gradients(self):
+    """A ramp has one direction in all parts, 45 degrees are the third of nine, and colour is not
+    seen."""
+    down, right = np.mgrid[:13, :14]
+    ramps = np.stack([15 * right, 10 * (down + right)]).astype(np.uint8)[..., None]
+    data = sources.load(specs.Data('digits'))._replace(train=ramps)
+    network = features.load('gradients', data, '')
+    found = network.extract(ramps).features
+    self.assertEqual(found.shape, (2, network.dimensions['features']))
+    directions = found.reshape(2, 9, 9, 2, 2)
+    for ramp, wanted in ((0, 0), (1, 2)):
+      np.testing.assert_array_equal(directions[ramp].argmax(1), wanted)
+      self.assertAlmostEqual(np.linalg.norm(directions[ramp, 0]), 1, delta=0.01)
+    colour = np.repeat(ramps, 3, -1)
+    np.testing.assert_allclose(network.extract(colour).features, found, rtol=1e-5)
+    with self.assertRaisesRegex(UserError, "'gradients' need images of at least 4 x 4; valid here"):
+      features.load('gradients', sources.load(specs.Data('toy')), '')
+
   def test_inception(self):
     folder = self.create_tempdir().full_path
     with self.assertRaisesRegex(

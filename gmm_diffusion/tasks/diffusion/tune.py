@@ -32,6 +32,7 @@ from gmm_diffusion.types import Denoiser, StepGrid
 FOLDER = 'tuned'
 ODE = 100  # steps of the limit without noise
 LONG = 250  # steps of the model's own samples where they are the reference
+SECOND = 'gradients'  # features of a second judge, which no network learned
 LEAST = 64  # items of a part of the data that is compared with
 _AT_ONCE = 512  # images whose features are extracted in one call
 
@@ -115,7 +116,7 @@ def tune(one: Run) -> None:
   model = drawing.Model(spec, data, build.weights(spec, data, one.workdir))
   subject = subject_of(model, bind, functools.partial(drawing.labels_of, spec, data))
   known, held = _parts(spec, data)
-  judge = _judge(spec, data, held, one.workdir)
+  judges = _judges(spec, data, held, one.workdir)
   if spec.tune.reference == 'model':
     items = own(subject, 4 * spec.tune.samples, spec, one.workdir, model.hash)
     known = Known(items, subject.labels(np.arange(len(items))))
@@ -124,7 +125,7 @@ def tune(one: Run) -> None:
   keys, learned = [network.key for network in seen], [network.features for network in seen]
   mark = files.fingerprint(model.hash, repr(drawing.facts(spec, model.hash)), *known, *keys)
   for calls in spec.tune.calls:
-    _one(one, subject, known, judge, mark, calls, model, learned)
+    _one(one, subject, known, judges, mark, calls, model, learned)
   if parallel.is_main():
     path = os.path.join(one.workdir, 'tuned.html')
     found = [files.read_json(path_of(one.workdir, n), {}) for n in spec.tune.calls]
@@ -216,10 +217,20 @@ def own(subject: Subject, count: int, spec: specs.Spec, workdir: str, weights: s
   )['x']
 
 
-def _judge(spec: specs.Spec, data: base.Data, held: np.ndarray, workdir: str) -> Judge:
-  """The judge; raises UserError where no metric can be computed."""
+def _judges(spec: specs.Spec, data: base.Data, held: np.ndarray, workdir: str) -> list[Judge]:
+  """The judge of the config, and where it can be one of another kind."""
+  e = spec.evaluate
+  out = [_judge(spec, e.features, data, held, workdir)]
+  if e.features != SECOND and data.is_image and len(held) and not e.reference:
+    second = specs.Evaluate(**{**vars(e), 'metrics': ('frechet',)})
+    out.append(_judge(dataclasses.replace(spec, evaluate=second), SECOND, data, held, workdir))
+  return out
+
+
+def _judge(spec: specs.Spec, name: str, data: base.Data, held: np.ndarray, workdir: str) -> Judge:
+  """A judge by these features; raises UserError where no metric can be computed."""
   e, cache = spec.evaluate, spec.evaluate.cache or workdir
-  features = features_lib.load(e.features, data, cache, e.inception)
+  features = features_lib.load(name, data, cache, e.inception)
   if e.reference:
     source = references.find(e.reference, features, data.shape, spec.data.path, e.skip_unreadable)
   elif len(held):
@@ -240,7 +251,7 @@ def _one(
   one: Run,
   subject: Subject,
   known: Known,
-  judge: Judge,
+  judges: list[Judge],
   mark: str,
   calls: int,
   model: drawing.Model,
@@ -290,55 +301,57 @@ def _one(
       f'tune.minutes {t.minutes:g} were over after {found.evidence[-1]["tier"]!r}: this is the '
       f'best so far, and another run goes on from here'
     )
-  report = _report(found, tuner, judge, spec, model, one.workdir)
+  report = _report(found, tuner, judges, spec, model, one.workdir)
   write(found, report)
 
 
 def judged(
   some: Sequence[Candidate],
   tuner: tiers.Tuner,
-  value: Callable[[np.ndarray], float],
+  values: Callable[[np.ndarray], list[float]],
   seeds: int,
   samples: int,
   mark: str,
 ) -> list[Judged]:
-  """The judge's value of each sampler, for each seed of the report.
+  """What the judges say of each sampler, for each seed of the report.
 
   Args:
     some: samplers; tables that are equal count once.
     tuner: the one that found them.
-    value: samples [n, *shape] -> the metric.
+    values: samples [n, *shape] -> the metric of each judge.
     seeds, samples: streams of noise, and samples of each.
-    mark: what `value` depends on.
+    mark: what `values` depends on.
   """
   out = []
   for key, one in {tiers.hash_of(one.table): one for one in reversed(some)}.items():
-    values = []
+    each = []
     for seed in tqdm(range(seeds), desc='report', unit='seed', dynamic_ncols=True):
 
       def make(one=one, seed=seed):
         stream = tiers.stream(tuner.settings.seed, seed)
         x = tuner.subject.draw(one.table, stream, np.arange(samples), tuner.bands(one.bands))
-        return {'value': value(x)}
+        return {'values': np.array(values(x))}
 
       name = f'report-{key}-{files.fingerprint(mark)}-{samples}-{seed}.npz'
-      values.append(float(tuner.keep(name, f'{tuner.mark} {mark}', make)['value']))
-    out.append(Judged(str(one), key, values))
+      each.append(tuner.keep(name, f'{tuner.mark} {mark}', make)['values'])
+    first, *more = np.array(each).T.tolist()
+    out.append(Judged(str(one), key, first, *more))
   return out[::-1]
 
 
-def _report(found, tuner, judge, spec, model, workdir):
-  """The judge's values of everything that was proposed, on noise and data of its own."""
+def _report(found, tuner, judges, spec, model, workdir):
+  """The judges' values of everything that was proposed, on noise and data of its own."""
   own = specs.Sampler(
     name='ddim', steps=tuner.settings.calls, grid=spec.sampler.grid, rho=spec.sampler.rho
   )
   times = tuner.subject.times(build.grid(tuner.subject.schedule, own).t)
   default = race.embedded('ddim', {}, tuner.subject.schedule, times, spec.sampler.grid)
-  mark = f'{judge.features.name} {judge.metric} {judge.reference.hash}'
+  marks = [f'{one.features.name} {one.metric} {one.reference.hash}' for one in judges]
+  mark, judge = ' '.join(marks), judges[0]
   values = judged(
     (default, found.fixed, *found.proposals),
     tuner,
-    lambda x: _value(x, judge, spec, _decoder(model, spec)),
+    lambda x: [_value(x, one, spec, _decoder(model, spec)) for one in judges],
     judge.seeds,
     judge.samples,
     mark,
@@ -346,6 +359,7 @@ def _report(found, tuner, judge, spec, model, workdir):
   about = {
     'metric': judge.metric,
     'features': judge.features.name,
+    **({'second': judges[1].features.name} if len(judges) > 1 else {}),
     'reference': judge.reference.what,
     'count': judge.samples,
     'limits': _limits(tuner, judge, spec, model, workdir),

@@ -37,11 +37,13 @@ KEPT = (
 
 
 class Judged(NamedTuple):
-  """what: a sampler in words; key: hash of its table; values: of the metric, one for each seed."""
+  """what: a sampler in words; key: hash of its table; values: of the metric, one for each seed;
+  second: the same of the second judge, if there is one."""
 
   what: str
   key: str
   values: list[float]
+  second: list[float] | None = None
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -71,12 +73,23 @@ def report(judged: Sequence[Judged], found: Found, about: dict[str, Any]) -> dic
       row['minus_fixed'] = difference.value
       row['minus_fixed_interval'] = [difference.low, difference.high]
       p.append(p_of_mean(away))
+    if one.second:
+      row['second'] = _by_second(one.second, fixed.second)
     rows.append(row)
   corrected = iter(holm(p))
   for row in rows:
     if not row['fixed']:
       row['p'] = next(corrected)
   return {**about, 'seeds': len(fixed.values), 'rows': rows}
+
+
+def _by_second(values, fixed):
+  """What the second judge says of a sampler, and of its difference to the best untuned one."""
+  value, away = of_mean(values), of_mean(np.subtract(values, fixed))
+  return {
+    'mean': value.value, 'interval': [value.low, value.high], 'values': values,
+    'minus_fixed': away.value, 'minus_fixed_interval': [away.low, away.high],
+  }  # fmt: skip
 
 
 def verdict(found: dict[str, Any]) -> str:
@@ -96,7 +109,25 @@ def verdict(found: dict[str, Any]) -> str:
   word = ('better than' if better else 'worse than') if sure else 'not shown to differ from'
   return (
     f'{calls} calls: the tuned sampler has a {called(name)} of {_estimate(best)}, {word} the best '
-    f'untuned one, {fixed["what"]}, with {_estimate(fixed)}.'
+    f'untuned one, {fixed["what"]}, with {_estimate(fixed)}.{_second_opinion(best, fixed, found)}'
+  )
+
+
+def _second_opinion(best, fixed, found):
+  """What the second judge says of the tuned sampler, in a sentence."""
+  if 'second' not in best:
+    return ''
+  low, high = best['second']['minus_fixed_interval']
+  word = (
+    'agrees that it is better'
+    if high < 0
+    else 'has it for worse'
+    if low > 0
+    else 'sees no difference'
+  )
+  return (
+    f' A second judge, which no network taught ({found["report"]["second"]}), {word}: '
+    f'{_estimate(best["second"])} against {_estimate(fixed["second"])}.'
   )
 
 
@@ -108,7 +139,9 @@ def _table(found):
   evidence = {line['what']: line for line in found['evidence']}
   name = found['report']['metric']
   arrow = '↓' if metrics.LOWER_IS_BETTER[name] else '↑'
+  second = found['report'].get('second')
   head = ['tier: sampler', f'{name} {arrow}', 'minus best untuned', 'p']
+  head += [f'{second} ↓'] if second else []
   head += ['tuning score', 'selection score', 'gain', 'kept']
   body, kinds = [], []
   for row in found['report']['rows']:
@@ -124,6 +157,7 @@ def _table(found):
       _short(f'{line.get("tier", "config")}: {row["what"]}'), _estimate(row),
       '' if away is None else str(Estimate(away, *row['minus_fixed_interval'])),
       f'{row["p"]:.2g}' if 'p' in row else '',
+      *([_estimate(row['second'])] if second else []),
       *(f'{line[key]:.4f}' if key in line else '' for key in ('tuning', 'selection')),
       gain, {True: 'yes', False: 'no'}.get(line.get('kept'), ''),
     ])  # fmt: skip
@@ -131,7 +165,7 @@ def _table(found):
   for limit in found['report'].get('limits', ()):
     values = limit['values']
     value = str(of_mean(values)) if len(values) > 1 else f'{values[0]:.3f}'
-    body.append([f'limit: {limit["what"]}', value, *[''] * 6])
+    body.append([f'limit: {limit["what"]}', value, *[''] * (len(head) - 2)])
     kinds.append('')
   return page.table(head, body, kinds)
 

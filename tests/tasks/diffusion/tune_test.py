@@ -10,15 +10,16 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import gmm_diffusion
-from configs import toy
-from gmm_diffusion import files, parallel, samplers, tasks
+from configs import digits, toy
+from gmm_diffusion import files, parallel, samplers, specs, tasks
+from gmm_diffusion.data import sources
 from gmm_diffusion.denoisers import exact
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import grids, schedules
-from gmm_diffusion.metrics import estimates
+from gmm_diffusion.metrics import estimates, features
 from gmm_diffusion.samplers import linear, tuned
-from gmm_diffusion.tasks.diffusion import tune_page
-from gmm_diffusion.tune import race
+from gmm_diffusion.tasks.diffusion import tune, tune_page
+from gmm_diffusion.tune import race, tiers
 from helpers import cases
 
 FEW_GRIDS = {name: grids.GRIDS[name] for name in ('uniform', 'log_snr', 'trailing')}
@@ -183,7 +184,52 @@ class TuneTest(parameterized.TestCase):
       run('sample', self.workdir, sampler__name='tuned', sampler__steps=7)
 
 
-class PageTest(absltest.TestCase):
+class JudgesTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ({}, ['classifier', 'gradients']),
+    ({'evaluate.features': 'gradients'}, ['gradients']),
+    ({'evaluate.metrics': ('kernel',)}, ['classifier', 'gradients']),
+  )
+  def test_one_of_another_kind(self, changes, names):
+    config = digits.get_config('runlocal')
+    config.update_from_flattened_dict(changes)
+    spec = specs.from_config(config)
+    data = sources.load(spec.data)
+    with mock.patch.dict(features.SETTINGS, steps=2):
+      judges = tune._judges(spec, data, data.test, self.create_tempdir().full_path)
+    self.assertEqual([one.features.name.split('-')[0] for one in judges], names)
+    wanted = [*spec.evaluate.metrics, 'frechet', 'frechet'][: len(names)]
+    self.assertEqual([one.metric for one in judges], wanted)
+    floor = [tune._value(data.train[:400], one, spec, lambda x: x) for one in judges]
+    noise = np.random.RandomState(0).randint(0, 256, (400, *data.shape)).astype(np.uint8)
+    far = [tune._value(noise, one, spec, lambda x: x) for one in judges]
+    np.testing.assert_array_less(floor, far)
+
+
+class PageTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ([3.0, 3.01], 'has it for worse: 3.0'),
+    ([1.0, 1.01], 'agrees that it is better: 1.0'),
+    ([2.1, 1.9], 'sees no difference: 2'),
+    (None, ''),
+  )
+  def test_a_second_judge(self, second, words):
+    tables = [race.embedded('ddim', {}, schedules.linear(), np.array(t), '').table
+              for t in ([999.0, 500.0], [999.0, 400.0])]  # fmt: skip
+    best, fixed = (race.Candidate('', (), name, table) for name, table in zip('ab', tables))
+    judged = [
+      tune_page.Judged(str(one), tiers.hash_of(one.table), values, more)
+      for one, values, more in (
+        (fixed, [4.0, 4.1], second and [2.0, 2.0]), (best, [1.0, 1.2], second)
+      )
+    ]  # fmt: skip
+    found = tiers.Found(best, fixed, [], [best])
+    report = tune_page.report(judged, found, {'metric': 'frechet', 'second': 'gradients'})
+    said = tune_page.verdict({'calls': 2, 'report': report})
+    self.assertIn('better than the best untuned one', said)
+    self.assertEqual('A second judge' in said, bool(second))
+    self.assertIn(words, said)
+
   def test_holm(self):
     found = tune_page.holm([0.01, 0.04, 0.03])
     np.testing.assert_allclose(found, [0.03, 0.06, 0.06])
