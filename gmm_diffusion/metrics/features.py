@@ -257,11 +257,10 @@ def gradients(data: base.Data, cache: str, weights: str) -> Features:
   def extract(x):
     down, right = np.gradient(np.mean(x, -1, dtype=np.float32), axis=(1, 2))
     length, turn = np.hypot(down, right), np.arctan2(down, right) % np.pi
-    kind = np.minimum((turn / np.pi * _DIRECTIONS).astype(int), _DIRECTIONS - 1)
-    each = length[..., None] * np.eye(_DIRECTIONS, dtype=np.float32)[kind]
-    for axis in (1, 2):
-      edges = np.linspace(0, each.shape[axis], _PARTS + 1).astype(int)[:-1]
-      each = np.add.reduceat(each, edges, axis)
+    kind = np.minimum((turn / np.pi * _DIRECTIONS).astype(np.int8), _DIRECTIONS - 1)
+    down, right = (np.arange(_PARTS) * side // _PARTS for side in kind.shape[1:])
+    sums = lambda x: np.add.reduceat(np.add.reduceat(x, down, 1), right, 2)
+    each = np.stack([sums(length * (kind == i)) for i in range(_DIRECTIONS)], -1)
     blocks = np.lib.stride_tricks.sliding_window_view(each, (2, 2), (1, 2))
     blocks = blocks.reshape(len(x), (_PARTS - 1) ** 2, 4 * _DIRECTIONS)
     blocks = blocks / (np.linalg.norm(blocks, axis=2, keepdims=True) + 1.0)
