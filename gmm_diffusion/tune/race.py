@@ -88,12 +88,6 @@ def embedded(
   return Candidate(name, tuple(sorted(options.items())), grid, table)
 
 
-def default(schedule: Schedule, calls: int, times: Callable[[Any], Any]) -> Candidate:
-  """DDIM on the first grid that the schedule has, with so many calls."""
-  words, grid = next(_grids(schedule, calls))
-  return embedded('ddim', {}, schedule, times(grid.t), words)
-
-
 def candidates(
   schedule: Schedule,
   calls: int,

@@ -7,9 +7,8 @@ E|Y - Y'|: pixels, images at half and a quarter of the resolution, and the answe
 convolutional network. The features of each network that was trained on the data are one more
 block. Together these count nine times as much as all others: they rank samplers as other networks
 do that were trained on the data, and pixels do not. One such network is not enough, for a search
-finds samples that it alone takes for good. Nor is a plain mean of several, which follows the one
-with the largest distances: so each block is also divided by its distance for one known sampler
-(`shares`). What samples are judged with in the end (metrics/) is none of these.
+finds samples that it alone takes for good. What samples are judged with in the end (metrics/) is
+none of these.
 """
 
 from collections.abc import Callable, Sequence
@@ -152,22 +151,6 @@ def block_scorer(features_: Features, known: Reference) -> Callable[[Array], Sco
   """As `scorer`, for each of the K blocks: a Score of arrays [K], [K, n] and [K, M]."""
   of = jax.jit(lambda x, known: energies(features_(x), known))
   return lambda x: Score(*map(np.stack, zip(*of(jnp.asarray(x, jnp.float32), known), strict=True)))
-
-
-def shares(known: Reference, blocks: Score) -> list[float]:
-  """Factors of the blocks by which each counts, for the samples of a score of `block_scorer`, as
-  much as its weight; a block that does not tell them from the reference counts by its error."""
-  out = []
-  for factor, within, one in zip(known.factors, known.within, in_blocks(blocks), strict=True):
-    error = np.sqrt(sum(np.var(part, ddof=1) / len(part) for part in (one.own, one.others)))
-    out.append(float(factor * within / (max(one.value, 0.0) + 2 * error)))
-  return out
-
-
-def scaled(known: Reference, shares_: Sequence[float]) -> Reference:
-  """The reference with these factors of its blocks."""
-  pairs = zip(known.factors, shares_, strict=True)
-  return known._replace(factors=[factor * share for factor, share in pairs])
 
 
 def gain(first: Score, second: Score) -> tuple[float, float]:

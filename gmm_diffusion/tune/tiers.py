@@ -124,31 +124,18 @@ class Tuner:
     if settings.calls < 2:
       raise UserError(f'tune.calls must be at least 2, got {settings.calls}')
     self.subject, self.settings, self.keep, self.report = subject, settings, keep, report
-    self.mark = f'{mark} {settings.seed}' + f' {scores.LEARNED:g}' * len(learned) + ' shares'
+    self.mark = f'{mark} {settings.seed}' + f' {scores.LEARNED:g}' * len(learned)
     self.items, chosen = split(items)
     self.labels = (np.zeros(len(items), np.int32) if labels is None else labels)[::2]
     self.features = scores.features(subject.shape, learned)
-    both = [
+    self.reference, selecting = (
       scores.reference(self.features, part[: SURE * settings.samples], len(learned))
       for part in (self.items, chosen)
-    ]
-    known = self._shares(both[0])
-    self.reference, selecting = (scores.scaled(part, known) for part in both)
+    )
     self._tuning = scores.scorer(self.features, self.reference)
     self._selection = scores.block_scorer(self.features, selecting)
     self._bands: dict[int, Any] = {1: None}
     self._end = time.monotonic() + 60 * settings.minutes if settings.minutes else np.inf
-
-  def _shares(self, known):
-    """The factors of the blocks of the score with which DDIM has about 1."""
-    table = race.default(self.subject.schedule, self.settings.calls, self.subject.times).table
-
-    def make():
-      ids = np.arange(SURE * self.settings.samples)
-      x = self.subject.draw(table, self._seed(TUNE), ids)
-      return {'shares': scores.shares(known, scores.block_scorer(self.features, known)(x))}
-
-    return self.keep('shares.npz', self.mark, make)['shares']
 
   def run(self) -> Found:
     """All tiers; raises UserError where no sampler makes so many calls."""

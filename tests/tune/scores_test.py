@@ -55,22 +55,6 @@ class EnergyTest(parameterized.TestCase):
     want = 0.1 * np.mean(each[:-count]) + 0.9 * np.mean(each[-count:])
     self.assertAlmostEqual(float(value), float(want), places=5)
 
-  def test_blocks_count_as_much_as_their_weights_for_a_known_sampler(self):
-    random = np.random.RandomState(1)
-    y = random.standard_normal((300, 4, 4, 1)).astype(np.float32)
-    x = 1.5 * random.standard_normal((200, 4, 4, 1)).astype(np.float32) + 0.5
-    flat = lambda x: x.reshape(len(x), -1)
-    of = scores.features((4, 4, 1), [lambda x: flat(x)[:, :3], lambda x: 7 + 1e-3 * flat(x) ** 3])
-    known = scores.reference(of, y, 2)
-    blocks = scores.block_scorer(of, known)
-    own = scores.scaled(known, scores.shares(known, blocks(x)))
-    found = scores.block_scorer(of, own)(x).value
-    # less by twice the error of each
-    np.testing.assert_array_less(found, [0.1 / 3] * 3 + [0.45] * 2)
-    np.testing.assert_array_less(0.6 * np.array([0.1 / 3] * 3 + [0.45] * 2), found)
-    noise = scores.shares(known, blocks(y[:200] * random.choice([-1, 1], (200, 1, 1, 1))))
-    self.assertTrue(np.all(np.isfinite(noise)) and min(noise) > 0)
-
   def test_the_error_of_a_gain_is_that_of_repeated_draws(self):
     random, gains, errors = np.random.RandomState(2), [], []
     energy = jax.jit(lambda x, y: scores.energy([x], scores.Reference([y], [1.0], [1.0])))
