@@ -332,7 +332,7 @@ def judged(
         x = tuner.subject.draw(one.table, stream, np.arange(samples), tuner.bands(one.bands))
         return {'values': np.array(values(x))}
 
-      name = f'report-{key}-{files.fingerprint(mark)}-{samples}-{seed}.npz'
+      name = f'report-{key}-{files.fingerprint(mark, "values")}-{samples}-{seed}.npz'
       each.append(tuner.keep(name, f'{tuner.mark} {mark}', make)['values'])
     first, *more = np.array(each).T.tolist()
     out.append(Judged(str(one), key, first, *more))
