@@ -205,7 +205,11 @@ class HostsTest(parameterized.TestCase):
     (by_slurm(1, 0), RuntimeError('late\nand more'), r'of Slurm \(late\); set JAX_COORD'),
     ({**by_address(1, 0), 'JAX_NUM_PROCESSES': 'x'}, None, r"\(invalid literal .* 'x'\); set"),
     # Open MPI 5 does not say where the first process is
-    ({'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_RANK': '0'}, None, r'Open MPI \(coordinator_'),
+    (
+      {'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_RANK': '0'},
+      ValueError('coordinator_address should be defined.'),
+      r'Open MPI \(coordinator_',
+    ),
   )
   def test_a_cluster_that_cannot_be_joined(self, environment, error, message):
     real = mock.patch.object(jax.distributed, 'initialize', side_effect=error)
