@@ -221,8 +221,9 @@ def _judges(spec: specs.Spec, data: base.Data, held: np.ndarray, workdir: str) -
   """The judge of the config, and where it can be one of another kind."""
   e = spec.evaluate
   out = [_judge(spec, e.features, data, held, workdir)]
-  if e.features != SECOND and data.is_image and len(held) and not e.reference:
-    second = specs.Evaluate(**{**vars(e), 'metrics': ('frechet',)})
+  enough = min(len(held), e.count) >= LEAST
+  if e.features != SECOND and data.is_image and enough and not e.reference:
+    second = dataclasses.replace(e, metrics=('frechet',))
     out.append(_judge(dataclasses.replace(spec, evaluate=second), SECOND, data, held, workdir))
   return out
 
