@@ -18,9 +18,8 @@ from tqdm import tqdm
 
 from experiments.benchmarks import training_speed
 from experiments.lib import common
-from gmm_diffusion import parallel
 from gmm_diffusion.data import sources
-from gmm_diffusion.engine import build, loss, trainer
+from gmm_diffusion.engine import build, loss
 
 
 def seconds(call: Callable[..., Any], *args, repeats: int) -> float:
@@ -84,20 +83,9 @@ def memory(remat: bool) -> float:
 
 def of_optimiser(spec: Any, data: Any, repeats: int) -> float:
   """Seconds of all that a step does with a gradient."""
-  module = build.net(spec, data)
-  params = jax.jit(lambda: build.init(module, data.shape, 0))()
-  optimiser = trainer.make_optimiser(spec.train)
-  state = trainer.State(jnp.zeros((), jnp.int32), params, params, optimiser.init(params))
   linear = lambda params, step, batch: (sum(jnp.sum(p) for p in jax.tree.leaves(params)), {})
-  update, kept = trainer.updater(spec.train, optimiser, linear), [None]
-  kept[0] = parallel.replicate(state)
-  batch = parallel.split((np.zeros(spec.train.batch, np.float32),))
-
-  def step():
-    kept[0], values = update(kept[0], batch)
-    return kept[0], values
-
-  return seconds(step, repeats=repeats)
+  batch = (np.zeros(spec.train.batch, np.float32),)
+  return seconds(training_speed.updates(spec, data, linear, batch), repeats=repeats)
 
 
 def main():

@@ -25,22 +25,31 @@ from gmm_diffusion.errors import UserError
 DECAY = 0.9999
 
 
-def ours(spec: specs.Spec, images: np.ndarray, data: Any) -> dict[str, Callable[[], Any]]:
-  """{'forward' | 'step': a call that waits for its end}."""
-  module = build.net(spec, data)
-  params = jax.jit(lambda: build.init(module, data.shape, 0))()
+def updates(
+  spec: specs.Spec, data: Any, loss_fn: Callable[..., Any], batch: Any
+) -> Callable[[], Any]:
+  """A call that makes one update of the network and waits for its end."""
+  params = jax.jit(lambda: build.init(build.net(spec, data), data.shape, 0))()
   optimiser = trainer.make_optimiser(spec.train)
   state = trainer.State(jnp.zeros((), jnp.int32), params, params, optimiser.init(params))
-  update = trainer.updater(spec.train, optimiser, loss.denoising_loss(spec, data))
-  batch = (images, np.zeros(len(images), np.int32), np.arange(len(images), dtype=np.int32))
-  kept = [parallel.replicate(state)]
-  x, t = jnp.zeros(images.shape), jnp.full(len(images), 500.0)
-  apply = jax.jit(lambda params, x: module.apply(params, x, t))
+  update, kept = trainer.updater(spec.train, optimiser, loss_fn), [parallel.replicate(state)]
 
   def step():
     kept[0], values = update(kept[0], parallel.split(batch))
     jax.block_until_ready((kept[0], values))
 
+  return step
+
+
+def ours(spec: specs.Spec, images: np.ndarray, data: Any) -> dict[str, Callable[[], Any]]:
+  """{'forward' | 'step': a call that waits for its end}."""
+  module = build.net(spec, data)
+  params = jax.jit(lambda: build.init(module, data.shape, 0))()
+  batch = (images, np.zeros(len(images), np.int32), np.arange(len(images), dtype=np.int32))
+  x, t = jnp.zeros(images.shape), jnp.full(len(images), 500.0)
+  apply = jax.jit(lambda params, x: module.apply(params, x, t))
+
+  step = updates(spec, data, loss.denoising_loss(spec, data), batch)
   return {'forward': lambda: jax.block_until_ready(apply(params, x)), 'step': step}
 
 
