@@ -120,14 +120,13 @@ def _one(args, it, known, values, calls, arrays, reference):
   default = race.embedded('ddim', {}, it.schedule, trailing, 'trailing')
   some = (default, found.fixed, *found.proposals)
   judged = tune.judged(some, tuner, values, args.seeds, args.count, f'{args.features} {reference}')
-  value = lambda x: values(x)[0]
   keep_limit = lambda name, make: files.kept(
     os.path.join(args.workdir, 'work', name), f'{weights} {args.features} {reference}', make
   )
-  limits = [] if args.own else [_floor(training, value, args)]
+  limits = [] if args.own else [_floor(training, values, args)]
   if args.limits:
     streams = [tiers.stream(0, seed) for seed in range(args.limits)]
-    limits += tune.limits(it, value, streams, args.count, keep_limit)
+    limits += tune.limits(it, values, streams, args.count, keep_limit)
   about = {
     'metric': 'frechet',
     'features': args.features,
@@ -148,11 +147,11 @@ def _one(args, it, known, values, calls, arrays, reference):
   })  # fmt: skip
 
 
-def _floor(training, value, args):
+def _floor(training, judges, args):
   """What training items reach, in as many draws as there are seeds."""
   draw = lambda seed: np.random.RandomState(seed).choice(len(training), args.count, replace=False)
-  values = [value(base.to_model(training[draw(seed)])) for seed in range(args.seeds)]
-  return {'what': f'{args.count} training items', 'values': values}
+  values = [judges(base.to_model(training[draw(seed)])) for seed in range(args.seeds)]
+  return tune.limit(f'{args.count} training items', values)
 
 
 if __name__ == '__main__':

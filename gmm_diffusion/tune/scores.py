@@ -7,8 +7,14 @@ E|Y - Y'|: pixels, images at half and a quarter of the resolution, and the answe
 convolutional network. The features of each network that was trained on the data are one more
 block. Together these count nine times as much as all others: they rank samplers as other networks
 do that were trained on the data, and pixels do not. One such network is not enough, for a search
-finds samples that it alone takes for good. What samples are judged with in the end (metrics/) is
-none of these.
+finds samples that it alone takes for good. Nor is a mean of several, for it pays a loss in one with
+a larger gain in another. So what is better than a sampler at hand is decided by
+
+  (2) log(sum_g exp(SHARP e_g / goal_g) / G) / SHARP
+
+which is near the largest ratio of the distances e_g to those of that sampler, goal_g, over each
+trained network and the sum of all other blocks. What samples are judged with in the end (metrics/)
+is none of these.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,23 +30,31 @@ from gmm_diffusion.types import Array
 Features = Callable[[Array], list[Array]]
 _CHANNELS = (32, 64, 64)  # of the random network, whose sides are halved twice
 LEARNED = 0.9  # weight of the features of trained networks; the rest keeps the score proper
+SHARP = 8.0  # of the largest ratio
 _PLACES = 4  # side of the grid on which its answers are kept
 
 
 class Reference(NamedTuple):
-  """Blocks of features of the reference, [M, D] each; the factor of each block: its weight, their
-  sum is 1, over E|Y - Y'|; E|Y - Y'|."""
+  """What samples are compared with.
+
+  Attributes:
+    blocks: of features of the reference, [M, D] each.
+    factors: of each block: its weight, their sum is 1, over E|Y - Y'|.
+    within: E|Y - Y'| of each block.
+    goal: [G] of (2); None where the score is the sum.
+  """
 
   blocks: Any
   factors: Any
   within: Any
+  goal: Any = None
 
 
 class Score(NamedTuple):
   """A score with what its errors are made of.
 
   Attributes:
-    value: of (1), relative to the spread of the reference; 0 is a perfect match.
+    value: of (1), relative to the spread of the reference, or of (2); 0 is a perfect match.
     own: [n], how much each sample adds: its influence.
     others: [M], the same of each item of the reference.
   """
@@ -126,7 +140,7 @@ def energies(blocks: list[Array], known: Reference) -> list[tuple[Array, Array, 
   """(value, own [n], others [M]) of Score for each block of features of n samples, times its
   factor; the score is their sum. Differentiable."""
   out = []
-  for block, theirs, scale, within in zip(blocks, *known, strict=True):
+  for block, theirs, scale, within in zip(blocks, *known[:3], strict=True):
     n, across = len(block), distances(block, theirs)
     inside = jnp.sum(_off_diagonal(block), 1) / (n - 1)
     value = scale * (2 * jnp.mean(across) - jnp.mean(inside) - within)
@@ -136,9 +150,44 @@ def energies(blocks: list[Array], known: Reference) -> list[tuple[Array, Array, 
 
 
 def energy(blocks: list[Array], known: Reference) -> tuple[Array, Array, Array]:
-  """The sum of `energies`."""
-  value, own, others = zip(*energies(blocks, known), strict=True)
-  return sum(value), sum(own), sum(others)
+  """(value, own [n], others [M]) of Score: the sum of `energies`, or (2). Differentiable."""
+  parts = energies(blocks, known)
+  if known.goal is None:
+    return _sum(parts)
+  rest = len(parts) - len(known.goal) + 1
+  groups = [_sum(parts[:rest]), *parts[rest:]]
+  value, own, others = (jnp.stack(part) for part in zip(*groups, strict=True))
+  ratio = value / known.goal
+  share = jax.nn.softmax(SHARP * ratio) / known.goal
+  worst = (jax.nn.logsumexp(SHARP * ratio) - np.log(len(groups))) / SHARP
+  return worst, share @ own, share @ others
+
+
+def _sum(parts):
+  return tuple(sum(part) for part in zip(*parts, strict=True))
+
+
+def towards(known: Reference, goal: Score, learned: int) -> Reference:
+  """The reference of (2).
+
+  Args:
+    known: of `reference`.
+    goal: of `block_scorer` on it, of the sampler to be better than. A distance that does not differ
+      from 0 counts as two standard errors.
+    learned: as in `reference`.
+  """
+  blocks = in_blocks(goal)
+  rest = len(blocks) - learned
+  groups = [total(Score(*(part[:rest] for part in goal))), *blocks[rest:]]
+  return known._replace(
+    goal=jnp.asarray([max(float(one.value), 2 * _error(one)) for one in groups], jnp.float32)
+  )
+
+
+def _error(score):
+  """Its standard error, by the draw of the samples and that of the reference."""
+  variance = sum(np.var(part, ddof=1) / len(part) for part in (score.own, score.others))
+  return float(np.sqrt(variance))
 
 
 def scorer(features_: Features, known: Reference) -> Callable[[Array], Score]:
@@ -156,12 +205,8 @@ def block_scorer(features_: Features, known: Reference) -> Callable[[Array], Sco
 def gain(first: Score, second: Score) -> tuple[float, float]:
   """(second - first, its standard error) on the same noise and reference: above 0 where the first
   is better. The error holds the draw of the samples, in pairs, and that of the reference."""
-  value = float(second.value - first.value)
-  variance = sum(
-    np.var(b - a, ddof=1) / len(a)
-    for a, b in ((first.own, second.own), (first.others, second.others))
-  )
-  return value, float(np.sqrt(variance))
+  difference = Score(*(b - a for a, b in zip(first, second, strict=True)))
+  return float(difference.value), _error(difference)
 
 
 def in_blocks(score: Score) -> list[Score]:

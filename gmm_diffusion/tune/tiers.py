@@ -132,7 +132,9 @@ class Tuner:
       scores.reference(self.features, part[: SURE * settings.samples], len(learned))
       for part in (self.items, chosen)
     )
+    self._learned, self._goal = len(learned), ''  # hash of the winner of the race
     self._tuning = scores.scorer(self.features, self.reference)
+    self._blocks = scores.block_scorer(self.features, self.reference)
     self._selection = scores.block_scorer(self.features, selecting)
     self._bands: dict[int, Any] = {1: None}
     self._end = time.monotonic() + 60 * settings.minutes if settings.minutes else np.inf
@@ -156,22 +158,33 @@ class Tuner:
     return self._bands[count]
 
   def score(self, one: Candidate, samples: int, first: int = 0) -> Score:
-    """Its score on the tuning split, with the noise of ids from `first` on."""
-    return self._kept_score(one, self._tuning, TUNE, samples, first)
+    """Its score on the tuning split, with the noise of ids from `first` on: after the race, in
+    parts of the distances of the winner."""
+    ids = np.arange(first, first + samples)
+    what = f'{first}-goal' if self._goal else first
+    return self._kept_score(one, self._tuning, TUNE, ids, what, self._aimed())
 
   def _selected(self, one):
     """Its scores on the selection split, in blocks."""
-    return self._kept_score(one, self._selection, SELECT, SURE * self.settings.samples, 0)
+    ids = np.arange(SURE * self.settings.samples)
+    return self._kept_score(one, self._selection, SELECT, ids, 'blocks', self.mark)
 
-  def _kept_score(self, one, scorer, stream, samples, first):
+  def _tuned(self, one, samples):
+    """The same on the tuning split."""
+    return self._kept_score(one, self._blocks, TUNE, np.arange(samples), 'blocks', self.mark)
+
+  def _aimed(self):
+    """What the scores of `score` depend on."""
+    return f'{self.mark} {self._goal}'
+
+  def _kept_score(self, one, scorer, stream, ids, what, mark):
     def make():
-      ids = np.arange(first, first + samples)
       x = self.subject.draw(one.table, self._seed(stream), ids, self.bands(one.bands))
       return {name: np.asarray(part, np.float32) for name, part in scorer(x)._asdict().items()}
 
-    what = 'blocks' if stream == SELECT else first
-    name = f'{hash_of(one.table)}-{stream}-{samples}-{what}.npz'
-    return Score(**{k: v for k, v in self.keep(name, self.mark, make).items() if k != 'mark'})
+    name = f'{hash_of(one.table)}-{stream}-{len(ids)}-{what}.npz'
+    found = self.keep(name, mark, make)
+    return Score(**{k: v for k, v in found.items() if k != 'mark'})
 
   def _seed(self, number):
     return stream(self.settings.seed, number)
@@ -208,11 +221,19 @@ class Tuner:
       )
     self.leaders = ordered[:LEADERS]
     best, tuned = ordered[0]
+    self._aim(best)
     found = Found(best, best, [], [best], subject.calls)
     value = scores.total(self._selected(best)).value
-    found.evidence.append(_line('race', best, tuned, value, None, True))
+    found.evidence.append(_line('race', best, tuned.value, value, None, True))
     self.report(found)
     return found
+
+  def _aim(self, winner):
+    """From here on, what counts is to be better than the winner of the race in every respect."""
+    goal = self._tuned(winner, SURE * self.settings.samples)
+    self.reference = scores.towards(self.reference, goal, self._learned)
+    self._tuning = scores.scorer(self.features, self.reference)
+    self._goal = hash_of(winner.table)
 
   def _own_grid(self):
     """Steps -> times with the least local errors; None for so many that any grid is good."""
@@ -224,7 +245,7 @@ class Tuner:
     found = self.keep(LOCAL_ERRORS, self.mark, make)
     return lambda steps: local_errors.best(found['t'], found['c'], steps)
 
-  def _propose(self, found, tier, one, tuned):
+  def _propose(self, found, tier, one):
     """Keeps a proposal where its gain on the selection split excludes zero, and no block of
     features is shown to be worse: what one network alone sees is no gain."""
     both = self._selected(one), self._selected(found.best)
@@ -233,6 +254,7 @@ class Tuner:
     blocks = [scores.gain(*pair) for pair in zip(*map(scores.in_blocks, both), strict=True)]
     worse = [k for k, (value, error) in enumerate(blocks) if value < -WORSE * error]
     kept = bool(np.isfinite(new.value)) and scores.excludes_zero(*gain) and not worse
+    tuned = scores.total(self._tuned(one, self.settings.samples)).value
     line = _line(tier, one, tuned, new.value, gain, kept)
     found.evidence.append({**line, 'worse': worse})
     found.proposals.append(one)
@@ -255,9 +277,9 @@ class Tuner:
         last = walk(next(path for end, path in ends if end is best), LATE)
         moved += [last] if last else []
     self.leaders = self._scored('search', leaders + moved, self.settings.samples)
-    best, tuned = self.leaders[0]
+    best = self.leaders[0][0]
     if any(best is one for one in moved):
-      self._propose(found, 'times and ratios', best, tuned)
+      self._propose(found, 'times and ratios', best)
 
   def _moving(self, start):
     """The evolution of the times and ratios of a sampler."""
@@ -298,7 +320,7 @@ class Tuner:
     for count in counts:  # bands have to be worth it against one
       own = [pair for pair in made if pair[0].bands == count]
       if own:
-        self._propose(found, f'closed form, {_bands(count)}', *own[0])
+        self._propose(found, f'closed form, {_bands(count)}', own[0][0])
 
   def _known(self, start, x, ids):
     make = lambda: {'states': fit.targets(self.subject, start.table, x, ids)}
@@ -319,7 +341,7 @@ class Tuner:
       return {**parts, **score._asdict()}
 
     name = f'{hash_of(start.table)}-{files.fingerprint(str(choice))}-{len(ids)}.npz'
-    arrays = self.keep(name, self.mark, make)
+    arrays = self.keep(name, self._aimed(), make)
     parts = {key: np.asarray(arrays[key]) for key in ('keep', 'weights', 'std')}
     table = fit.widened(start.table, choice.bands)._replace(**parts)
     score = Score(*(arrays[key] for key in Score._fields))
@@ -335,7 +357,7 @@ class Tuner:
       return
     tuned, before = (self.score(it, self.settings.samples) for it in (one, found.best))
     if _value(tuned) < _value(before):
-      self._propose(found, 'coefficients and noise', one, tuned)
+      self._propose(found, 'coefficients and noise', one)
 
   def _descend(self, found):
     settings = descend.Settings(self.settings.steps, self.settings.batch)
@@ -345,8 +367,7 @@ class Tuner:
       table = start.table if start.bands == count else fit.widened(start.table, count)
       one = self._descended(start, table, count, settings)
       if one is not None:
-        tuned = self.score(one, self.settings.samples)
-        self._propose(found, f'gradient, {_bands(count)}', one, tuned)
+        self._propose(found, f'gradient, {_bands(count)}', one)
 
   def _descended(self, start, table, count, settings):
     """The best of the averaged moves along the way, by the tuning score; None without time."""
@@ -374,7 +395,7 @@ class Tuner:
         if self._late():
           break
         before = bar.n
-        arrays = self.keep(f'{name}-{part}.npz', self.mark, functools.partial(walk, bar))
+        arrays = self.keep(f'{name}-{part}.npz', self._aimed(), functools.partial(walk, bar))
         if bar.n == before:  # an earlier run made it; what follows starts from there
           source = None
           bar.update(every)
@@ -422,7 +443,7 @@ def _line(tier, one, tuned, selected, gain, kept):
   out = {
     'tier': tier,
     'what': str(one),
-    'tuning': float(tuned.value),
+    'tuning': float(tuned),
     'selection': float(selected),
     'kept': kept,
   }

@@ -20,7 +20,11 @@ class TiersTest(parameterized.TestCase):
     self.enter_context(mock.patch.dict(grids.GRIDS, FEW_GRIDS, clear=True))
 
   def run_all(self, kept, **more):
-    settings = tiers.Settings(3, tier=3, bands=2, samples=64, steps=6, batch=32, **more)
+    tuner = self.tuner(kept, **more)
+    return tuner.run(), tuner.subject
+
+  def tuner(self, kept, tier=3, **more):
+    settings = tiers.Settings(3, tier=tier, bands=2, samples=64, steps=6, batch=32, **more)
     spread = np.array([[1.0, 0.5, 0.1]], np.float32)
 
     def exact(weights):
@@ -39,7 +43,7 @@ class TiersTest(parameterized.TestCase):
         kept[name, mark] = {key: np.asarray(part) for key, part in make().items()}
       return kept[name, mark]
 
-    return tiers.Tuner(it, known, settings, keep).run(), it
+    return tiers.Tuner(it, known, settings, keep)
 
   def test_all_tiers_and_a_second_run_asks_nothing(self):
     kept = {}
@@ -65,10 +69,23 @@ class TiersTest(parameterized.TestCase):
     tuner = mock.Mock()
     better = scores.Score(np.array([-1.0, -second]), own, none)
     tuner._selected = lambda one: better if one is new else scores.Score(np.zeros(2), none, none)
+    tuner._tuned = lambda one, samples: better
     found = tiers.Found(old, old, [], [])
-    tiers.Tuner._propose(tuner, found, 'tier', new, scores.total(better))
+    tiers.Tuner._propose(tuner, found, 'tier', new)
     self.assertEqual((found.best is new, found.evidence[0]['kept']), (kept, kept))
     self.assertEqual(found.evidence[0]['worse'], [] if kept else [1])
+
+  def test_after_the_race_the_score_is_in_parts_of_its_winner(self):
+    tuner = self.tuner({}, tier=0)
+    field = race.candidates(LINEAR, 3, tuner.subject.times)
+    spread, some = max((float(tuner.score(one, 64).value), str(one)) for one in field)
+    some = next(one for one in field if str(one) == some)
+    with mock.patch.object(tiers.Tuner, '_search'):
+      found = tuner.run()
+    (goal,) = np.asarray(tuner.reference.goal)
+    self.assertGreaterEqual(goal, tuner._tuned(found.fixed, 4 * 64).value.sum())
+    self.assertLess(goal, spread)
+    np.testing.assert_allclose(tuner.score(some, 64).value, spread / goal, rtol=1e-5)
 
   def test_time_that_is_up(self):
     with self.assertRaisesRegex(UserError, 'tune.minutes .* was over before one of'):
@@ -121,7 +138,7 @@ class TiersTest(parameterized.TestCase):
       mock.patch.object(tiers.Tuner, '_descend'),
     ):
       self.run_all({})
-    ((tier, one, _),) = proposed
+    ((tier, one),) = proposed
     self.assertEqual(tier, 'times and ratios')
     self.assertLess(np.abs(away(one)).max(), 0.3)
 

@@ -363,23 +363,23 @@ def _report(found, tuner, judges, spec, model, workdir):
     **({'second': judges[1].features.name} if len(judges) > 1 else {}),
     'reference': judge.reference.what,
     'count': judge.samples,
-    'limits': _limits(tuner, judge, spec, model, workdir),
+    'limits': _limits(tuner, judges, mark, spec, model, workdir),
   }
   return tune_page.report(values, found, about)
 
 
 def limits(
   subject: Subject,
-  value: Callable[[np.ndarray], float],
+  judges: Callable[[np.ndarray], list[float]],
   streams: Sequence[int],
   samples: int,
   keep: Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]],
 ) -> list[dict[str, Any]]:
-  """[{'what', 'values'}]: what the judge says of the model in many steps, without and with noise.
+  """What the judges say of the model in many steps, without and with noise, as in `limit`.
 
   Args:
     subject: the denoiser.
-    value: samples [n, *shape] -> the metric.
+    judges: samples [n, *shape] -> the metric of each.
     streams: seeds of the noise.
     samples: of each.
     keep: (name, make) -> what make() returns, perhaps from an earlier run.
@@ -396,35 +396,47 @@ def limits(
     for stream in tqdm(streams, desc=what, unit='seed', dynamic_ncols=True):
 
       def make(name=name, grid=grid, stream=stream):
-        return {'value': value(subject.end(name, {}, grid, stream, np.arange(samples)))}
+        return {'values': np.array(judges(subject.end(name, {}, grid, stream, np.arange(samples))))}
 
-      values.append(float(keep(f'limit-{name}-{samples}-{stream}.npz', make)['value']))
-    out.append({'what': what, 'values': values})
+      values.append(keep(f'limits-{name}-{samples}-{stream}.npz', make)['values'])
+    out.append(limit(what, values))
   return out
 
 
+def limit(what: str, values: Sequence[Sequence[float]]) -> dict[str, Any]:
+  """{'what', 'values' of the first judge, 'second' of another}: from [seeds, judges]."""
+  first, *more = np.array(values).T.tolist()
+  return {'what': what, 'values': first, **({'second': more[0]} if more else {})}
+
+
 def _limits(
-  tuner: tiers.Tuner, judge: Judge, spec: specs.Spec, model: drawing.Model, workdir: str
+  tuner: tiers.Tuner,
+  judges: list[Judge],
+  mark: str,
+  spec: specs.Spec,
+  model: drawing.Model,
+  workdir: str,
 ) -> list[dict[str, Any]]:
-  """What the judge says of training items, and with tune.limits the rest of `limits`."""
-  out, value = [], lambda x, decode: _value(x, judge, spec, decode)
-  about = f'{tuner.mark} {judge.features.name} {judge.metric} {judge.reference.hash}'
+  """What the judges say of training items, and with tune.limits the rest of `limits`."""
+  out, samples, seeds = [], judges[0].samples, range(judges[0].seeds)
+  values = lambda x, decode: [_value(x, one, spec, decode) for one in judges]
+  about = f'{tuner.mark} {mark}'
   keep = lambda name, make: files.kept(os.path.join(workdir, FOLDER, 'work', name), about, make)
   index = _split(model.data)[0]
-  if len(index) >= judge.samples:  # as many as are compared, none of them in the reference
+  if len(index) >= samples:  # as many as are compared, none of them in the reference
 
     def items(seed):
-      drawn = np.random.RandomState(seed).choice(index, judge.samples, replace=False)
-      return value(model.data.train[np.sort(drawn)], lambda x: x)
+      drawn = np.random.RandomState(seed).choice(index, samples, replace=False)
+      return values(model.data.train[np.sort(drawn)], lambda x: x)
 
-    make = lambda: {'values': np.array([items(seed) for seed in range(judge.seeds)])}
-    found = keep(f'limit-data-{judge.samples}-{judge.seeds}.npz', make)
-    out.append({'what': f'{judge.samples} training items', 'values': found['values'].tolist()})
+    make = lambda: {'values': np.array([items(seed) for seed in seeds])}
+    found = keep(f'limits-data-{samples}-{len(seeds)}.npz', make)
+    out.append(limit(f'{samples} training items', found['values']))
   if not spec.tune.limits:
     return out
-  streams = [tiers.stream(tuner.settings.seed, seed) for seed in range(judge.seeds)]
-  of_samples = lambda x: value(x, _decoder(model, spec))
-  return out + limits(tuner.subject, of_samples, streams, judge.samples, keep)
+  streams = [tiers.stream(tuner.settings.seed, seed) for seed in seeds]
+  of_samples = lambda x: values(x, _decoder(model, spec))
+  return out + limits(tuner.subject, of_samples, streams, samples, keep)
 
 
 def _strips(found, subject, model, spec):

@@ -163,11 +163,16 @@ def _table(found):
     ])  # fmt: skip
     kinds.append('best' if row['best'] else '')
   for limit in found['report'].get('limits', ()):
-    values = limit['values']
-    value = str(of_mean(values)) if len(values) > 1 else f'{values[0]:.3f}'
-    body.append([f'limit: {limit["what"]}', value, *[''] * (len(head) - 2)])
+    row = [f'limit: {limit["what"]}', _mean(limit['values']), *[''] * (len(head) - 2)]
+    if 'second' in limit:
+      row[head.index(f'{second} ↓')] = _mean(limit['second'])
+    body.append(row)
     kinds.append('')
   return page.table(head, body, kinds)
+
+
+def _mean(values):
+  return str(of_mean(values)) if len(values) > 1 else f'{values[0]:.3f}'
 
 
 def _short(text, most=44):

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 from unittest import mock
 
 import numpy as np
@@ -103,6 +104,19 @@ class TuneTest(parameterized.TestCase):
     })  # fmt: skip
     with open(os.path.join(self.workdir, 'tuned.html'), encoding='utf-8') as file:
       self.assertIn('the ODE in 100 steps', file.read())
+
+  def test_the_limits_of_a_second_judge(self):
+    one = tune.limit('many steps', [[1.0, 0.5], [3.0, 0.7]])
+    self.assertEqual(one, {'what': 'many steps', 'values': [1, 3], 'second': [0.5, 0.7]})
+    self.assertEqual(tune.limit('x', [[1.0], [3.0]]), {'what': 'x', 'values': [1, 3]})
+    found = self.read()
+    found['report'].update(second='gradients', limits=[one])
+    for row in found['report']['rows']:
+      row['second'] = {key: row.get(key, 0) for key in ('mean', 'interval', 'minus_fixed')}
+      row['second'] |= {'interval': [0, 1], 'minus_fixed_interval': [0, 1]}
+    cells = re.search('limit: many steps(.*?)</tr>', tune_page._table(found), re.DOTALL)[1]
+    self.assertIn('2 ', cells)
+    self.assertIn('0.6 ', cells)
 
   def test_words_and_page(self):
     self.assertIn('3 calls: ', self.said)
