@@ -96,14 +96,14 @@ def help_of(config: dict[str, Any] | None, modes: tuple[str, ...]) -> str:
   )
 
 
-def join() -> None:
-  """Joins the other processes of a cluster, and says so; ends the program where it cannot."""
+def join() -> str:
+  """Joins the other processes of a cluster, in words; '' where there is none. Ends the program
+  where it cannot."""
   try:
     cluster = parallel.start()
   except UserError as error:  # how many hosts there are is not known
     sys.exit(f'error: {one_line(error)}')
-  if cluster:
-    print(f'joined by {cluster}: {parallel.describe()}', flush=True)
+  return f'joined by {cluster}: {parallel.describe()}' if cluster else ''
 
 
 class Terminated(KeyboardInterrupt):
@@ -112,20 +112,17 @@ class Terminated(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-  """SIGTERM raises Terminated, so that what was begun is cleaned up; several hosts stop together,
-  for which parallel.preempted is."""
+  """SIGTERM raises Terminated, so that what was begun is cleaned up. JAX has a handler of its own
+  where there are several hosts, which would keep it for itself."""
 
   def stop(number, frame):
     raise Terminated
 
-  if parallel.hosts() > 1:
-    yield
-    return
   before = signal.signal(signal.SIGTERM, stop)
   try:
     yield
   finally:
-    signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: not a handler of Python
 
 
 def last_words(error: BaseException) -> tuple[str, int]:

@@ -57,11 +57,13 @@ def main(argv: list[str]) -> None:
   # libraries report their progress as info, and as errors, with tracebacks, what they raise anyway
   logging.set_verbosity(logging.FATAL)
   sys.unraisablehook = _show
-  command_line.join()
+  joined = command_line.join()
   command = 'python -m gmm_diffusion.main ' + ' '.join(sys.argv[1:])
   given = tuple(config_flags.get_override_values(FLAGS['config']))
   try:
     with command_line.terminable():
+      if joined:
+        print(joined, flush=True)
       tasks.run(FLAGS.mode, FLAGS.workdir, FLAGS.config, command, given)
   except (UserError, OSError, KeyboardInterrupt) as error:
     parallel.end(*command_line.last_words(error))

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from gmm_diffusion.errors import UserError
 
@@ -224,11 +223,20 @@ def work(fn: Callable[..., Any], shared: Any, batch: Any) -> float:
   return (lower(shared, batch).cost_analysis() or {}).get('flops', 0.0) / peak
 
 
-def preempted(step: int) -> bool:
-  """Whether all hosts are to stop after this step, since one of them got SIGTERM: the same step on
-  all, which call this after each of their steps, from 1 on. A host that is alone has its own
-  handlers."""
-  return hosts() > 1 and multihost_utils.reached_preemption_sync_point(step)
+def agreement() -> Callable[[int], int]:
+  """number >= 0 -> the largest that any host gave, the same on all, which call this after each of
+  their steps. That of several hosts is from the call before, so that no device waits for it."""
+  if hosts() == 1:
+    return lambda number: number
+  reduce = jax.pmap(lambda x: jax.lax.pmax(x, AXIS), axis_name=AXIS)
+  pending = None
+
+  def agreed(number):
+    nonlocal pending
+    before, pending = pending, reduce(np.full(jax.local_device_count(), number, np.int32))
+    return 0 if before is None else int(unreplicate(before))
+
+  return agreed
 
 
 @contextlib.contextmanager

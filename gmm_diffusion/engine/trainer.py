@@ -227,6 +227,7 @@ def fit(
     mine, rate = parallel.host_slice(spec.batch), learning_rate(spec)
     read = lambda step: batch(step, mine)
     batches = (streams.ahead if ahead else _in_turn)(read, start, spec.steps)
+    agreed = parallel.agreement()
     with (
       _alone(workdir),
       parallel.together(),
@@ -244,9 +245,7 @@ def fit(
         state, values = update(state, part)
         log.values.append(values)
         bar.update()
-        if parallel.preempted(done - start):
-          stopped.append('SIGTERM')
-        stop = bool(stopped)
+        stop = agreed(stopped[0] if stopped else 0)
         save = done == spec.steps or done % spec.checkpoint_every == 0 or stop
         if save or done % spec.log_every == 0:
           row = log.row(done, store)
@@ -265,7 +264,7 @@ def fit(
     plots.training_curve(os.path.join(workdir, 'training.png'), curve)
   if done < spec.steps:
     raise Stopped(
-      f'stopped by {stopped[0]} after step {done} of {spec.steps}, which is saved; the same '
+      f'stopped by {signal.Signals(stop).name} after step {done} of {spec.steps}, which is saved; the same '
       f'command goes on from there'
     )
 
@@ -283,21 +282,21 @@ def _alone(workdir: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stops() -> Iterator[list[str]]:
-  """Names of the signals SIGTERM and SIGINT that came; a second one acts as it would outside.
-
-  Several hosts have to agree on the step, for which parallel.preempted is.
-  """
-  came: list[str] = []
-  if parallel.hosts() > 1 or threading.current_thread() is not threading.main_thread():
+def stops() -> Iterator[list[int]]:
+  """The signals SIGTERM and SIGINT that came; a second one acts as it would outside."""
+  came: list[int] = []
+  if threading.current_thread() is not threading.main_thread():
     yield came
     return
 
   def note(number, frame):
-    came.append(signal.Signals(number).name)
+    came.append(number)
     signal.signal(number, before[number])
 
-  before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+  before = {  # None: not a handler of Python
+    number: signal.signal(number, note) or signal.SIG_DFL
+    for number in (signal.SIGTERM, signal.SIGINT)
+  }
   try:
     yield came
   finally:

@@ -84,17 +84,26 @@ class HostsTest(absltest.TestCase):
     self.wait_for(20, [alone])
     alone.kill()
     alone.communicate()
-    before = Store(self.workdir).latest()
-    first = self.start(2)
-    self.wait_for(before + 20, first)
-    first[1].send_signal(signal.SIGTERM)  # to one of them; all save the same step
-    ends = self.last_lines(first)
     step = Store(self.workdir).latest()
-    for code, line in ends:
-      self.assertEqual(code, 75)
-      self.assertRegex(
-        line, f'^error: stopped by SIGTERM after step {step} of 100000, which is saved'
-      )
+    for number in (signal.SIGTERM, signal.SIGINT):  # to one of them; all save the same step
+      first = self.start(2)
+      self.wait_for(step + 20, first)
+      first[1].send_signal(number)
+      ends = self.last_lines(first)
+      step = Store(self.workdir).latest()
+      for code, line in ends:
+        self.assertEqual(code, 75)
+        self.assertRegex(
+          line, f'^error: stopped by {number.name} after step {step} of 100000, which is saved'
+        )
+
+    early = self.start(2)
+    for process in early:
+      self.assertIn('joined by JAX_COORDINATOR_ADDRESS', process.stdout.readline())
+      process.send_signal(signal.SIGTERM)
+    for code, line in self.last_lines(early):  # nothing was trained yet
+      self.assertEqual((code, line[:27]), (75, 'error: stopped by SIGTERM; '))
+    self.assertEqual(Store(self.workdir).latest(), step)
 
     second = self.start(2)
     self.wait_for(step + 20, second)
