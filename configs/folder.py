@@ -48,4 +48,5 @@ def get_config(arg=''):
     else:
       config.net.update(channels=128, multipliers=(1.0, 2.0, 3.0, 4.0), blocks=2)
       config.train.update(steps=50000, batch=64, learning_rate=1e-4, ema=0.9999)
+      config.data.stream = True
   return config

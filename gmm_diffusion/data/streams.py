@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
 from gmm_diffusion.errors import UserError
 
 THREADS = min(16, os.cpu_count() or 1)  # decoding lets other threads run
+AHEAD = 2**29  # bytes of the batches that wait, if they are more than two
 _AT_ONCE = 256  # images that wait for a thread
 
 
@@ -147,6 +149,12 @@ def ahead(batch: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]:
   Raises:
     UserError: grain, which does that, is not installed.
   """
-  steps = grain().MapDataset.range(start, stop).map(batch)
-  options = grain().ReadOptions(num_threads=THREADS, prefetch_buffer_size=2 * THREADS)
-  yield from steps.to_iter_dataset(options)
+  data = grain().MapDataset
+  if start >= stop:
+    return
+  first = batch(start)
+  size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(first))
+  waiting = int(np.clip(AHEAD // max(size, 1), 2, 2 * THREADS))
+  options = grain().ReadOptions(min(THREADS, waiting), prefetch_buffer_size=waiting)
+  yield first
+  yield from data.range(start + 1, stop).map(batch).to_iter_dataset(options)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import threading
+import time
 import unittest
 from unittest import mock
 
@@ -60,10 +61,26 @@ class AheadTest(absltest.TestCase):
       barrier = threading.Barrier(2, timeout=20)
 
       def batch(step):
-        barrier.wait()  # breaks unless two are read at the same time
+        if step > 7:  # the first one says how many may wait
+          barrier.wait()  # breaks unless two are read at the same time
         return step
 
-      self.assertEqual(list(streams.ahead(batch, 7, 13)), list(range(7, 13)))
+      self.assertEqual(list(streams.ahead(batch, 7, 14)), list(range(7, 14)))
+
+  def test_large_batches_do_not_fill_the_memory(self):
+    for most, few in ((2**29, False), (3 * 8000, True)):
+      read = []
+
+      def batch(step, read=read):
+        read.append(step)
+        return {'x': np.zeros(1000)}
+
+      with mock.patch.multiple(streams, THREADS=8, AHEAD=most):
+        batches = streams.ahead(batch, 0, 100)
+        for _ in range(2):
+          next(batches)
+        time.sleep(0.5)
+      self.assertEqual(len(read) <= 2 + 3 + 3, few)  # used, waiting, and one of each thread
 
   def test_an_error_is_that_of_the_image(self):
     def batch(step):
