@@ -120,6 +120,21 @@ def _literal(text):
     return text
 
 
+class NavigationTest(absltest.TestCase):
+  def test_each_page_is_in_the_menu_and_the_other_way_round(self):
+    with open(os.path.join(cases.ROOT, 'mkdocs.yml'), encoding='utf-8') as file:
+      menu = re.findall(r': (\S+\.md)$', file.read(), re.MULTILINE)
+    parts = glob.glob(os.path.join(cases.ROOT, 'gmm_diffusion', '*', '__init__.py'))
+    made = {f'api/{os.path.basename(os.path.dirname(part))}.md' for part in parts}
+    made |= {'api/index.md', 'settings.md'}  # by docs/hooks.py
+    pages = {os.path.basename(path) for path in PAGES if path.startswith('docs')}
+    self.assertEmpty((pages | made) - set(menu))
+    places = ('docs', '', 'experiments')
+    for page in set(menu) - made:
+      found = [os.path.exists(os.path.join(cases.ROOT, place, page)) for place in places]
+      self.assertTrue(any(found), page)
+
+
 class PagesTest(parameterized.TestCase):
   @parameterized.parameters(*PAGES)
   def test_links(self, page):

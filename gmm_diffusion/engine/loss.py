@@ -369,7 +369,6 @@ def preview(
     model = model.of({'net': jax.tree.map(lambda leaf: leaf.astype(dtype), params), **others})
     drawn = model.drawer(made, 16).draw(np.arange(16), lambda count: None)
     path = os.path.join(workdir, 'progress', f'{step:08d}.png')
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     images.save(path, images.picture(drawn['x'], data.train, columns=4))
 
   return show

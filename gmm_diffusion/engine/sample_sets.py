@@ -134,7 +134,6 @@ def write_images(
   those that are there stay. Returns the folder, which is named after the .npz at `path`, or else
   after that of all samples."""
   folder = (path or stored.path).removesuffix('.npz') + '-images'
-  os.makedirs(folder, exist_ok=True)
   wanted = set(ids or range(count))
   for part in shards.ranges(count, run.spec.sample.shard):
     missing = [i for i in part if i in wanted and not os.path.exists(_image(folder, i))]

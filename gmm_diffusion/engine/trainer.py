@@ -264,8 +264,8 @@ def fit(
     plots.training_curve(os.path.join(workdir, 'training.png'), curve)
   if done < spec.steps:
     raise Stopped(
-      f'stopped by {signal.Signals(stop).name} after step {done} of {spec.steps}, which is saved; the same '
-      f'command goes on from there'
+      f'stopped by {signal.Signals(stop).name} after step {done} of {spec.steps}, which is saved; '
+      f'the same command goes on from there'
     )
 
 

@@ -83,7 +83,7 @@ class Measured(NamedTuple):
 def _read(path, stamp):
   del stamp
   try:
-    with np.load(path) as file:
+    with open(path, 'rb') as content, np.load(content) as file:
       found = dict(file)
     arrays = [
       np.asarray(found[name], kind)

@@ -182,6 +182,15 @@ class PicturesTest(absltest.TestCase):
     sample(workdir, **{'sample.png': True})
     self.assertEqual(contents(workdir), before)
 
+  def test_a_file_in_the_place_of_the_images(self):
+    workdir = self.create_tempdir().full_path
+    sample(workdir)
+    folder = cases.sample_set(workdir, 'ddim').replace('.npz', '-images')
+    with open(folder, 'wb'):
+      pass
+    with self.assertRaisesRegex(UserError, 'cannot write .*-images/00000000.png: .* in the way'):
+      sample(workdir, **{'sample.png': True})
+
   def test_vectors_are_no_images(self):
     for key in ('png', 'gif'):
       config, workdir = toy.get_config(), self.create_tempdir().full_path

@@ -2,12 +2,14 @@
 
 import contextlib
 import functools
+import gc
 import glob
 import io
 import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from unittest import mock
 
 import jax
@@ -125,6 +127,18 @@ def python(*arguments, timeout=500, devices=1, optimised=False):
     timeout=timeout,
   )
   return done.returncode, done.stdout, done.stderr
+
+
+@contextlib.contextmanager
+def all_closed():
+  """Raises AssertionError where a file is left open. As an error, such a warning would be lost: it
+  comes where nobody can catch it."""
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter('always', ResourceWarning)
+    yield
+    gc.collect()
+  left = [str(one.message) for one in caught if one.category is ResourceWarning]
+  assert not left, left
 
 
 @contextlib.contextmanager

@@ -164,10 +164,11 @@ class PosteriorTest(cases.X64TestCase):
     np.savez(path, **{**np.load(path), **arrays})
     with self.assertRaisesRegex(UserError, 'holds no residuals'):
       posterior.read(path)
-    with open(path, 'wb') as file:
-      file.write(b'no zip')
-    with self.assertRaisesRegex(UserError, 'holds no residuals'):
-      posterior.read(path)
+    for content in (b'no zip', b'PK\3\4 cut off'):
+      with open(path, 'wb') as file:
+        file.write(content)
+      with cases.all_closed(), self.assertRaisesRegex(UserError, 'holds no residuals'):
+        posterior.read(path)
 
 
 if __name__ == '__main__':

@@ -75,7 +75,6 @@ def stored_samples(run: Run, name: str, size: Any) -> np.ndarray:
   if found is None:  # all hosts draw together, so none may wait for the lock of another
     found = {'x': machine_samples(spec, run.data, name, size, count)}
     if parallel.is_main():
-      os.makedirs(os.path.dirname(path), exist_ok=True)
       files.save(path, mark, found)
   return found['x']
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gmm_diffusion import files
 from gmm_diffusion.engine import build, drawing, loss, sample_sets
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.types import Denoiser
@@ -32,7 +33,7 @@ def train(run: Run) -> None:
   for final in run.spec.creativity.networks:
     print(f'network {final}', flush=True)
     one = of(run, final)
-    os.makedirs(one.workdir, exist_ok=True)
+    files.make_folder(one.workdir)
     loss.train(one.spec, one.data, one.workdir)
 
 

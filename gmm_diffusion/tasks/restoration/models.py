@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmm_diffusion import parallel, samplers, specs
+from gmm_diffusion import files, parallel, samplers, specs
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.data import base
 from gmm_diffusion.denoisers import residual
@@ -96,7 +96,7 @@ def train(run: Run, pairs: inputs.Pairs | None, model: str) -> None:
   """Trains a network to train.steps, from the latest checkpoint of its folder if there is one."""
   one = of(run, model)
   spec, data, optimiser = one.spec, one.data, trainer.make_optimiser(one.spec.train)
-  os.makedirs(one.workdir, exist_ok=True)
+  files.make_folder(one.workdir)
 
   def fresh():
     params = init(spec, data)

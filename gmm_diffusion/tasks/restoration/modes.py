@@ -86,7 +86,6 @@ def sample(this: Run, pairs: inputs.Pairs | None) -> None:
   for number, image in enumerate(restored):
     stem, draw = os.path.splitext(names[number // draws])[0], number % draws
     path = os.path.join(folder, f'{stem}-{draw}.png' if draws > 1 else f'{stem}.png')
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     images.save(path, images.single(image))
   path = os.path.join(this.workdir, 'restored.png')
   rows = [base.to_image(x_in[:_SHOWN]), *(restored[draw::draws][:_SHOWN] for draw in range(draws))]

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import os
-import warnings
 from unittest import mock
 
 import numpy as np
@@ -26,7 +25,7 @@ from gmm_diffusion.tasks.segmentation import (
   training,
 )
 from gmm_diffusion.tasks.segmentation.annotator import Click
-from helpers import segmenter
+from helpers import cases, segmenter
 
 
 class SegmentationTest(absltest.TestCase):
@@ -110,8 +109,7 @@ class SegmentationTest(absltest.TestCase):
     self.assertEqual(first.clicks, again.clicks)
     with open(path, 'rb') as file:
       whole = file.read()
-    with warnings.catch_warnings():
-      warnings.simplefilter('error')  # such as of a file that is left open
+    with cases.all_closed():
       for length in (0, 10, len(whole) // 2, len(whole) - 5):
         with open(path, 'wb') as file:
           file.write(whole[:length])
