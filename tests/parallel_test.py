@@ -173,6 +173,17 @@ class HostsTest(parameterized.TestCase):
       self.assertEqual(parallel.start(), name)
     self.assertEqual(initialize.called, bool(name))
 
+  @parameterized.parameters((None, 'TPU pod'), (ValueError('coordinator_address missing'), ''))
+  def test_a_tpu_library(self, error, name):
+    """Where it is installed there may be a pod; JAX knows."""
+    with (
+      mock.patch.dict(os.environ, {}, clear=True),
+      mock.patch.object(parallel.importlib.util, 'find_spec', lambda name: name == 'libtpu'),
+      mock.patch.object(jax.distributed, 'initialize', side_effect=error) as initialize,
+    ):
+      self.assertEqual(parallel.start(), name)
+    initialize.assert_called_once_with(heartbeat_timeout_seconds=parallel._SILENT)
+
   @parameterized.parameters(
     (by_slurm(1, 0), {'SLURM_STEP_NUM_NODES': '2'}, True),
     (by_slurm(1, 0), {'SLURM_STEP_NUM_NODES': '1'}, False),  # a process for each GPU

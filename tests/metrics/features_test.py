@@ -119,6 +119,7 @@ class NetworksTest(absltest.TestCase):
     self.assertEqual([int(field[0, 0]) for field in out], [0, 1, 2])  # pool3, logits, spatial
     self.assertEqual(found.dimensions, {'features': 2048, 'logits': 1008, 'spatial': 2023})
     self.assertEqual(found.name, 'inception-6726825d-bilinear_tf1_299-float32')
+    self.assertTrue(found.published)  # moments that others have published are of these features
     self.assertEqual(
       features.preprocessing(found, (4, 4, 1)),
       'TF1 bilinear to 299 x 299, (x - 128) / 128, grey repeated to RGB',
