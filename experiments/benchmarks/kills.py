@@ -1,18 +1,23 @@
-"""A training that is killed at random times, beside one that is not: its weights and its curve have
-to be the same, byte for byte. Images are streamed, and gradients are accumulated. Of several hosts,
-which are processes of this machine, one is killed, and the others have to end by themselves.
+"""A training that gets SIGKILL, or one of SIGKILL, SIGTERM and SIGINT, at random times, beside one
+that gets none: its weights and its curve have to be the same, byte for byte. Images are streamed,
+and gradients are accumulated. Of several hosts, which are processes of this machine, one gets the
+signal, and the others have to end by themselves, with one line.
 
   python -m experiments.benchmarks.kills --kills=30 --steps=20000
   python -m experiments.benchmarks.kills --kills=10 --steps=2000 --hosts=2
+  python -m experiments.benchmarks.kills --kills=10 --steps=2000 --hosts=4 --signals KILL TERM INT
 """
 
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,8 +42,8 @@ def command(workdir: str, path: str, steps: int) -> list[str]:
   ]  # fmt: skip
 
 
-def start(words: list[str], hosts: int) -> list[subprocess.Popen]:
-  """The command on so many hosts."""
+def start(words: list[str], hosts: int) -> list[tuple[subprocess.Popen, Any]]:
+  """The command on so many hosts, each with the file of what it says as an error."""
   with socket.socket() as free:
     free.bind(('localhost', 0))
     port = free.getsockname()[1]
@@ -47,16 +52,23 @@ def start(words: list[str], hosts: int) -> list[subprocess.Popen]:
     'JAX_NUM_PROCESSES': str(hosts),
     'JAX_PROCESS_ID': str(i),
   }
-  quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-  return [
-    subprocess.Popen(words, env={**os.environ, **(joined(i) if hosts > 1 else {})}, **quiet)
-    for i in range(hosts)
-  ]
+  out = []
+  for i in range(hosts):
+    environment, said = {**os.environ, **(joined(i) if hosts > 1 else {})}, tempfile.TemporaryFile()
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=said)
+    out.append((subprocess.Popen(words, env=environment, **quiet), said))
+  return out
 
 
-def ended(processes: list[subprocess.Popen], patience: float | None = None) -> None:
+def last_line(said: Any) -> str:
+  """Of a file of errors; '' where there is none."""
+  said.seek(0)
+  return (said.read().decode().strip().splitlines() or [''])[-1]
+
+
+def ended(processes: list[tuple[subprocess.Popen, Any]], patience: float | None = None) -> None:
   """Waits for all; raises UserError where one of them failed."""
-  for process in processes:
+  for process, _ in processes:
     if process.wait(patience):
       raise UserError(f'the training ended with {process.returncode}')
 
@@ -93,6 +105,7 @@ def main():
   parser.add_argument('--kills', type=int, default=30)
   parser.add_argument('--steps', type=int, default=20000)
   parser.add_argument('--hosts', type=int, default=1)
+  parser.add_argument('--signals', nargs='+', default=['KILL'], choices=('KILL', 'TERM', 'INT'))
   parser.add_argument('--seed', type=int, default=0, help='of the times')
   args = parser.parse_args()
   shutil.rmtree(args.workdir, ignore_errors=True)
@@ -104,16 +117,22 @@ def main():
   ended(start(command(whole, path, args.steps), args.hosts))
   with open(os.path.join(whole, 'metrics.jsonl'), encoding='utf-8') as file:
     first = json.loads(file.readline())['time'] - begun
-  random, reached, longest = np.random.RandomState(args.seed), [], []
+  random, reached, longest, lines = np.random.RandomState(args.seed), [], [], []
+  # one host gets it at any time, and in half of the cases before the first step; several do when
+  # they have joined, since until then they wait for each other
+  earliest = first / 2 if args.hosts > 1 else 0
   while True:
     processes = start(command(killed, path, args.steps), args.hosts)
-    try:  # half of the kills come before the first step
-      ended(processes, random.uniform(0, 2 * first) if len(reached) < args.kills else None)
+    try:
+      late = random.uniform(earliest, 2 * first) if len(reached) < args.kills else None
+      ended(processes, late)
     except subprocess.TimeoutExpired:
-      processes[random.randint(args.hosts)].kill()
-      longest.append(max(map(seconds_to_end, processes)))
+      what = args.signals[random.randint(len(args.signals))]
+      processes[random.randint(args.hosts)][0].send_signal(signal.Signals[f'SIG{what}'])
+      longest.append(max(seconds_to_end(process) for process, _ in processes))
+      lines.append([what, sorted({last_line(said) for _, said in processes})])
       reached.append(max([0, *(step for step, _ in curve(killed))]))
-      print(f'kill {len(reached)} of {args.kills} after step {reached[-1]}', flush=True)
+      print(f'{what} {len(reached)} of {args.kills} after step {reached[-1]}', flush=True)
       continue
     break
   if len(reached) < args.kills:
@@ -124,7 +143,8 @@ def main():
   print(f'{args.kills} kills: curve equal {same_curve}, weights equal {same_weights}')
   common.save(args.workdir, 'kills', {
     'kills': args.kills, 'hosts': args.hosts, 'steps': args.steps, 'seed': args.seed,
-    'killed_after': reached, 'seconds_until_all_had_ended': longest, 'leaves': len(ours),
+    'killed_after': reached, 'seconds_until_all_had_ended': longest, 'last_lines': lines,
+    'leaves': len(ours),
     'same_curve': same_curve, 'same_weights': same_weights,
   })  # fmt: skip
 
