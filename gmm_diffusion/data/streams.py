@@ -156,5 +156,10 @@ def ahead(batch: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]:
   size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(first))
   waiting = int(np.clip(AHEAD // max(size, 1), 2, 2 * THREADS))
   options = grain().ReadOptions(min(THREADS, waiting), prefetch_buffer_size=waiting)
-  yield first
-  yield from data.range(start + 1, stop).map(batch).to_iter_dataset(options)
+  rest, done = iter(data.range(start + 1, stop).map(batch).to_iter_dataset(options)), object()
+  with futures.ThreadPoolExecutor(1) as pool:
+    second = pool.submit(next, rest, done)  # reading goes on while the first step is compiled
+    yield first
+  if second.result() is not done:
+    yield second.result()
+    yield from rest

@@ -7,7 +7,7 @@ A table is moved by numbers that start at 0 [additive corrections to theory: arX
 where s_n = a_{n+1} (1 - e^{-h_n}) is how much step n takes of x_0, h_n its step in log(a / b), l_n
 the log-SNR at which the denoiser is asked, and w_n half of its smaller gap. The loss is
 
-  (2) ED(samples, reference) + trajectory |samples - ends|^2 / D + decay (mean square of (1))
+  (2) energy ED(samples, reference) + trajectory |samples - ends|^2 / D + decay (mean square of (1))
 
 with fresh noise in each step; `ends` are those of a fine sampler from the same noise. The
 denoiser is rematerialised, so memory grows by states, N for each of the N steps, and not by
@@ -165,7 +165,7 @@ def loss_of(
     table: where the moves start.
     bands: of the table.
     features: of scores.features.
-    reference: of scores.reference.
+    reference: of scores.reference, or of scores.towards, whose score then stands for ED.
     settings: see Settings.
     seed: of the noise.
   """

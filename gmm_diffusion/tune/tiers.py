@@ -1,9 +1,9 @@
 """All tiers in a row, each kept only where its gain is shown on noise and data that no tier saw.
 
 Tuning, selection and the final report each have their own noise and their own part of the data.
-A tier proposes its best table by the tuning score; it replaces the best so far only if its paired
-gain on the selection split excludes zero (95 %). So the result is the untuned winner of the race
-unless something is shown to be better.
+A tier proposes the table that is best by (2) of scores.py against the winner of the race; it
+replaces the best so far only if its paired gain by (1) there, on the selection split, excludes zero
+(95 %). So the result is the untuned winner of the race unless something is shown to be better.
 """
 
 import dataclasses
@@ -73,7 +73,7 @@ class Found:
   Attributes:
     best: the table to use.
     fixed: the best untuned sampler, on its best grid.
-    evidence: one dict for each proposal: tier, what, tuning score, selection score, gain over the
+    evidence: one dict for each proposal: tier, what, tuning score and selection score by (1), gain over the
       best before it with its standard error, the blocks of the score that are shown to be worse,
       and whether it was kept.
     proposals: what they proposed.
@@ -132,8 +132,7 @@ class Tuner:
       scores.reference(self.features, part[: SURE * settings.samples], len(learned))
       for part in (self.items, chosen)
     )
-    self._learned, self._goal = len(learned), ''  # hash of the winner of the race
-    self._tuning = scores.scorer(self.features, self.reference)
+    self._learned = len(learned)
     self._blocks = scores.block_scorer(self.features, self.reference)
     self._selection = scores.block_scorer(self.features, selecting)
     self._bands: dict[int, Any] = {1: None}
@@ -161,7 +160,7 @@ class Tuner:
     """Its score on the tuning split, with the noise of ids from `first` on: after the race, in
     parts of the distances of the winner."""
     ids = np.arange(first, first + samples)
-    what = f'{first}-goal' if self._goal else first
+    what = first if self.aimed.goal is None else f'{first}-goal'
     return self._kept_score(one, self._tuning, TUNE, ids, what, self._aimed())
 
   def _selected(self, one):
@@ -175,7 +174,8 @@ class Tuner:
 
   def _aimed(self):
     """What the scores of `score` depend on."""
-    return f'{self.mark} {self._goal}'
+    goal = self.aimed.goal
+    return self.mark if goal is None else f'{self.mark} {files.fingerprint(goal, scores.SHARP)}'
 
   def _kept_score(self, one, scorer, stream, ids, what, mark):
     def make():
@@ -200,6 +200,7 @@ class Tuner:
 
   def _race(self):
     subject, settings = self.subject, self.settings
+    self._follow(self.reference)
     field = race.candidates(subject.schedule, settings.calls, subject.times, self._own_grid())
     if not field:
       raise UserError(f'no sampler makes exactly {settings.calls} calls on this schedule')
@@ -230,10 +231,16 @@ class Tuner:
 
   def _aim(self, winner):
     """From here on, what counts is to be better than the winner of the race in every respect."""
-    goal = self._tuned(winner, SURE * self.settings.samples)
-    self.reference = scores.towards(self.reference, goal, self._learned)
-    self._tuning = scores.scorer(self.features, self.reference)
-    self._goal = hash_of(winner.table)
+    goal, fewest = self._tuned(winner, SURE * self.settings.samples), self._samples(8)
+    self._follow(scores.towards(self.reference, goal, self._learned, fewest))
+
+  def _follow(self, reference):
+    """Candidates are compared with this from here on."""
+    self.aimed, self._tuning = reference, scores.scorer(self.features, reference)
+
+  def _samples(self, part):
+    """Samples by which the candidates of a generation are ranked, and the like."""
+    return max(FIRST, self.settings.samples // part)
 
   def _own_grid(self):
     """Steps -> times with the least local errors; None for so many that any grid is good."""
@@ -284,11 +291,9 @@ class Tuner:
   def _moving(self, start):
     """The evolution of the times and ratios of a sampler."""
     make = lambda moves: search.moved(start, moves, self.subject.schedule, self.subject.times)
-    return self._evolution(make, search.free_numbers(start), MOVED, self.settings.samples // 8)
+    return self._evolution(make, search.free_numbers(start), MOVED, self._samples(8))
 
   def _evolution(self, make, count, width, samples):
-    samples = max(FIRST, samples)
-
     def score(one, generation):
       if not self._late():
         return _value(self.score(one, samples, first=generation * samples))
@@ -296,7 +301,7 @@ class Tuner:
     return search.evolution(make, count, width, score, self._seed(TUNE))
 
   def _fit(self, found):
-    subject, samples = self.subject, max(FIRST, self.settings.samples // 2)  # of many pixels each
+    subject, samples = self.subject, self._samples(2)  # of many pixels each
     ids, seed = np.arange(samples), self._seed(TUNE)
     counts = sorted({1, self.settings.bands})
     start = self.leaders[0][0]
@@ -350,7 +355,7 @@ class Tuner:
   def _calibrate(self, found):
     make = functools.partial(calibrate.candidate, found.best)
     count = calibrate.free_numbers(found.best)
-    path = self._evolution(make, count, REFINED, self.settings.samples // 4)
+    path = self._evolution(make, count, REFINED, self._samples(4))
     with tqdm(total=LONG, desc='coefficients', unit='generation', dynamic_ncols=True) as bar:
       one = _walk(bar, path, LONG)
     if not one:
@@ -360,7 +365,8 @@ class Tuner:
       self._propose(found, 'coefficients and noise', one)
 
   def _descend(self, found):
-    settings = descend.Settings(self.settings.steps, self.settings.batch)
+    scale = float(np.sum(self.aimed.goal))  # so that the loss begins at the winner's score
+    settings = descend.Settings(self.settings.steps, self.settings.batch, energy=scale)
     counts = sorted({found.best.bands, self.settings.bands})
     for count in counts:
       start = found.best
@@ -377,7 +383,7 @@ class Tuner:
     name = f'gradient-{hash_of(table)}-{settings.steps}-{settings.batch}'
 
     loss_of = descend.loss_of(
-      self.subject, table, self.bands(count), self.features, self.reference, settings,
+      self.subject, table, self.bands(count), self.features, self.aimed, settings,
       self._seed(DESCEND),
     )  # fmt: skip
 

@@ -55,46 +55,53 @@ class EnergyTest(parameterized.TestCase):
     want = 0.1 * np.mean(each[:-count]) + 0.9 * np.mean(each[-count:])
     self.assertAlmostEqual(float(value), float(want), places=5)
 
+  def aimed(self, start, y, learned):
+    """(features, reference, the same to be better than `start`), and their groups of distances."""
+    of = scores.features((4, 4, 1), learned)
+    known = scores.reference(of, y, len(learned))
+    apart = scores.block_scorer(of, known)
+
+    def groups(x):
+      found = apart(x)
+      rest = scores.total(scores.Score(*(part[: -len(learned)] for part in found)))
+      return [rest, *scores.in_blocks(found)[-len(learned) :]]
+
+    return of, scores.towards(known, apart(start), len(learned), len(start)), groups
+
   def test_the_worst_distance_decides_against_a_sampler(self):
     random = np.random.RandomState(4)
     x, y = random.standard_normal((2, 30, 4, 4, 1)).astype(np.float32)
-    flat = lambda x: x.reshape(len(x), -1)
-    of = scores.features((4, 4, 1), [lambda x: flat(x)[:, :8], lambda x: flat(x)[:, 8:]])
-    known = scores.reference(of, y, 2)
-    start, first, second = (x + np.float32(shift) for shift in (1, 1, 1))
-    first[:, 2:], second[:, :2] = 3 + x[:, 2:], 0.5 + x[:, :2]  # bad for one network, good for one
-    aim = scores.towards(known, scores.block_scorer(of, known)(start), 2)
-    value = {'start': start, 'traded': np.where(first > 2, first, x), 'better': second}
-    value = {name: float(scores.scorer(of, aim)(z).value) for name, z in value.items()}
-    self.assertAlmostEqual(value['start'], 1, places=5)
-    self.assertGreater(value['traded'], 1.5)
-    self.assertLess(value['better'], 1)
-    groups = scores.block_scorer(of, known)(second).value
-    ratios = np.array([sum(groups[:-2]), *groups[-2:]]) / np.asarray(aim.goal)
-    self.assertBetween(value['better'], np.mean(ratios), np.max(ratios))
+    top, bottom = lambda x: x[:, :2].reshape(-1, 8), lambda x: x[:, 2:].reshape(-1, 8)
+    of, aim, groups = self.aimed(x + 1, y, [top, bottom])
+    traded = np.concatenate([x[:, :2], x[:, 2:] + 1.3], 1)  # good for one network, bad for one
+    for z, low, high in ((x + 1, 0.999, 1.001), (traded, 1.3, 1.6), (x + 0.8, 0.5, 0.95)):
+      ratios = np.array([one.value for one in groups(z)]) / np.asarray(aim.goal)
+      value = float(scores.scorer(of, aim)(z).value)
+      self.assertBetween(value, low, high)
+      self.assertBetween(value, np.mean(ratios) - 1e-5, np.max(ratios) + 1e-5)
+      if z is traded:
+        self.assertLess(np.mean(ratios), 1)
 
   def test_what_each_adds_to_the_worst_is_its_slope(self):
     random = np.random.RandomState(5)
     x, y = random.standard_normal((2, 40, 4, 4, 1)).astype(np.float32)
-    x += 1
-    of = scores.features((4, 4, 1), [lambda x: x[:, 0, :, 0]])
-    known = scores.reference(of, y, 1)
-    aim = scores.towards(known, scores.block_scorer(of, known)(1.5 * x), 1)
-    apart, whole = scores.block_scorer(of, known)(x), scores.scorer(of, aim)(x)
-    groups = [scores.total(scores.Score(*(part[:-1] for part in apart)))]
-    groups.append(scores.in_blocks(apart)[-1])
-    shares = np.exp(scores.SHARP * np.array([one.value for one in groups]) / aim.goal)
+    of, aim, groups = self.aimed(1.5 * x + 1, y, [lambda x: x[:, 0, :, 0]])
+    whole, parts = scores.scorer(of, aim)(x + 1), groups(x + 1)
+    shares = np.exp(scores.SHARP * np.array([one.value for one in parts]) / aim.goal)
     shares /= np.sum(shares) * np.asarray(aim.goal)
-    want = sum(share * one.own for share, one in zip(shares, groups, strict=True))
-    np.testing.assert_allclose(whole.own, want, rtol=1e-4)
+    for field in ('own', 'others'):
+      want = sum(a * getattr(one, field) for a, one in zip(shares, parts, strict=True))
+      np.testing.assert_allclose(getattr(whole, field), want, rtol=1e-4)
 
-  def test_a_distance_like_none_is_no_goal(self):
+  @parameterized.parameters(50, 5)
+  def test_a_distance_like_none_is_no_goal(self, samples):
     random = np.random.RandomState(6)
     x, y = random.standard_normal((2, 50, 1))
     known = scores.reference(VECTORS, y)
     goal = scores.Score(np.array([-1e-3]), np.stack([x[:, 0]]), np.stack([y[:, 0]]))
-    error = np.sqrt(np.var(x, ddof=1) / 50 + np.var(y, ddof=1) / 50)
-    np.testing.assert_allclose(scores.towards(known, goal, 0).goal, [2 * error], rtol=1e-5)
+    error = np.sqrt(np.var(x, ddof=1) / samples + np.var(y, ddof=1) / 50)
+    found = scores.towards(known, goal, 0, samples).goal
+    np.testing.assert_allclose(found, [2 * error], rtol=1e-5)
 
   def test_the_error_of_a_gain_is_that_of_repeated_draws(self):
     random, gains, errors = np.random.RandomState(2), [], []

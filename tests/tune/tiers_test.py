@@ -23,7 +23,7 @@ class TiersTest(parameterized.TestCase):
     tuner = self.tuner(kept, **more)
     return tuner.run(), tuner.subject
 
-  def tuner(self, kept, tier=3, **more):
+  def tuner(self, kept, tier=3, learned=(), **more):
     settings = tiers.Settings(3, tier=tier, bands=2, samples=64, steps=6, batch=32, **more)
     spread = np.array([[1.0, 0.5, 0.1]], np.float32)
 
@@ -43,7 +43,7 @@ class TiersTest(parameterized.TestCase):
         kept[name, mark] = {key: np.asarray(part) for key, part in make().items()}
       return kept[name, mark]
 
-    return tiers.Tuner(it, known, settings, keep)
+    return tiers.Tuner(it, known, settings, keep, learned=learned)
 
   def test_all_tiers_and_a_second_run_asks_nothing(self):
     kept = {}
@@ -76,16 +76,24 @@ class TiersTest(parameterized.TestCase):
     self.assertEqual(found.evidence[0]['worse'], [] if kept else [1])
 
   def test_after_the_race_the_score_is_in_parts_of_its_winner(self):
-    tuner = self.tuner({}, tier=0)
-    field = race.candidates(LINEAR, 3, tuner.subject.times)
-    spread, some = max((float(tuner.score(one, 64).value), str(one)) for one in field)
-    some = next(one for one in field if str(one) == some)
+    parts = lambda x: [x, x[:, :1], x[:, 1:]]
+    with mock.patch.object(scores, 'features', lambda shape, learned: parts):
+      tuner = self.tuner({}, tier=0, learned=(1, 2))
     with mock.patch.object(tiers.Tuner, '_search'):
-      found = tuner.run()
-    (goal,) = np.asarray(tuner.reference.goal)
-    self.assertGreaterEqual(goal, tuner._tuned(found.fixed, 4 * 64).value.sum())
-    self.assertLess(goal, spread)
-    np.testing.assert_allclose(tuner.score(some, 64).value, spread / goal, rtol=1e-5)
+      winner = tuner.run().fixed
+    goal, apart = np.asarray(tuner.aimed.goal), tuner._tuned(winner, 4 * 64).value
+    self.assertLen(goal, 3)
+    self.assertTrue(np.all(goal >= apart - 1e-6))  # one block of its own, and two networks
+    ratios = tuner._tuned(winner, 64).value / goal
+    value = float(tuner.score(winner, 64).value)
+    self.assertBetween(value, np.mean(ratios) - 1e-5, np.max(ratios) + 1e-5)
+    self.assertIsNone(tuner.reference.goal)  # for those who want the plain score
+    calls = tuner.subject.calls
+    tuner.score(winner, 64)
+    self.assertEqual(tuner.subject.calls, calls)
+    with mock.patch.object(tiers.Tuner, '_search'):
+      self.assertEqual(str(tuner.run().fixed), str(winner))  # a race has the plain score again
+    self.assertEqual(tuner.subject.calls, calls)
 
   def test_time_that_is_up(self):
     with self.assertRaisesRegex(UserError, 'tune.minutes .* was over before one of'):
