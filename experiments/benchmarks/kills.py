@@ -128,9 +128,11 @@ def main():
       ended(processes, late)
     except subprocess.TimeoutExpired:
       what = args.signals[random.randint(len(args.signals))]
-      processes[random.randint(args.hosts)][0].send_signal(signal.Signals[f'SIG{what}'])
+      one = processes[random.randint(args.hosts)]
+      one[0].send_signal(signal.Signals[f'SIG{what}'])
       longest.append(max(seconds_to_end(process) for process, _ in processes))
-      lines.append([what, sorted({last_line(said) for _, said in processes})])
+      last = [last_line(said) for process, said in processes if what != 'KILL' or process != one[0]]
+      lines.append([what, sorted(set(last))])
       reached.append(max([0, *(step for step, _ in curve(killed))]))
       print(f'{what} {len(reached)} of {args.kills} after step {reached[-1]}', flush=True)
       continue
@@ -140,11 +142,15 @@ def main():
   same_curve = curve(whole) == curve(killed)
   ours, theirs = weights(whole), weights(killed)
   same_weights = len(ours) == len(theirs) and all(map(np.array_equal, ours, theirs))
-  print(f'{args.kills} kills: curve equal {same_curve}, weights equal {same_weights}')
+  one_line = all(line.startswith('error: ') for _, said in lines for line in said)
+  print(
+    f'{args.kills} kills: curve equal {same_curve}, weights equal {same_weights}, all others end '
+    f'with one line {one_line}'
+  )
   common.save(args.workdir, 'kills', {
     'kills': args.kills, 'hosts': args.hosts, 'steps': args.steps, 'seed': args.seed,
     'killed_after': reached, 'seconds_until_all_had_ended': longest, 'last_lines': lines,
-    'leaves': len(ours),
+    'one_line': one_line, 'leaves': len(ours),
     'same_curve': same_curve, 'same_weights': same_weights,
   })  # fmt: skip
 

@@ -73,9 +73,9 @@ class Found:
   Attributes:
     best: the table to use.
     fixed: the best untuned sampler, on its best grid.
-    evidence: one dict for each proposal: tier, what, tuning score and selection score by (1), gain over the
-      best before it with its standard error, the blocks of the score that are shown to be worse,
-      and whether it was kept.
+    evidence: one dict for each proposal: tier, what, tuning score and selection score by (1) of
+      scores.py, gain over the best before it with its standard error, the blocks of the score that
+      are shown to be worse, and whether it was kept.
     proposals: what they proposed.
     calls: single-sample calls of the denoiser that tuning made.
     finished: whether the time sufficed.
