@@ -24,8 +24,8 @@ LIMITS = (
   'samples, none of them in the reference, and the model in very many steps.'
 )
 OPTIMISM = (
-  'The tuning score of a winner is too good, since it was chosen by those samples; the selection score of the '
-  'same table shows by how much.'
+  'The tuning score of a winner is too good, since it was chosen by those samples; the selection '
+  'score of the same table shows by how much.'
 )
 STATES = 'What the states keep of mean and variance'
 KEPT = (
