@@ -167,31 +167,27 @@ def _sum(parts):
   return tuple(sum(part) for part in zip(*parts, strict=True))
 
 
-def towards(known: Reference, goal: Score, learned: int, samples: int) -> Reference:
+def towards(known: Reference, goal: Score, learned: int) -> Reference:
   """The reference of (2).
 
   Args:
     known: of `reference`.
-    goal: of `block_scorer` on it, of the sampler to be better than. A distance that so many samples
-      do not tell from 0 counts as two standard errors: their noise would choose the largest ratio.
+    goal: of `block_scorer` on it, of the sampler to be better than. A distance that does not differ
+      from 0 counts as two standard errors.
     learned: as in `reference`.
-    samples: the fewest by which candidates are compared.
   """
   blocks = in_blocks(goal)
   rest = len(blocks) - learned
   groups = [total(Score(*(part[:rest] for part in goal))), *blocks[rest:]]
   return known._replace(
-    goal=jnp.asarray(
-      [max(float(one.value), 2 * _error(one, samples)) for one in groups], jnp.float32
-    )
+    goal=jnp.asarray([max(float(one.value), 2 * _error(one)) for one in groups], jnp.float32)
   )
 
 
-def _error(score, samples=None):
-  """Its standard error, by the draw of the samples, or of so many, and that of the reference."""
-  counts = samples or len(score.own), len(score.others)
-  parts = zip((score.own, score.others), counts, strict=True)
-  return float(np.sqrt(sum(np.var(part, ddof=1) / count for part, count in parts)))
+def _error(score):
+  """Its standard error, by the draw of the samples and that of the reference."""
+  variance = sum(np.var(part, ddof=1) / len(part) for part in (score.own, score.others))
+  return float(np.sqrt(variance))
 
 
 def scorer(features_: Features, known: Reference) -> Callable[[Array], Score]:

@@ -231,8 +231,8 @@ class Tuner:
 
   def _aim(self, winner):
     """From here on, what counts is to be better than the winner of the race in every respect."""
-    goal, fewest = self._tuned(winner, SURE * self.settings.samples), self._samples(8)
-    self._follow(scores.towards(self.reference, goal, self._learned, fewest))
+    goal = self._tuned(winner, SURE * self.settings.samples)
+    self._follow(scores.towards(self.reference, goal, self._learned))
 
   def _follow(self, reference):
     """Candidates are compared with this from here on."""
