@@ -133,6 +133,7 @@ class Tuner:
       for part in (self.items, chosen)
     )
     self._learned = len(learned)
+    self._follow(self.reference)
     self._blocks = scores.block_scorer(self.features, self.reference)
     self._selection = scores.block_scorer(self.features, selecting)
     self._bands: dict[int, Any] = {1: None}

@@ -79,6 +79,10 @@ class TiersTest(parameterized.TestCase):
     parts = lambda x: [x, x[:, :1], x[:, 1:]]
     with mock.patch.object(scores, 'features', lambda shape, learned: parts):
       tuner = self.tuner({}, tier=0, learned=(1, 2))
+    some = race.candidates(LINEAR, 3, tuner.subject.times)[0]
+    self.assertAlmostEqual(
+      tuner.score(some, 64).value, scores.total(tuner._tuned(some, 64)).value, places=5
+    )
     with mock.patch.object(tiers.Tuner, '_search'):
       winner = tuner.run().fixed
     goal, apart = np.asarray(tuner.aimed.goal), tuner._tuned(winner, 4 * 64).value
