@@ -175,7 +175,7 @@ def _mean(values):
   return str(of_mean(values)) if len(values) > 1 else f'{values[0]:.3f}'
 
 
-def _short(text, most=44):
+def _short(text, most=30):
   """A long name on several lines."""
   words, out = text.split(), ['']
   for word in words:
