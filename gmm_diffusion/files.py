@@ -301,15 +301,6 @@ def read_json(path: str, default: Any, fits: Callable[[Any], bool] = lambda valu
   return value
 
 
-def make_folder(path: str) -> None:
-  """Creates the folder where it is missing; raises UserError where something else is in its place,
-  or the system refuses."""
-  try:
-    os.makedirs(path, exist_ok=True)
-  except OSError as error:
-    raise UserError(_refused(path, error)) from error
-
-
 def make_workdir(path: str) -> None:
   """Creates the folder; raises UserError if files cannot be written there."""
   trial = os.path.join(path, f'{_PARTIAL}{uuid.uuid4().hex[:12]}')

@@ -55,7 +55,7 @@ def first_stage(spec: specs.Spec, data: base.Data, workdir: str) -> dict[str, An
     if not there:
       made = _made(spec, data, workdir, template)
       made['latent_scale'] = np.float32(made['latent_scale'] or _scale(spec, data, made))
-      files.make_folder(place)
+      files.make_workdir(place)
       origin = {'weights': released.origin(spec.autoencoder.weights, workdir)} if given else {}
       known = {'autoencoder': about['autoencoder'] | origin, 'hash': build.tree_hash(made)}
       released.save({'autoencoder': made}, known, place)

@@ -252,10 +252,7 @@ def fit(
           curve.append({key: row[key] for key in ('step', 'loss', logs.ERRORS) if key in row})
           bar.set_postfix(loss=f'{row["loss"]:.4f}', images=f'{row["images_per_second"]:.0f}/s')
         if save:
-          local = parallel.unreplicate(state)
-          store.save(done, {'net': local.ema, **local.averages}, local.stored(), about)
-          if parallel.is_main():
-            files.write_json(os.path.join(workdir, CURVE), curve)
+          _save(store, done, parallel.unreplicate(state), about, workdir, curve)
         if spec.sample_every and done % spec.sample_every == 0 and parallel.is_main():
           show(done, parallel.unreplicate(state.ema))
         if stop and done < spec.steps:
@@ -267,6 +264,12 @@ def fit(
       f'stopped by {signal.Signals(stop).name} after step {done} of {spec.steps}, which is saved; '
       f'the same command goes on from there'
     )
+
+
+def _save(store, step, state, about, workdir, curve):
+  store.save(step, {'net': state.ema, **state.averages}, state.stored(), about)
+  if parallel.is_main():
+    files.write_json(os.path.join(workdir, CURVE), curve)
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ def train(run: Run) -> None:
   for final in run.spec.creativity.networks:
     print(f'network {final}', flush=True)
     one = of(run, final)
-    files.make_folder(one.workdir)
+    files.make_workdir(one.workdir)
     loss.train(one.spec, one.data, one.workdir)
 
 

@@ -96,7 +96,7 @@ def train(run: Run, pairs: inputs.Pairs | None, model: str) -> None:
   """Trains a network to train.steps, from the latest checkpoint of its folder if there is one."""
   one = of(run, model)
   spec, data, optimiser = one.spec, one.data, trainer.make_optimiser(one.spec.train)
-  files.make_folder(one.workdir)
+  files.make_workdir(one.workdir)
 
   def fresh():
     params = init(spec, data)
