@@ -88,7 +88,58 @@ def peak(case: str, tokens: int, channels: int) -> float:
   )
 
 
-def main():
+def own_peak(case: str, tokens: int, channels: int) -> float:
+  """What `peak` asks of its child."""
+  arrays = jax.block_until_ready(inputs(tokens, channels))
+  for _ in range(2 if case else 0):
+    jax.block_until_ready(CASES[case](*arrays))
+  # the compiler is loaded in every case
+  jax.block_until_ready(jax.jit(lambda x: x + 1)(arrays[0]))
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def fastest(cases: dict, arrays: list, repeats: int) -> dict[str, float]:
+  """{case: seconds}, in alternation."""
+  seconds = {case: [] for case in cases}
+  for n in range(repeats + 1):
+    for case, fn in cases.items():
+      start = time.perf_counter()
+      jax.block_until_ready(fn(*arrays))
+      seconds[case] += [time.perf_counter() - start] if n else []  # the first compiles
+  return {case: min(values) for case, values in seconds.items()}
+
+
+def ratios_of(best: dict[str, float]) -> list[dict]:
+  out = [
+    {'case': case, 'over': other, 'ratio': best[case] / best[other], 'limit': limit}
+    for case, other, limit in RATIOS
+    if {case, other} <= set(best)
+  ]
+  if 'em, one key adaptation' in best:
+    step = (best['em, one key adaptation'] - best['em']) / best['em']
+    out.append({'case': 'a key adaptation', 'over': 'em', 'ratio': step, 'limit': 2.5})
+  return out
+
+
+def show(rows: list[dict], ratios: list[dict], long: dict) -> None:
+  for row in rows:
+    print(
+      f'{row["case"]:32s} {row["seconds"]:8.3f} s   {row["over_softmax"]:7.3f} x softmax   '
+      f'{row["extra_mb"]:7.0f} MB extra'
+    )
+  for row in ratios:
+    print(
+      f'{row["case"]} / {row["over"]}: {row["ratio"]:.3f}'
+      + (f' (at most {row["limit"]:g})' if row['limit'] else '')
+    )
+  print(
+    f'{long["tokens"]} tokens, whole process: '
+    + ', '.join(f'{case} {value:.0f} MB' for case, value in long['peak_mb'].items())
+    + f' (inputs alone {long["inputs_alone_mb"]:.0f} MB)'
+  )
+
+
+def arguments():
   parser = common.parser(__doc__, 'runs/attention_speed')
   parser.add_argument('--tokens', type=int, default=4096)
   parser.add_argument(
@@ -107,33 +158,29 @@ def main():
     help='which to run beside softmax and em',
   )
   parser.add_argument('--child', help='run one case and print the peak memory')
-  args = parser.parse_args()
+  return parser.parse_args()
+
+
+def main():
+  args = arguments()
   if args.child is not None:
-    arrays = jax.block_until_ready(inputs(args.tokens, args.channels))
-    for _ in range(2 if args.child else 0):
-      jax.block_until_ready(CASES[args.child](*arrays))
-    jax.block_until_ready(
-      jax.jit(lambda x: x + 1)(arrays[0])
-    )  # the compiler is loaded in every case
-    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    print(json.dumps(own_peak(args.child, args.tokens, args.channels)))
     return
   cases = {case: CASES[case] for case in CASES if case in (*args.cases, 'softmax', 'em')}
   base = peak('', args.tokens, args.channels)
   memory = {case: peak(case, args.tokens, args.channels) - base for case in cases}
-  long_base = peak('', args.long, args.channels)
   long = {
-    case: peak(case, args.long, args.channels)
-    for case in ('em', 'em, forward and backward')
-    if case in cases
+    'tokens': args.long,
+    'peak_mb': {
+      case: peak(case, args.long, args.channels)
+      for case in ('em', 'em, forward and backward')
+      if case in cases
+    },
+    'inputs_alone_mb': peak('', args.long, args.channels),
   }
-  arrays, seconds = inputs(args.tokens, args.channels), {case: [] for case in cases}
+  arrays = inputs(args.tokens, args.channels)
   error = float(jnp.max(jnp.abs(CASES['em'](*arrays) - CASES['softmax'](*arrays))))
-  for n in range(args.repeats + 1):
-    for case, fn in cases.items():
-      start = time.perf_counter()
-      jax.block_until_ready(fn(*arrays))
-      seconds[case] += [time.perf_counter() - start] if n else []  # the first compiles
-  best = {case: min(values) for case, values in seconds.items()}
+  best = fastest(cases, arrays, args.repeats)
   rows = [
     {
       'case': case,
@@ -143,29 +190,8 @@ def main():
     }
     for case in cases
   ]
-  for row in rows:
-    print(
-      f'{row["case"]:32s} {row["seconds"]:8.3f} s   {row["over_softmax"]:7.3f} x softmax   '
-      f'{row["extra_mb"]:7.0f} MB extra'
-    )
-  ratios = [
-    {'case': case, 'over': other, 'ratio': best[case] / best[other], 'limit': limit}
-    for case, other, limit in RATIOS
-    if {case, other} <= set(cases)
-  ]
-  if 'em, one key adaptation' in cases:
-    step = (best['em, one key adaptation'] - best['em']) / best['em']
-    ratios.append({'case': 'a key adaptation', 'over': 'em', 'ratio': step, 'limit': 2.5})
-  for row in ratios:
-    print(
-      f'{row["case"]} / {row["over"]}: {row["ratio"]:.3f}'
-      + (f' (at most {row["limit"]:g})' if row['limit'] else '')
-    )
-  print(
-    f'{args.long} tokens, whole process: '
-    + ', '.join(f'{case} {value:.0f} MB' for case, value in long.items())
-    + f' (inputs alone {long_base:.0f} MB)'
-  )
+  ratios = ratios_of(best)
+  show(rows, ratios, long)
   common.save(
     args.workdir,
     'attention_speed',
@@ -177,7 +203,7 @@ def main():
       'largest_difference': error,
       'rows': rows,
       'ratios': ratios,
-      'long': {'tokens': args.long, 'peak_mb': long, 'inputs_alone_mb': long_base},
+      'long': long,
     },
   )
 

@@ -80,7 +80,114 @@ def formula(
   return posterior(logits.reshape(len(units), -1), values).reshape(1, SIDE, SIDE, CHANNELS)
 
 
-def main():
+def functions(size):
+  """{run: function of queries and images}."""
+  return {
+    'bare': functools.partial(bare, size),
+    **{form: functools.partial(machine, size, form) for form in patches.FORMS},
+    'fused': functools.partial(formula, size),
+    'direct': functools.partial(formula, size),
+  }
+
+
+def timed(compiled, inputs, repeats):
+  """({run: result}, {run: seconds}, {run: seconds of processor time}), the fastest, in alternation;
+  for one query and one image."""
+  results, seconds, busy = {}, {name: [] for name in compiled}, {name: [] for name in compiled}
+  for _ in range(repeats):
+    for name, fn in compiled.items():
+      x, images = inputs[name]
+      count = len(x) * len(images)
+      start, used = time.perf_counter(), time.process_time()
+      results[name] = jax.block_until_ready(fn(x, images))
+      seconds[name].append((time.perf_counter() - start) / count)
+      busy[name].append((time.process_time() - used) / count)
+  best, least = ({name: min(values) for name, values in table.items()} for table in (seconds, busy))
+  return results, best, least
+
+
+def check(size, x, images, results):
+  """That the published formula gives what the machine does."""
+  same = jax.jit(functools.partial(machine, size, ''))(x, images)
+  np.testing.assert_allclose(results['direct'], same, atol=1e-3)
+  np.testing.assert_allclose(results['fused'], same, atol=1e-3)
+
+
+def shapes(size):
+  """Of a query with its margin, and of an image."""
+  return (SIDE + size - 1,) * 2 + (CHANNELS,), (SIDE, SIDE, CHANNELS)
+
+
+def row_of(size, name, fn, best, least, args):
+  memory = 0 if name == 'direct' else fn.memory_analysis().temp_size_in_bytes
+  return {
+    'size': size,
+    'run': name,
+    'chosen': name == patches.cheapest(*shapes(size), size),
+    'seconds': best[name] * args.images * args.queries,
+    'over_bare': best[name] / best['bare'],
+    'cpu_over_bare': least[name] / least['bare'],
+    'direct_over': best['direct'] / best[name],
+    'cpu_direct_over': least['direct'] / least[name],
+    'temporary_bytes': memory,
+  }
+
+
+def show(row, args):
+  print(
+    f'k = {row["size"]:2d}  {row["run"]:8s}{"*" if row["chosen"] else " "} '
+    f'{row["seconds"]:9.1f} s for {args.images} images and {args.queries} queries   '
+    f'{row["over_bare"]:7.3f} x bare   direct is {row["direct_over"]:6.1f} x this   '
+    f'(of processor time {row["cpu_over_bare"]:.3f} and {row["cpu_direct_over"]:.1f})   '
+    f'{row["temporary_bytes"] / 2**20:7.1f} MiB',
+    flush=True,
+  )
+
+
+def rates_of(size, best, least, images):
+  """The rates of the bare products, and what a query of so many images takes."""
+  pairs = SIDE**2 * (SIDE - size + 1) ** 2
+  operations = 2 * size**2 * CHANNELS * pairs
+  return {
+    'size': size,
+    'run': 'rates',
+    'bare_gflops': operations * 1e-9 / best['bare'],
+    'bare_gflops_a_core': operations * 1e-9 / least['bare'],
+    'tflop_a_query': operations * images * 1e-12,
+    'gb_of_distances_a_query': pairs * images * 4e-9,
+  }
+
+
+def show_rates(rates, images):
+  size = rates['size']
+  strips = patches.cost('strips', *shapes(size), size)
+  print(
+    f'k = {size:2d}  bare: {rates["bare_gflops"]:.0f} GFLOP/s, {rates["tflop_a_query"]:.2f} TFLOP '
+    f'a query; {rates["gb_of_distances_a_query"]:.1f} GB of distances a query; strips by the cost '
+    f'model {strips * images * 1e-12:.2f} TFLOP'
+  )
+
+
+def rows_of(size, x, images, args):
+  """Times all runs at a size of patches and prints what it finds: a row for each, and the rates."""
+  few = x[:1], images[: args.direct]
+  fns = functions(size)
+  inputs = {name: few if name in ('fused', 'direct') else (x, images) for name in fns}
+  compiled = {
+    name: fn if name == 'direct' else jax.jit(fn).lower(*inputs[name]).compile()
+    for name, fn in fns.items()
+  }
+  results, best, least = timed(compiled, inputs, args.repeats)
+  check(size, *few, results)
+  rows = [row_of(size, name, fn, best, least, args) for name, fn in compiled.items()]
+  for row in rows:
+    show(row, args)
+  rates = rates_of(size, best, least, args.images)
+  show_rates(rates, args.images)
+  return [*rows, rates]
+
+
+def arguments():
   parser = common.parser(__doc__, 'runs/machine_speed')
   parser.add_argument('--sizes', type=int, nargs='+', default=[3, 7, 17])
   parser.add_argument('--images', type=int, default=5000)
@@ -95,78 +202,15 @@ def main():
     help='images that the direct formula is timed on, with one query',
   )
   parser.add_argument('--repeats', type=int, default=3)
-  args = parser.parse_args()
+  return parser.parse_args()
+
+
+def main():
+  args = arguments()
   random = np.random.RandomState(0)
   images = jnp.asarray(random.uniform(-1, 1, (args.measured, SIDE, SIDE, CHANNELS)), jnp.float32)
   x = jnp.asarray(random.standard_normal((args.queries, SIDE, SIDE, CHANNELS)), jnp.float32)
-  rows = []
-  for size in args.sizes:
-    runs = {'bare': (functools.partial(bare, size), x, images, args.queries * args.measured)}
-    for form in patches.FORMS:
-      runs[form] = functools.partial(machine, size, form), x, images, args.queries * args.measured
-    for name in ('fused', 'direct'):
-      runs[name] = functools.partial(formula, size), x[:1], images[: args.direct], args.direct
-    compiled = {
-      name: fn if name == 'direct' else jax.jit(fn).lower(*inputs).compile()
-      for name, (fn, *inputs, _) in runs.items()
-    }
-    results, seconds, busy = {}, {name: [] for name in runs}, {name: [] for name in runs}
-    for _ in range(args.repeats):
-      for name, (_, *inputs, count) in runs.items():
-        start, used = time.perf_counter(), time.process_time()
-        results[name] = jax.block_until_ready(compiled[name](*inputs))
-        seconds[name].append((time.perf_counter() - start) / count)
-        busy[name].append((time.process_time() - used) / count)
-    same = jax.jit(functools.partial(machine, size, ''))(x[:1], images[: args.direct])
-    np.testing.assert_allclose(results['direct'], same, atol=1e-3)
-    np.testing.assert_allclose(results['fused'], same, atol=1e-3)
-    chosen = patches.cheapest((SIDE + size - 1,) * 2 + (CHANNELS,), (SIDE, SIDE, CHANNELS), size)
-    best, least = (
-      {name: min(values) for name, values in table.items()} for table in (seconds, busy)
-    )
-    operations = 2 * size**2 * CHANNELS * SIDE**2 * (SIDE - size + 1) ** 2
-    for name in runs:
-      memory = 0 if name == 'direct' else compiled[name].memory_analysis().temp_size_in_bytes
-      rows.append(
-        {
-          'size': size,
-          'run': name,
-          'chosen': name == chosen,
-          'seconds': best[name] * args.images * args.queries,
-          'over_bare': best[name] / best['bare'],
-          'cpu_over_bare': least[name] / least['bare'],
-          'direct_over': best['direct'] / best[name],
-          'cpu_direct_over': least['direct'] / least[name],
-          'temporary_bytes': memory,
-        }
-      )
-      print(
-        f'k = {size:2d}  {name:8s}{"*" if name == chosen else " "} {rows[-1]["seconds"]:9.1f} s '
-        f'for {args.images} images and {args.queries} queries   {rows[-1]["over_bare"]:7.3f} x '
-        f'bare   direct is {rows[-1]["direct_over"]:6.1f} x this   (of processor time '
-        f'{rows[-1]["cpu_over_bare"]:.3f} and {rows[-1]["cpu_direct_over"]:.1f})   '
-        f'{memory / 2**20:7.1f} MiB',
-        flush=True,
-      )
-    pairs = SIDE**2 * (SIDE - size + 1) ** 2
-    strips = patches.cost(
-      'strips', (SIDE + size - 1,) * 2 + (CHANNELS,), (SIDE, SIDE, CHANNELS), size
-    )
-    print(
-      f'k = {size:2d}  bare: {operations * 1e-9 / best["bare"]:.0f} GFLOP/s, '
-      f'{operations * args.images * 1e-12:.2f} TFLOP a query; {pairs * args.images * 4e-9:.1f} GB '
-      f'of distances a query; strips by the cost model {strips * args.images * 1e-12:.2f} TFLOP'
-    )
-    rows.append(
-      {
-        'size': size,
-        'run': 'rates',
-        'bare_gflops': operations * 1e-9 / best['bare'],
-        'bare_gflops_a_core': operations * 1e-9 / least['bare'],
-        'tflop_a_query': operations * args.images * 1e-12,
-        'gb_of_distances_a_query': pairs * args.images * 4e-9,
-      }
-    )
+  rows = [row for size in args.sizes for row in rows_of(size, x, images, args)]
   common.save(
     args.workdir,
     'machine_speed',

@@ -23,6 +23,7 @@ from gmm_diffusion.samplers.run import run
 from gmm_diffusion.tune import fit
 
 SHAPE = (32, 32, 3)
+BARE = 'bare network calls'
 CASES = {
   'ddim': ('ddim', {}),
   'ddim eta 1': ('ddim', dict(eta=1.0)),
@@ -46,7 +47,90 @@ def of_table(schedule, grid, count):
   return linear.linear(table, bands.make(SHAPE, count) if count > 1 else None)
 
 
-def main():
+def kernel_of(name, options, schedule, grid):
+  if name == 'tuned':
+    return of_table(schedule, grid, options['bands'])
+  return samplers.make(name, options)
+
+
+def network_of(batch, channels):
+  """A U-Net, its parameters, and a batch of noise."""
+  net = UNet(
+    3,
+    channels=channels,
+    multipliers=(1, 2, 2),
+    blocks=2,
+    attention=(16,),
+    head_channels=2 * channels,
+  )
+  x = jax.random.normal(jax.random.key(0), (batch,) + SHAPE)
+  params = jax.jit(net.init)(jax.random.key(0), x, jnp.zeros(batch))
+  params = jax.tree.map(lambda p: p + 0.01, params)  # the output layer starts at zero
+  return net, params, x
+
+
+def bare(net, params, x, grid):
+  """A function that calls the network alone."""
+  times = jnp.asarray(grid.t, jnp.float32)
+
+  @jax.jit
+  def fn(params, x):
+    body = lambda x, t: (net.apply(params, x, jnp.broadcast_to(t, (len(x),))), None)
+    return jax.lax.scan(body, x, times)[0]
+
+  return lambda: fn(params, x)
+
+
+def sampling(kernel, net, params, x, schedule, grid):
+  """A function that samples a batch."""
+  plan, _ = kernel.plan(grid, SHAPE)
+  plan = jax.device_put(plan)
+
+  @jax.jit
+  def fn(params, x, plan):
+    keys = noise.sample_keys(0, jnp.arange(len(x)))
+    denoiser = network(lambda x, t, cond: net.apply(params, x, t), schedule)
+    return run(kernel, denoiser, grid, plan, x, lambda n: noise.at_step(keys, n, SHAPE)).x
+
+  return lambda: fn(params, x, plan)
+
+
+def timed(runs, repeats):
+  """({run: seconds of the first call}, {run: seconds of the others}), in alternation."""
+  compile_seconds, seconds = {}, {label: [] for label in runs}
+  for repeat in range(repeats + 1):
+    for label, fn in runs.items():
+      start = time.perf_counter()
+      jax.block_until_ready(fn())
+      if repeat:
+        seconds[label].append(time.perf_counter() - start)
+      else:
+        compile_seconds[label] = time.perf_counter() - start
+  return compile_seconds, seconds
+
+
+def row_of(label, compile_seconds, seconds):
+  best = {name: min(values) for name, values in seconds.items()}
+  pairs = np.array(seconds[label]) / np.array(seconds[BARE])
+  return {
+    'run': label,
+    'seconds': best[label],
+    'over_bare': best[label] / best[BARE],
+    'over_ddim': best[label] / best['ddim'],
+    'median_over_bare': float(np.median(pairs)),
+    'compile_seconds': compile_seconds[label],
+  }
+
+
+def show(row):
+  print(
+    f'{row["run"]:40s} {row["seconds"]:8.3f} s   {row["over_bare"]:.4f} x bare   '
+    f'{row["over_ddim"]:.4f} x ddim   (median of pairs {row["median_over_bare"]:.4f})  '
+    f' first call {row["compile_seconds"]:.1f} s'
+  )
+
+
+def arguments():
   parser = common.parser(__doc__, 'runs/sampler_overhead')
   parser.add_argument('--steps', type=int, default=5)
   parser.add_argument('--batch', type=int, default=16)
@@ -55,77 +139,23 @@ def main():
   parser.add_argument(
     '--cases', nargs='+', choices=list(CASES), default=list(CASES), help='which to time beside ddim'
   )
-  args = parser.parse_args()
+  return parser.parse_args()
+
+
+def main():
+  args = arguments()
   schedule = schedules.linear()
   grid = grids.make(schedule, args.steps, 'trailing')
-  net = UNet(
-    3,
-    channels=args.channels,
-    multipliers=(1, 2, 2),
-    blocks=2,
-    attention=(16,),
-    head_channels=2 * args.channels,
-  )
-  x = jax.random.normal(jax.random.key(0), (args.batch,) + SHAPE)
-  params = jax.jit(net.init)(jax.random.key(0), x, jnp.zeros(args.batch))
-  params = jax.tree.map(lambda p: p + 0.01, params)  # the output layer starts at zero
-  times = jnp.asarray(grid.t, jnp.float32)
-
-  @jax.jit
-  def bare(params, x):
-    body = lambda x, t: (net.apply(params, x, jnp.broadcast_to(t, (len(x),))), None)
-    return jax.lax.scan(body, x, times)[0]
-
-  def sampler(name, options):
-    if name == 'tuned':
-      kernel = of_table(schedule, grid, options['bands'])
-    else:
-      kernel = samplers.make(name, options)
-    plan, _ = kernel.plan(grid, SHAPE)
-    plan = jax.device_put(plan)
-
-    @jax.jit
-    def fn(params, x, plan):
-      keys = noise.sample_keys(0, jnp.arange(args.batch))
-      denoiser = network(lambda x, t, cond: net.apply(params, x, t), schedule)
-      return run(kernel, denoiser, grid, plan, x, lambda n: noise.at_step(keys, n, SHAPE)).x
-
-    return lambda: fn(params, x, plan)
-
-  runs = {
-    'bare network calls': lambda: bare(params, x),
-    **{label: sampler(*case) for label, case in CASES.items() if label in ('ddim', *args.cases)},
-  }
-  compile_seconds, seconds = {}, {label: [] for label in runs}
-  for label, fn in runs.items():
-    start = time.perf_counter()
-    jax.block_until_ready(fn())
-    compile_seconds[label] = time.perf_counter() - start
-  for _ in range(args.repeats):
-    for label, fn in runs.items():
-      start = time.perf_counter()
-      jax.block_until_ready(fn())
-      seconds[label].append(time.perf_counter() - start)
-  best = {label: min(values) for label, values in seconds.items()}
-  rows = []
-  for label in runs:
-    rows.append(
-      {
-        'run': label,
-        'seconds': best[label],
-        'over_bare': best[label] / best['bare network calls'],
-        'over_ddim': best[label] / best['ddim'],
-        'median_over_bare': float(
-          np.median(np.array(seconds[label]) / np.array(seconds['bare network calls']))
-        ),
-        'compile_seconds': compile_seconds[label],
-      }
-    )
-    print(
-      f'{label:40s} {best[label]:8.3f} s   {rows[-1]["over_bare"]:.4f} x bare   '
-      f'{rows[-1]["over_ddim"]:.4f} x ddim   (median of pairs {rows[-1]["median_over_bare"]:.4f})  '
-      f' first call {compile_seconds[label]:.1f} s'
-    )
+  net, params, x = network_of(args.batch, args.channels)
+  runs = {BARE: bare(net, params, x, grid)}
+  for label, case in CASES.items():
+    if label in ('ddim', *args.cases):
+      kernel = kernel_of(*case, schedule, grid)
+      runs[label] = sampling(kernel, net, params, x, schedule, grid)
+  compile_seconds, seconds = timed(runs, args.repeats)
+  rows = [row_of(label, compile_seconds, seconds) for label in runs]
+  for row in rows:
+    show(row)
   common.save(
     args.workdir,
     'sampler_overhead',

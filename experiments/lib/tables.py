@@ -25,6 +25,7 @@ PATH = os.path.join(
 TITLES = {'fid': 'FID ↓', 'is': 'Inception score ↑'}
 # on features that are not Inception's
 ON_OTHERS = {'fid': 'Frechet distance ↓', 'is': 'score ↑'}
+MARKERS = 'osD^vP*X'
 
 
 class Ours(NamedTuple):
@@ -68,6 +69,13 @@ def published(
   }
 
 
+def published_beside(table: Table) -> dict[tuple[str, float, int], float]:
+  """(sampler, eta, steps) -> the published values of a table; none where it has no number."""
+  if not table.number:
+    return {}
+  return published(table.number, table.dataset, table.guidance_scale, table.metric)
+
+
 def cell_text(known: float | None, ours: Ours | None, budget: int, compare: bool) -> str:
   """'published / ours ± half width (scale) [evaluations, where they are not the budget]'; '-' for
   what is not there."""
@@ -83,11 +91,7 @@ def cell_text(known: float | None, ours: Ours | None, budget: int, compare: bool
 
 def markdown(table: Table) -> str:
   """The table: rows are eta x steps, columns samplers."""
-  known = (
-    published(table.number, table.dataset, table.guidance_scale, table.metric)
-    if table.number
-    else {}
-  )
+  known = published_beside(table)
   compared = {sampler for sampler, _, _ in known}
   lines = [
     f'**{table.title}**' + ('; each cell: published / ours' if known else ''),
@@ -113,14 +117,71 @@ def markdown(table: Table) -> str:
   return '\n'.join(lines)
 
 
+def draw_ours(axis, points: list[tuple[int, Estimate]], color: str, marker: str, style: str):
+  x, y = zip(*points)
+  (line,) = axis.plot(
+    x,
+    [e.value for e in y],
+    marker=marker,
+    markersize=4,
+    linewidth=1.2,
+    color=color,
+    linestyle=style,
+  )
+  low, high = [e.low for e in y], [e.high for e in y]
+  axis.fill_between(x, low, high, color=color, alpha=0.08, linewidth=0)
+  return line
+
+
+def draw_published(axis, points: list[tuple[int, float]], color: str, marker: str):
+  (line,) = axis.plot(
+    *zip(*points),
+    marker=marker,
+    markersize=6,
+    markerfacecolor='none',
+    linestyle=':',
+    linewidth=0.8,
+    color=color,
+  )
+  return line
+
+
+def panel(axis, table: Table, known: dict, eta: float, lines: dict) -> None:
+  """The metric over steps at one eta; adds to `lines` what the legend shows of each sampler."""
+  for i, name in enumerate(table.columns):
+    color, marker = f'C{i % 10}', MARKERS[i % len(MARKERS)]
+    mine = [
+      (steps, table.ours[name, eta, steps].estimate)
+      for steps in table.steps
+      if (name, eta, steps) in table.ours
+    ]
+    theirs = [
+      (steps, known[COLUMNS[name].published, eta, steps])
+      for steps in table.steps
+      if (COLUMNS[name].published, eta, steps) in known
+    ]
+    if mine:
+      lines[name] = draw_ours(axis, mine, color, marker, '--' if 'control' in name else '-')
+    if theirs:
+      lines.setdefault(name, draw_published(axis, theirs, color, marker))
+  axis.set(
+    title=f'eta = {eta:g}',
+    xlabel='steps',
+    xscale='log',
+    yscale='log' if table.metric == 'fid' else 'linear',
+  )
+  axis.set_xticks(table.steps, [str(n) for n in table.steps])
+  if table.metric == 'fid':
+    axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axis.yaxis.set_major_formatter('{x:g}')
+  axis.minorticks_off()
+  axis.grid(alpha=0.3)
+
+
 def plot(path: str, table: Table) -> None:
   """The metric over steps: a panel for each eta, a line with its interval for each sampler;
   published values are hollow and dotted."""
-  known = (
-    published(table.number, table.dataset, table.guidance_scale, table.metric)
-    if table.number
-    else {}
-  )
+  known, lines = published_beside(table), {}
   figure, axes = pyplot.subplots(
     1,
     len(table.etas),
@@ -130,52 +191,8 @@ def plot(path: str, table: Table) -> None:
     squeeze=False,
     layout='constrained',
   )
-  markers, lines = 'osD^vP*X', {}
   for axis, eta in zip(axes[0], table.etas):
-    for i, name in enumerate(table.columns):
-      color, marker = f'C{i % 10}', markers[i % len(markers)]
-      style = {'color': color, 'linestyle': '--' if 'control' in name else '-'}
-      mine = [
-        (steps, table.ours[name, eta, steps].estimate)
-        for steps in table.steps
-        if (name, eta, steps) in table.ours
-      ]
-      theirs = [
-        (steps, known[COLUMNS[name].published, eta, steps])
-        for steps in table.steps
-        if (COLUMNS[name].published, eta, steps) in known
-      ]
-      if mine:
-        x, y = zip(*mine)
-        (lines[name],) = axis.plot(
-          x, [e.value for e in y], marker=marker, markersize=4, linewidth=1.2, **style
-        )
-        axis.fill_between(
-          x, [e.low for e in y], [e.high for e in y], color=color, alpha=0.08, linewidth=0
-        )
-      if theirs:
-        (points,) = axis.plot(
-          *zip(*theirs),
-          marker=marker,
-          markersize=6,
-          markerfacecolor='none',
-          linestyle=':',
-          linewidth=0.8,
-          color=color,
-        )
-        lines.setdefault(name, points)
-    axis.set(
-      title=f'eta = {eta:g}',
-      xlabel='steps',
-      xscale='log',
-      yscale='log' if table.metric == 'fid' else 'linear',
-    )
-    axis.set_xticks(table.steps, [str(n) for n in table.steps])
-    if table.metric == 'fid':
-      axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-      axis.yaxis.set_major_formatter('{x:g}')
-    axis.minorticks_off()
-    axis.grid(alpha=0.3)
+    panel(axis, table, known, eta, lines)
   axes[0, 0].set_ylabel(table.heading[:-2])
   if lines:
     figure.legend(

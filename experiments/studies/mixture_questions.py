@@ -283,7 +283,38 @@ QUESTIONS = {
 }
 
 
-def main():
+def cost(here: Lab) -> tuple[str, list[dict]]:
+  """A Markdown table and records of what a kernel costs, at the last number of steps."""
+  cells, base = next(iter(here.settings.values()))
+  sampler = dataclasses.replace(base, steps=here.args.steps[-1])
+  return mixture_cost.table(cells.subject, sampler, COMPONENTS, here.args.repeats)
+
+
+def tested(here: Lab, question: str, picture: str) -> tuple[str, list[dict]]:
+  """A Markdown table and records of a question that paired tests answer, and its plot."""
+  args, (ask, choose) = here.args, QUESTIONS[question]
+  text, rows = answer(ask(here), choose)
+  mixture_plots.PLOTS[question](picture, rows)
+  head = f'{args.mixture}, N = {args.count}, {len(args.seeds)} seeds'
+  return f"{head}; * p < 0.05 after Holm's correction\n\n{text}", rows
+
+
+def record(here: Lab, text: str, rows: list[dict]) -> dict[str, Any]:
+  """An answer as it is kept."""
+  args, (cells, _) = here.args, next(iter(here.settings.values()))
+  return common.with_facts(
+    {
+      'table': text,
+      'rows': rows,
+      'n': args.count,
+      'seeds': args.seeds,
+      'mixture': args.mixture,
+      **cells.subject.facts,
+    }
+  )
+
+
+def arguments():
   parser = common.parser(__doc__, 'runs/digits')
   common.model_arguments(parser)
   parser.add_argument(
@@ -313,33 +344,21 @@ def main():
       f'--seeds must be two or more without {cells_lib.CHOOSE}, on which scales are chosen; got '
       f'{args.seeds}'
     )
+  return args
+
+
+def main():
+  args = arguments()
   files.make_workdir(args.workdir)
   here = lab(args)
   name = os.path.join(args.workdir, 'mixture_questions')
   stored = files.read_json(name + '.json', {'answers': {}})
   for question in args.questions:
     if question == 'cost':
-      cells, base = next(iter(here.settings.values()))
-      text, rows = mixture_cost.table(
-        cells.subject, dataclasses.replace(base, steps=args.steps[-1]), COMPONENTS, args.repeats
-      )
+      text, rows = cost(here)
     else:
-      ask, choose = QUESTIONS[question]
-      found = ask(here)
-      text, rows = answer(found, choose)
-      head = f'{args.mixture}, N = {args.count}, {len(args.seeds)} seeds'
-      text = f"{head}; * p < 0.05 after Holm's correction\n\n{text}"
-      mixture_plots.PLOTS[question](f'{name}_{question}.png', rows)
-    stored['answers'][question] = common.with_facts(
-      {
-        'table': text,
-        'rows': rows,
-        'n': args.count,
-        'seeds': args.seeds,
-        'mixture': args.mixture,
-        **next(iter(here.settings.values()))[0].subject.facts,
-      }
-    )
+      text, rows = tested(here, question, f'{name}_{question}.png')
+    stored['answers'][question] = record(here, text, rows)
     files.write_json(name + '.json', stored)
     files.write_text(
       name + '.md',

@@ -47,74 +47,69 @@ def chain_variance(kernel, plan, grid) -> np.ndarray:
   return variance[:-1] / grid.b_s[:-1] ** 2
 
 
-def main():
-  args = common.parser(__doc__, 'runs/moment_gap').parse_args()
-  grid = grids.make(schedules.sqrt_linear(), STEPS, 'trailing')
-  rows = []
-  cells = list(itertools.product(HANDLINGS, COMPONENTS, ETAS, SCALES, ('clip', 'shrink')))
-  for (form, offsets, covariance), K, eta, scale, infeasible in tqdm(
-    cells, desc='moment gap', unit='kernel', dynamic_ncols=True
-  ):
-    kernel = samplers.make(
-      'ddim_gmm',
-      dict(
-        form=form,
-        offsets=offsets,
-        covariance=covariance,
-        components=K,
-        eta=eta,
-        scale=scale,
-        infeasible=infeasible,
-      ),
-    )
-    plan, report = kernel.plan(grid, (D,))
-    rows.append(
-      {
-        'form': form,
-        'offsets': offsets,
-        'covariance': covariance,
-        'components': K,
-        'eta': eta,
-        'scale': scale,
-        'infeasible': infeasible,
-        'steps_infeasible': sum(bool(row['infeasible']) for row in report),
-        'mean_residual': max(row['mean_residual'] for row in report),
-        'covariance_residual': max(row['covariance_residual'] for row in report),
-        'chain_variance': chain_variance(kernel, plan, grid).tolist(),
-      }
-    )
-  common.save(args.workdir, 'moment_gap', {'D': D, 'steps': STEPS, 'N': N, 'rows': rows})
+def row_of(grid, handling, K, eta, scale, infeasible) -> dict:
+  """The moments and the chain of one kernel."""
+  form, offsets, covariance = handling
+  options = {
+    'form': form,
+    'offsets': offsets,
+    'covariance': covariance,
+    'components': K,
+    'eta': eta,
+    'scale': scale,
+    'infeasible': infeasible,
+  }
+  kernel = samplers.make('ddim_gmm', options)
+  plan, report = kernel.plan(grid, (D,))
+  return {
+    **options,
+    'steps_infeasible': sum(bool(row['infeasible']) for row in report),
+    'mean_residual': max(row['mean_residual'] for row in report),
+    'covariance_residual': max(row['covariance_residual'] for row in report),
+    'chain_variance': chain_variance(kernel, plan, grid).tolist(),
+  }
 
+
+def panels(above, below, rows, eta) -> None:
+  """Over the scale, for K = 8 and one eta: residuals above, variances of the chain below."""
+  for form, _, covariance in HANDLINGS:
+    for style, infeasible in (('-', 'clip'), (':', 'shrink')):
+      line = [
+        row
+        for row in rows
+        if (row['form'], row['covariance'], row['components'], row['eta'], row['infeasible'])
+        == (form, covariance, 8, eta, infeasible)
+      ]
+      residuals = [max(row['covariance_residual'], 1e-9) for row in line]
+      variances = [max(row['chain_variance']) for row in line]
+      label = f'{form} {covariance} ({infeasible})'
+      above.plot(SCALES, residuals, style, marker='.', label=label)
+      below.plot(SCALES, variances, style, marker='.')
+  above.set(title=f'eta = {eta:g}', xscale='log', yscale='log', ylim=(1e-9, 1e2))
+  below.set(xlabel='scale', yscale='log', ylim=(0.5, 1e4))
+  below.axhline(1, color='0.7', zorder=0)
+
+
+def plot(path: str, rows: list[dict]) -> None:
   figure, axes = pyplot.subplots(2, len(ETAS), figsize=(4 * len(ETAS), 7), dpi=100, sharex=True)
-  for column, eta in enumerate(ETAS):
-    for form, _, covariance in HANDLINGS:
-      for style, infeasible in (('-', 'clip'), (':', 'shrink')):
-        line = [
-          row
-          for row in rows
-          if (row['form'], row['covariance'], row['components'], row['eta'], row['infeasible'])
-          == (form, covariance, 8, eta, infeasible)
-        ]
-        label = f'{form} {covariance} ({infeasible})'
-        axes[0, column].plot(
-          SCALES,
-          [max(row['covariance_residual'], 1e-9) for row in line],
-          style,
-          marker='.',
-          label=label,
-        )
-        axes[1, column].plot(
-          SCALES, [max(row['chain_variance']) for row in line], style, marker='.'
-        )
-    axes[0, column].set(title=f'eta = {eta:g}', xscale='log', yscale='log', ylim=(1e-9, 1e2))
-    axes[1, column].set(xlabel='scale', yscale='log', ylim=(0.5, 1e4))
-    axes[1, column].axhline(1, color='0.7', zorder=0)
+  for (above, below), eta in zip(axes.T, ETAS):
+    panels(above, below, rows, eta)
   axes[0, 0].set_ylabel('worst covariance residual of a step')
   axes[1, 0].set_ylabel('largest variance of q(x_s|x_0) / b_s²')
   axes[0, -1].legend(fontsize=7)
   figure.suptitle(f'K = 8, D = {D}, {STEPS} steps')
   figure.tight_layout()
-  files.write(os.path.join(args.workdir, 'moment_gap.png'), lambda name: figure.savefig(name))
+  files.write(path, lambda name: figure.savefig(name))
+
+
+def main():
+  args = common.parser(__doc__, 'runs/moment_gap').parse_args()
+  grid = grids.make(schedules.sqrt_linear(), STEPS, 'trailing')
+  cells = list(itertools.product(HANDLINGS, COMPONENTS, ETAS, SCALES, ('clip', 'shrink')))
+  bar = tqdm(cells, desc='moment gap', unit='kernel', dynamic_ncols=True)
+  rows = [row_of(grid, *cell) for cell in bar]
+  common.save(args.workdir, 'moment_gap', {'D': D, 'steps': STEPS, 'N': N, 'rows': rows})
+  plot(os.path.join(args.workdir, 'moment_gap.png'), rows)
 
 
 if __name__ == '__main__':

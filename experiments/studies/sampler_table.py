@@ -82,7 +82,50 @@ def chosen_from(cells: cells_lib.Cells, options: list[specs.Sampler]) -> dict[st
   return out
 
 
-def main():
+def places(spec: specs.Spec, args) -> dict[tuple[str, int], list[specs.Sampler]]:
+  """{(row, evaluations): the samplers to choose from}; where no sampler fits there is none."""
+  out = {}
+  for row in args.rows:
+    for nfe in args.nfe:
+      column, eta = ROWS[row]
+      one = columns_lib.at_budget(spec.schedule, columns_lib.sampler_of(spec, column, eta=eta), nfe)
+      if one is not None:
+        out[row, nfe] = [
+          option
+          for place in on_grids(spec, one, args.grids)
+          for option in cells_lib.with_scales(place, args.scales)
+        ]
+  return out
+
+
+def found_in(
+  choosing: cells_lib.Cells, reporting: cells_lib.Cells, options: dict, rows: list[str]
+) -> dict[str, dict[int, dict]]:
+  """{row: {evaluations: the metrics of the best sampler, and which it is}}; computes what is not
+  there."""
+  choosing.fill(
+    (
+      (one, cells_lib.CHOOSE) for several in options.values() if len(several) > 1 for one in several
+    ),
+    'choosing',
+  )
+  best = {place: choosing.best(several, 'frechet') for place, several in options.items()}
+  reporting.fill(((one, cells_lib.REPORT) for one in best.values()), 'reporting')
+  found = {row: {} for row in rows}
+  for (row, nfe), one in best.items():
+    cell = reporting.get(one, cells_lib.REPORT)
+    found[row][nfe] = {
+      **cell['metrics'],
+      'nfe': cell['nfe'],
+      'steps': one.steps,
+      'grid': one.grid,
+      'scale': one.scale if columns_lib.takes(ROWS[row][0], 'scale') else None,
+      'chosen from': chosen_from(choosing, options[row, nfe]),
+    }
+  return found
+
+
+def arguments():
   parser = common.parser(__doc__, 'runs/digits')
   common.model_arguments(parser)
   parser.add_argument('--nfe', type=int, nargs='+', default=[5, 10, 20])
@@ -95,47 +138,17 @@ def main():
   )
   parser.add_argument('--count', type=int, default=1000)
   parser.add_argument('--choose-count', type=int, default=0, help='samples to choose by; 0: count')
-  args = parser.parse_args()
+  return parser.parse_args()
+
+
+def main():
+  args = arguments()
   files.make_workdir(args.workdir)
   spec = common.spec_of(args.config, args.set)
   subject = common.load_subject(spec, args.workdir, args.count)
-  choosing, reporting = (
-    cells_lib.Cells(subject, args.workdir, args.choose_count or args.count),
-    cells_lib.Cells(subject, args.workdir, args.count, everything=True),
-  )
-  places = {}
-  for row in args.rows:
-    for nfe in args.nfe:
-      column, eta = ROWS[row]
-      one = columns_lib.at_budget(spec.schedule, columns_lib.sampler_of(spec, column, eta=eta), nfe)
-      if one is not None:
-        places[row, nfe] = [
-          option
-          for place in on_grids(spec, one, args.grids)
-          for option in cells_lib.with_scales(place, args.scales)
-        ]
-  choosing.fill(
-    (
-      (option, cells_lib.CHOOSE)
-      for options in places.values()
-      if len(options) > 1
-      for option in options
-    ),
-    'choosing',
-  )
-  best = {place: choosing.best(options, 'frechet') for place, options in places.items()}
-  reporting.fill(((one, cells_lib.REPORT) for one in best.values()), 'reporting')
-  found = {row: {} for row in args.rows}
-  for (row, nfe), one in best.items():
-    cell = reporting.get(one, cells_lib.REPORT)
-    found[row][nfe] = {
-      **cell['metrics'],
-      'nfe': cell['nfe'],
-      'steps': one.steps,
-      'grid': one.grid,
-      'scale': one.scale if columns_lib.takes(ROWS[row][0], 'scale') else None,
-      'chosen from': chosen_from(choosing, places[row, nfe]),
-    }
+  choosing = cells_lib.Cells(subject, args.workdir, args.choose_count or args.count)
+  reporting = cells_lib.Cells(subject, args.workdir, args.count, everything=True)
+  found = found_in(choosing, reporting, places(spec, args), args.rows)
   text = '\n\n'.join(markdown(found, metric, args.nfe) for metric in METRICS) + '\n'
   files.write_text(os.path.join(args.workdir, 'sampler_table.md'), text)
   common.save(

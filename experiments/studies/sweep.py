@@ -193,73 +193,78 @@ def ours(
   return out
 
 
+def table_of(
+  cells: cells_lib.Cells | None,
+  spec: specs.Spec | None,
+  preset: Preset,
+  name: str,
+  metric: str,
+  components: int,
+) -> tables.Table:
+  """The table of a metric and K; without cells it has the published values alone."""
+  number, guidance = preset.published[metric]
+  title, headings, found = preset.dataset or name, tables.TITLES, {}
+  if number:
+    title += f', table {number} of arXiv 2311.04938'
+  if guidance:
+    title += f', guidance {guidance}'
+  title += f', K = {components}'
+  if cells:
+    found = ours(cells, spec, preset, metric, components)
+    features = cells.subject.bench.features.name
+    if not features.startswith('inception'):
+      headings = tables.ON_OTHERS
+    if found:
+      title += f', ours: N = {cells.count}, {features.split("-")[0]} features'
+  return tables.Table(
+    title,
+    preset.dataset,
+    number,
+    guidance,
+    metric,
+    headings[metric],
+    preset.columns,
+    preset.etas,
+    preset.steps,
+    found,
+  )
+
+
+def record(cells: cells_lib.Cells, table: tables.Table) -> dict:
+  """What we found for a table, as it is kept."""
+  return {
+    'n': cells.count,
+    'seeds': {'chosen on': cells_lib.CHOOSE, 'reported on': cells_lib.REPORT},
+    **cells.subject.facts,
+    'rows': [
+      {
+        'column': column,
+        'eta': eta,
+        'steps': steps,
+        'value': one.estimate.value,
+        'interval': one.estimate[1:],
+        'scale': one.scale,
+        'nfe': one.nfe,
+      }
+      for (column, eta, steps), one in table.ours.items()
+    ],
+  }
+
+
 def render(
   cells: cells_lib.Cells | None, spec: specs.Spec | None, preset: Preset, name: str, workdir: str
 ) -> str:
   """Writes sweep_NAME.md and a plot for each table; without cells they show the published
   values."""
   parts = []
-  for metric, (number, guidance) in preset.published.items():
+  for metric in preset.published:
     for K in preset.components:
-      found = ours(cells, spec, preset, metric, K) if cells else {}
-      title = (
-        f'{preset.dataset or name}'
-        + (f', table {number} of arXiv 2311.04938' if number else '')
-        + (f', guidance {guidance}' if guidance else '')
-        + f', K = {K}'
-        + (
-          f', ours: N = {cells.count}, {cells.subject.bench.features.name.split("-")[0]} features'
-          if found
-          else ''
-        )
-      )
-      heading = (
-        tables.ON_OTHERS
-        if cells and not cells.subject.bench.features.name.startswith('inception')
-        else tables.TITLES
-      )[metric]
-      table = tables.Table(
-        title,
-        preset.dataset,
-        number,
-        guidance,
-        metric,
-        heading,
-        preset.columns,
-        preset.etas,
-        preset.steps,
-        found,
-      )
+      table = table_of(cells, spec, preset, name, metric, K)
       parts.append(tables.markdown(table))
-      tables.plot(
-        os.path.join(
-          workdir,
-          f'sweep_{name}_{metric}' + (f'_K{K}' if len(preset.components) > 1 else '') + '.png',
-        ),
-        table,
-      )
+      stem = f'sweep_{name}_{metric}' + (f'_K{K}' if len(preset.components) > 1 else '')
+      tables.plot(os.path.join(workdir, stem + '.png'), table)
       if cells:
-        common.save(
-          workdir,
-          f'sweep_{name}_{metric}' + (f'_K{K}' if len(preset.components) > 1 else ''),
-          {
-            'n': cells.count,
-            'seeds': {'chosen on': cells_lib.CHOOSE, 'reported on': cells_lib.REPORT},
-            **cells.subject.facts,
-            'rows': [
-              {
-                'column': column,
-                'eta': eta,
-                'steps': steps,
-                'value': one.estimate.value,
-                'interval': one.estimate[1:],
-                'scale': one.scale,
-                'nfe': one.nfe,
-              }
-              for (column, eta, steps), one in found.items()
-            ],
-          },
-        )
+        common.save(workdir, stem, record(cells, table))
   text = '\n\n'.join(parts) + '\n'
   files.write_text(os.path.join(workdir, f'sweep_{name}.md'), text)
   return text
