@@ -120,6 +120,14 @@ class StructureTest(parameterized.TestCase):
           ('jax', 'numpy', 'gmm_diffusion', 'typing', 'collections', 'dataclasses', 'functools'),
         )
 
+  @parameterized.parameters(*[path for path in FILES if part(path) == 'tasks'])
+  def test_tasks_do_not_import_each_other(self, path):
+    task = os.path.relpath(path, PACKAGE).split(os.sep)[1]
+    for name in imports(path):
+      words = name.split('.')
+      if words[:2] == ['gmm_diffusion', 'tasks'] and task != '__init__.py':
+        self.assertIn(words[2], (task, 'effects'), f'{path} imports {name}')
+
   def test_every_part_has_its_place(self):
     self.assertEqual({part(path) for path in FILES} - {'__init__'}, set(ORDER))
 

@@ -19,13 +19,12 @@ import numpy as np
 
 from gmm_diffusion import files, metrics, specs
 from gmm_diffusion.data import base, sources
-from gmm_diffusion.engine import build, drawing, released
+from gmm_diffusion.engine import build, drawing, quality, released
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.metrics import features as features_lib
 from gmm_diffusion.metrics.estimates import Estimate
 from gmm_diffusion.reports import records
-from gmm_diffusion.tasks.diffusion import evaluate
 
 # Samples are kept in memory up to this many numbers.
 SMALL = 2**27
@@ -115,7 +114,7 @@ class Subject(NamedTuple):
 
   model: drawing.Model
   workdir: str
-  bench: evaluate.Bench
+  bench: quality.Bench
   facts: dict[str, Any]
 
   @property
@@ -141,10 +140,10 @@ def load_subject(spec: specs.Spec, workdir: str, count: int) -> Subject:
   data = sources.load(spec.data)
   released.ensure(spec, data, workdir)
   model = drawing.Model(spec, data, build.weights(spec, data, workdir))
-  bench = evaluate.bench(spec, data, workdir, data.shape, count)
+  bench = quality.bench(spec, data, workdir, data.shape, count)
   facts = {
     **drawing.facts(spec, model.hash),
-    **evaluate.facts_of(bench),
+    **quality.facts_of(bench),
     'neighbours': spec.evaluate.neighbours,
   }
   return Subject(model, workdir, bench, facts)
@@ -169,7 +168,7 @@ def draw(subject: Subject, sampler: specs.Sampler, count: int, seed: int) -> Dra
   if count * np.prod(subject.data.shape) > SMALL:
     settings = dataclasses.replace(spec.evaluate, count=count, store=False)
     run = Run(dataclasses.replace(spec, evaluate=settings), subject.data, subject.workdir, '')
-    found, _, nfe, seconds = evaluate.features_of(subject.bench, source, run)
+    found, _, nfe, seconds = quality.features_of(subject.bench, source, run)
     return Drawn(found, nfe, seconds)
   out = source.draw(np.arange(count), lambda n: None)
   found = subject.bench.features.extract(out['x'])

@@ -57,6 +57,7 @@ class Lab(NamedTuple):
     learned: features for choosing.
     judge: samples -> Frechet distance to held-out items.
     mark: hash of the weights.
+    data: with the held-out items.
   """
 
   subject: Subject
@@ -65,6 +66,7 @@ class Lab(NamedTuple):
   learned: list[Callable[[Any], Any]]
   judge: Callable[[np.ndarray], float]
   mark: str
+  data: base.Data
 
 
 def lab(args) -> Lab:
@@ -91,7 +93,7 @@ def lab(args) -> Lab:
   extract = lambda x: features.extract(x).features
   reference = frechet.statistics(extract(data.test))
   judge = lambda x: frechet.frechet_distance(extract(base.to_image(x)), reference).value
-  return Lab(subject, measured, base.to_model(data.train), seen, judge, mark)
+  return Lab(subject, measured, base.to_model(data.train), seen, judge, mark, data)
 
 
 def settings_of(args, kind: str) -> list[dict[str, Any]]:

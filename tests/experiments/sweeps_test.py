@@ -22,12 +22,11 @@ from experiments.lib import columns, common, paired, tables
 from experiments.studies import mixture_questions, sampler_table, sweep
 from gmm_diffusion import samplers
 from gmm_diffusion.denoisers import exact
-from gmm_diffusion.engine import build, drawing
+from gmm_diffusion.engine import build, drawing, quality
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import grids
 from gmm_diffusion.metrics import features as features_lib
 from gmm_diffusion.metrics.estimates import Estimate
-from gmm_diffusion.tasks.diffusion import evaluate
 from helpers import cases
 
 TINY = (
@@ -48,7 +47,7 @@ def facade(value):
   drawn = []
   data = mock.Mock(shape=(8, 8, 1), is_image=True)
   features = features_lib.Features(None, 'none-0', {'features': 1})
-  bench = evaluate.Bench(
+  bench = quality.Bench(
     features, None, None, ['frechet', 'score', 'precision', 'recall'], 3, (8, 8, 1)
   )
   model = drawing.Model(SPEC, data, ())

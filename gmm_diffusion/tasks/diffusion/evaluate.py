@@ -4,17 +4,16 @@ controls, or stored images."""
 import dataclasses
 import os
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from gmm_diffusion import metrics, parallel, samplers, specs
 from gmm_diffusion.data import base, image_sets
-from gmm_diffusion.engine import build, drawing, released, sample_sets, shards
+from gmm_diffusion.engine import build, drawing, quality, released
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.metrics import features as features_lib
-from gmm_diffusion.metrics import references
 from gmm_diffusion.metrics.estimates import INTERVAL, difference
 from gmm_diffusion.reports import images as pictures
 from gmm_diffusion.reports import records
@@ -42,78 +41,6 @@ OTHERS_MOMENTS = (
   'The mean and covariance of the reference were computed by another program, whose resize and '
   'weights may differ: reference images would be safer.'
 )
-
-
-_AT_ONCE = 512  # images whose features are extracted in one call
-
-
-class Bench(NamedTuple):
-  """What samples are measured with; `shape` is theirs."""
-
-  features: features_lib.Features
-  source: references.Source
-  reference: references.Reference
-  names: list[str]
-  neighbours: int
-  shape: tuple[int, ...]
-
-
-def bench(
-  spec: specs.Spec, data: base.Data, workdir: str, shape: tuple[int, ...], count: int
-) -> Bench:
-  """Features, reference and metrics for `count` samples of a shape; raises UserError on what does
-  not fit, before anything is drawn."""
-  e, cache = spec.evaluate, spec.evaluate.cache or workdir
-  _check_reference(spec, data)
-  features = features_lib.load(e.features, data, cache, e.inception)
-  if e.reference:
-    source = references.find(e.reference, features, shape, spec.data.path, e.skip_unreadable)
-  elif data.shape != shape:
-    raise UserError(
-      f'the reference, training items of data {spec.data.name!r}, has images of '
-      f'{features_lib.sizes(data.shape)}, the samples are {features_lib.sizes(shape)}; set '
-      f'evaluate.reference to images of the same size and number of channels'
-    )
-  else:
-    known = data.train[: e.reference_count]
-    what = f'{len(known)} training items'
-    source = references.Source(what, image_sets.ArraySet(known, what))
-  names, left_out = metrics.choose(e.metrics, features, source, count, e.neighbours)
-  for reason in left_out:
-    print(f'left out: {reason}')
-  reference = references.load(source, features, metrics.kinds(names)[1], cache)
-  return Bench(features, source, reference, names, e.neighbours, shape)
-
-
-def _check_reference(spec, data):
-  if not spec.evaluate.reference and not len(data.train):
-    raise UserError(
-      f'data {spec.data.name!r} has no images to compare with; set evaluate.reference to a folder '
-      f'of images, an .npz or tfds:NAME:SPLIT, or data.name to a data set, valid: digits, folder, '
-      f'npz, tfds'
-    )
-
-
-def measure(
-  found: Bench, images: image_sets.ImageSet, title: str
-) -> tuple[dict[str, metrics.Estimate], int]:
-  """(metrics, number) of stored images."""
-  sample, _, count = features_lib.gather(
-    found.features, images, title, metrics.kinds(found.names)[0]
-  )
-  return metrics.compare(sample, found.reference, found.names, found.neighbours), count
-
-
-def facts_of(found: Bench) -> dict[str, Any]:
-  """What every record says of features and reference."""
-  return {
-    'features': found.features.name,
-    'preprocessing': features_lib.preprocessing(found.features, found.shape),
-    'reference': found.reference.hash,
-    'n_reference': found.reference.size,
-    'reference_is': found.reference.what,
-    'interval_is': INTERVAL,
-  }
 
 
 def samplers_with_controls(spec: specs.Spec, data: base.Data) -> list[tuple[drawing.Prepared, str]]:
@@ -151,7 +78,7 @@ def check(spec: specs.Spec, data: base.Data) -> list[tuple[drawing.Prepared, str
   samplers_with_controls."""
   metrics.check_names(spec.evaluate.metrics)
   features_lib.check_name(spec.evaluate.features)
-  _check_reference(spec, data)
+  quality.check_reference(spec, data)
   return samplers_with_controls(spec, data)
 
 
@@ -163,7 +90,7 @@ def evaluate(one: Run, todo: list[tuple[drawing.Prepared, str]] | None = None) -
   about: dict[str, Any]
   if e.images:
     images = image_sets.load(e.images, one.spec.data.path, e.skip_unreadable)
-    found = bench(one.spec, one.data, one.workdir, images.shape, len(images))
+    found = quality.bench(one.spec, one.data, one.workdir, images.shape, len(images))
     rows, new = _of_images(found, images, shared)
     sizes = features_lib.sizes(images.shape)
     title, about = (
@@ -171,11 +98,11 @@ def evaluate(one: Run, todo: list[tuple[drawing.Prepared, str]] | None = None) -
       {'images': f'{new[0]["n"]} of {sizes}, hash {images.hash}'},
     )
   else:
-    _check_reference(one.spec, one.data)  # before weights are fetched and read
+    quality.check_reference(one.spec, one.data)  # before weights are fetched and read
     todo = todo or samplers_with_controls(one.spec, one.data)
     released.ensure(one.spec, one.data, one.workdir)
     model = drawing.Model(one.spec, one.data, build.weights(one.spec, one.data, one.workdir))
-    found = bench(one.spec, one.data, one.workdir, one.data.shape, e.count)
+    found = quality.bench(one.spec, one.data, one.workdir, one.data.shape, e.count)
     rows, new = _of_samplers(found, todo, model, one, shared)
     title, about = _title(one.spec), _about(one.spec, one.data, new)
   if not parallel.is_main():
@@ -251,7 +178,7 @@ def _record(found, sampler, metric, value, **more):
     'sampler': sampler,
     'metric': metric,
     **value.record(),
-    **facts_of(found),
+    **quality.facts_of(found),
     'n_reference': found.reference.size if known else None,
     **more,
   }
@@ -264,7 +191,7 @@ def _line(values):
 def _of_images(found, images, shared):
   """(rows of the page, records) of stored images."""
   start = time.perf_counter()
-  values, count = measure(found, images, 'images')
+  values, count = quality.measure(found, images, 'images')
   if images.skipped:
     print(f'skipped {len(images.skipped)} unreadable images, the first is {images.skipped[0]}')
   print(f'{images.what} (N = {count})  {_line(values)}')
@@ -293,7 +220,7 @@ def _of_samplers(found, todo, model, one, shared):
   rows, firsts, new, count = [], [], [], one.spec.evaluate.count
   for made, control in todo:
     source, name = model.drawer(made, count), made.sampler.name
-    sample, first, nfe, seconds = features_of(found, source, one)
+    sample, first, nfe, seconds = quality.features_of(found, source, one)
     values = metrics.compare(sample, found.reference, found.names, found.neighbours)
     print(f'{name:26s} {_line(values)}')
     kind = 'control' if any(name == other for _, other in todo) else 'sampler'
@@ -337,52 +264,9 @@ def _held_out(found, one):
   possible = [name for name in found.names if _possible(name, found, len(held_out))]
   if not possible or one.spec.evaluate.reference:
     return []
-  values, n = measure(found._replace(names=possible), held_out, 'held-out data')
+  values, n = quality.measure(found._replace(names=possible), held_out, 'held-out data')
   picture = _strip(held_out.images, one.data)
   return [verdict.Row((f'held-out data (N = {n})',), 'data', '', 0, values, picture)]
-
-
-def features_of(
-  found: Bench, source: drawing.Drawer, run: Run
-) -> tuple[features_lib.Extracted, np.ndarray, int, float]:
-  """(Extracted, the first samples, evaluations, seconds) of a sampler; kept in files by range of
-  ids, as the samples are if asked for."""
-  e, kept = run.spec.evaluate, sorted(metrics.kinds(found.names)[0])
-  title, stored = source.sampler, None
-  if e.store:
-    stored = sample_sets.write(run, source, e.count)
-
-  def make(ids, advance):
-    part = stored.part(ids) if stored else source.draw(ids, advance)
-    blocks = []
-    for start in range(0, len(ids), _AT_ONCE):
-      blocks.append(found.features.extract(part['x'][start : start + _AT_ONCE]))
-      features_lib.check_finite(blocks[-1], f'samples of {title}', ids.start + start)
-      if stored:
-        advance(len(blocks[-1].features))
-    return {
-      'first': part['x'][: 16 if run.data.is_image else 2000],
-      'nfe': part['nfe'],
-      'seconds': part['seconds'],
-      **{name: np.concatenate([getattr(block, name) for block in blocks]) for name in kept},
-    }
-
-  where = (
-    os.path.join(run.workdir, 'features', found.features.name, source.name),
-    f'{source.mark} {found.features.name} {kept}',
-    e.count,
-    run.spec.sample.shard,
-  )
-  shards.fill(*where, make, f'{"features of" if stored else "sampling"} {title}')
-  out = {name: np.empty((e.count, found.features.dimensions[name]), np.float32) for name in kept}
-  first: shards.Arrays = {}
-  seconds, done = 0.0, 0
-  for part in shards.read(*where):
-    first, seconds = first or part, seconds + float(part['seconds'])
-    for name in kept:
-      out[name][done : done + len(part[name])] = part[name]
-    done += len(part[kept[0]])
-  return features_lib.Extracted(**out), first['first'], int(first['nfe']), seconds
 
 
 def _possible(name, found, count):

@@ -10,12 +10,12 @@ from tqdm import tqdm
 
 from gmm_diffusion import metrics, parallel
 from gmm_diffusion.discrete import counts, pixels, predictors, process
+from gmm_diffusion.engine import quality
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.metrics import features as features_lib
 from gmm_diffusion.metrics.estimates import INTERVAL, Estimate, of_mean
 from gmm_diffusion.reports import records
-from gmm_diffusion.tasks.diffusion import evaluate as quality
 from gmm_diffusion.tasks.masked import models, report
 
 _MOST = 2**28  # one-hot values of training images, for the exact predictor beside a network

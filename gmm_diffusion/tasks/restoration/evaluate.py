@@ -9,13 +9,13 @@ from tqdm import tqdm
 
 from gmm_diffusion import parallel, samplers, specs
 from gmm_diffusion.data import base, image_sets
+from gmm_diffusion.engine import quality
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.metrics import features as features_lib
 from gmm_diffusion.metrics import restoration
 from gmm_diffusion.metrics.estimates import INTERVAL, difference, jackknife
 from gmm_diffusion.reports import records
-from gmm_diffusion.tasks.diffusion import evaluate as quality
 from gmm_diffusion.tasks.restoration import inputs, models, report
 from gmm_diffusion.tasks.restoration.rows import DEGRADED, Row, named
 
