@@ -29,12 +29,17 @@ class Bench(NamedTuple):
   shape: tuple[int, ...]
 
 
+def cache_of(spec: specs.Spec, workdir: str) -> str:
+  """The folder of what is computed or downloaded for features and references."""
+  return os.path.expanduser(spec.evaluate.cache) or workdir
+
+
 def bench(
   spec: specs.Spec, data: base.Data, workdir: str, shape: tuple[int, ...], count: int
 ) -> Bench:
   """Features, reference and metrics for `count` samples of a shape; raises UserError on what does
   not fit, before anything is drawn."""
-  e, cache = spec.evaluate, spec.evaluate.cache or workdir
+  e, cache = spec.evaluate, cache_of(spec, workdir)
   check_reference(spec, data)
   features = features_lib.load(e.features, data, cache, e.inception)
   if e.reference:

@@ -58,10 +58,11 @@ def _wanted(spec: specs.Spec, data: base.Data) -> dict[str, specs.Weights]:
   return out
 
 
-def fetch(spec: specs.Spec, data: base.Data, workdir: str) -> None:
-  """--mode=fetch: downloads what the config names and is not there."""
+def fetch(spec: specs.Spec, data: base.Data, workdir: str, required: bool = True) -> None:
+  """--mode=fetch: downloads what the config names and is not there; unless there has to be
+  something, it may name nothing."""
   wanted = {} if spec.net.weights.format == build.RANDOM else _wanted(spec, data)
-  if not wanted:
+  if not wanted and required:
     raise UserError(
       f'nothing to fetch: net.weights.format is {spec.net.weights.format!r}; valid: '
       f'{", ".join(importers.FORMATS)}'

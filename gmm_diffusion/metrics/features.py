@@ -228,7 +228,7 @@ def inception_features(data: base.Data, cache: str, weights: str) -> Features:
   """The Inception network from the file `weights`, or else from that of its public name in the
   folder `cache`."""
   del data
-  params = inception.load(os.path.expanduser(weights) or os.path.join(cache, inception.NAME))
+  params = inception.load(inception.place(cache, weights))
   call = inception.activations(params, PER_DEVICE)
 
   def extract(images):

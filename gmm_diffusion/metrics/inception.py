@@ -25,6 +25,16 @@ SIZE = 95_628_359  # bytes
 SHA256 = '6726825d'  # the first digits, which are also in the name
 
 
+def place(cache: str, path: str = '') -> str:
+  """Where the weights are: at `path`, or under their public name in the folder `cache`."""
+  return os.path.expanduser(path) or os.path.join(cache, NAME)
+
+
+def download(path: str) -> None:
+  """Downloads the public weights to path, unless they are there; errors as fetch.fetch."""
+  fetch.fetch(URL, path, SIZE, SHA256)
+
+
 def load(path: str) -> Any:
   """Parameters from the public weights at path, float32.
 
@@ -32,7 +42,10 @@ def load(path: str) -> Any:
     UserError: no such file, or another size or SHA-256, with what to download.
   """
   if not os.path.exists(path):
-    raise UserError(f'no Inception weights at {path}; {fetch.needed(URL, path, SIZE, SHA256)}')
+    raise UserError(
+      f'no Inception weights at {path}; use --mode=fetch with evaluate.features=inception, or '
+      f'{fetch.needed(URL, path, SIZE, SHA256)}'
+    )
   fetch.check(URL, path, SIZE, SHA256)
   with tensor_files.open_tensors(path) as source:
     return read(source, path)

@@ -26,6 +26,7 @@ from gmm_diffusion.checkpoints.importers import recipe as recipes
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.engine import build, drawing, released
 from gmm_diffusion.errors import UserError
+from gmm_diffusion.metrics import inception
 from helpers import cases
 from helpers.released_files import config_of, spec_of, tensors_of, write
 
@@ -520,6 +521,16 @@ class BadInputTest(parameterized.TestCase):
     config = importlib.import_module('configs.digits').get_config('runlocal')
     with self.assertRaisesRegex(UserError, f'nothing to {mode}: net.weights.format is'):
       tasks.run(mode, self.create_tempdir().full_path, config, 'test')
+
+  @parameterized.parameters('', '~/some/folder')
+  def test_fetch_of_the_features(self, cache):
+    workdir = self.create_tempdir().full_path
+    config = importlib.import_module('configs.digits').get_config('runlocal')
+    config.evaluate.update(features='inception', cache=cache)
+    with mock.patch.object(fetch, 'fetch') as download:
+      tasks.run('fetch', workdir, config, 'test')
+    place = os.path.join(os.path.expanduser(cache) or workdir, inception.NAME)
+    download.assert_called_once_with(inception.URL, place, inception.SIZE, inception.SHA256)
 
 
 if __name__ == '__main__':

@@ -15,7 +15,7 @@ import numpy as np
 
 from gmm_diffusion import parallel, samplers, specs
 from gmm_diffusion.data import base
-from gmm_diffusion.engine import build, drawing, loss, starts, trainer
+from gmm_diffusion.engine import build, drawing, loss, quality, starts, trainer
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import kernels
 from gmm_diffusion.metrics import features as features_lib
@@ -38,7 +38,7 @@ def finetune(spec: specs.Spec, data: base.Data, workdir: str) -> None:
   params = build.weights(dataclasses.replace(spec, net=wanted), data, own.start)['net']
   train = trainer.at_constant_rate(spec.train, own.steps, own.batch, own.learning_rate)
   optimiser = trainer.make_optimiser(train)
-  features = features_of(own.features, data, spec.evaluate.cache or workdir)
+  features = features_of(own.features, data, quality.cache_of(spec, workdir))
   labelled = drawing.takes_labels(spec, data)
 
   def batch(step, mine):

@@ -5,10 +5,20 @@ import dataclasses
 from collections.abc import Collection
 
 from gmm_diffusion import specs
-from gmm_diffusion.data import sources
-from gmm_diffusion.engine import build, classifying, drawing, loss, measuring, released, sample_sets
+from gmm_diffusion.data import base, sources
+from gmm_diffusion.engine import (
+  build,
+  classifying,
+  drawing,
+  loss,
+  measuring,
+  quality,
+  released,
+  sample_sets,
+)
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
+from gmm_diffusion.metrics import inception
 from gmm_diffusion.tasks.diffusion import (
   distill,
   evaluate,
@@ -56,8 +66,10 @@ def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
     distill.distill(spec, data, workdir)
   if mode == 'quantise':
     quantise.quantise(spec, data, workdir)
-  if mode in ('fetch', 'convert'):
-    getattr(released, mode)(spec, data, workdir)
+  if mode == 'fetch':
+    fetch(spec, data, workdir)
+  if mode == 'convert':
+    released.convert(spec, data, workdir)
   if mode == 'sample':
     sample(Run(spec, measuring.with_images(spec, data), workdir, command))
   if mode == 'tune':
@@ -66,6 +78,15 @@ def run(mode: str, spec: specs.Spec, workdir: str, command: str) -> None:
     posterior.measure(Run(spec, data, workdir, command))
   if mode in ('evaluate', 'all'):
     evaluate.evaluate(Run(spec, data, workdir, command), todo)
+
+
+def fetch(spec: specs.Spec, data: base.Data, workdir: str) -> None:
+  """--mode=fetch: the released weights of the config, and those of its features."""
+  of_features = spec.evaluate.features == 'inception'
+  if of_features:
+    cache = quality.cache_of(spec, workdir)
+    inception.download(inception.place(cache, spec.evaluate.inception))
+  released.fetch(spec, data, workdir, required=not of_features)
 
 
 def sample(one: Run) -> None:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from gmm_diffusion import files, metrics, parallel, specs
 from gmm_diffusion.data import base, image_sets
-from gmm_diffusion.engine import build, drawing, released
+from gmm_diffusion.engine import build, drawing, quality, released
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import bands as bands_lib
@@ -121,7 +121,7 @@ def tune(one: Run) -> None:
     items = own(subject, 4 * spec.tune.samples, spec, one.workdir, model.hash)
     known = Known(items, subject.labels(np.arange(len(items))))
   of_images = not spec.autoencoder.name
-  seen = features_lib.for_tuning(data, spec.evaluate.cache or one.workdir) if of_images else []
+  seen = features_lib.for_tuning(data, quality.cache_of(spec, one.workdir)) if of_images else []
   keys, learned = [network.key for network in seen], [network.features for network in seen]
   mark = files.fingerprint(model.hash, repr(drawing.facts(spec, model.hash)), *known, *keys)
   for calls in spec.tune.calls:
@@ -230,7 +230,7 @@ def _judges(spec: specs.Spec, data: base.Data, held: np.ndarray, workdir: str) -
 
 def _judge(spec: specs.Spec, name: str, data: base.Data, held: np.ndarray, workdir: str) -> Judge:
   """A judge by these features; raises UserError where no metric can be computed."""
-  e, cache = spec.evaluate, spec.evaluate.cache or workdir
+  e, cache = spec.evaluate, quality.cache_of(spec, workdir)
   features = features_lib.load(name, data, cache, e.inception)
   if e.reference:
     source = references.find(e.reference, features, data.shape, spec.data.path, e.skip_unreadable)
