@@ -8,7 +8,7 @@ FILE = common.HUB + 'CompVis/ldm-celebahq-256/resolve/main/{}/diffusion_pytorch_
 def get_config(arg=''):
   """Variants: ldm (default; CompVis file), ldm_diffusers (the same model in diffusers form), ddpm,
   the presets of common.py, runlocal."""
-  config, model, local = common.pretrained(arg, 256, ('ldm', 'ldm_diffusers', 'ddpm'))
+  config, model, local = common.released(arg, 256, ('ldm', 'ldm_diffusers', 'ddpm'))
   if model == 'ddpm':
     common.ddpm(config, 'ddpm-celebahq-256')
     config.net.weights.update(

@@ -52,7 +52,7 @@ def arguments(arg: str, valid: tuple[str, ...]) -> set[str]:
   return found
 
 
-def pretrained(
+def released(
   arg: str, size: int, models: tuple[str, ...], more: tuple[str, ...] = ()
 ) -> tuple[ConfigDict, str, bool]:
   """(config of a released model of size x size images, which of `models`, whether to run locally);

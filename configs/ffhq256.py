@@ -5,7 +5,7 @@ from configs import common
 
 def get_config(arg=''):
   """Variants: ldm (default), the presets of common.py, runlocal (small, random weights)."""
-  config, _, local = common.pretrained(arg, 256, ('ldm',))
+  config, _, local = common.released(arg, 256, ('ldm',))
   common.ldm(config)
   common.ldm_weights(config, 'ffhq.zip')
   return common.shrink(config) if local else config

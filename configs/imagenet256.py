@@ -13,7 +13,7 @@ def get_config(arg=''):
   guidance. ldm: LDM-4 (cin256-v2) with classifier-free guidance 2.5. dit: DiT-XL/2 with guidance 4
   on three channels.
   """
-  config, model, local = common.pretrained(arg, 256, MODELS, ('train',))
+  config, model, local = common.released(arg, 256, MODELS, ('train',))
   config.data.update(dataset='imagenet', classes=1000)
   if model.startswith('adm'):
     common.adm(config, '256x256_diffusion.pt')

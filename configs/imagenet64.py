@@ -6,7 +6,7 @@ from configs import common
 def get_config(arg=''):
   """Variants: adm (default) or adm_guided (classifier guidance), the presets of common.py, runlocal
   (small, random weights), train (a network of one's own, trained as the released one was)."""
-  config, model, local = common.pretrained(arg, 64, ('adm', 'adm_guided'), ('train',))
+  config, model, local = common.released(arg, 64, ('adm', 'adm_guided'), ('train',))
   config.data.update(dataset='imagenet', classes=1000)
   config.schedule.name = 'cosine'
   common.adm(

@@ -6,7 +6,7 @@ from configs import common
 def get_config(arg=''):
   """Variants: ldm (default), adm or ddpm, the presets of common.py, runlocal (small, random
   weights)."""
-  config, model, local = common.pretrained(arg, 256, ('ldm', 'adm', 'ddpm'))
+  config, model, local = common.released(arg, 256, ('ldm', 'adm', 'ddpm'))
   if model == 'ldm':
     common.ldm(config)
     common.ldm_weights(config, 'lsun_bedrooms.zip')

@@ -5,7 +5,7 @@ from configs import common
 
 def get_config(arg=''):
   """Variants: ldm (default) or ddpm, the presets of common.py, runlocal (small, random weights)."""
-  config, model, local = common.pretrained(arg, 256, ('ldm', 'ddpm'))
+  config, model, local = common.released(arg, 256, ('ldm', 'ddpm'))
   if model == 'ldm':
     common.ldm(
       config,

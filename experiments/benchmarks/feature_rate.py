@@ -105,7 +105,7 @@ def peak(path: str) -> dict[str, float]:
   in MB, seconds."""
   start = time.perf_counter()
   stored = image_sets.load(path)
-  net = features_lib.Classifier(10)
+  net = features_lib.FeatureNet(10)
   params = jax.tree.map(np.asarray, net.init(jax.random.key(0), jnp.zeros((1, *stored.shape))))
   call, params = (
     parallel.map_batches(lambda p, x: net.apply(p, x), 256),

@@ -40,7 +40,7 @@ _SAFE = {
 }
 
 
-class Source:
+class TensorFile:
   """Tensors of one or more open files; a context manager that closes them.
 
   Attributes:
@@ -105,7 +105,7 @@ class Source:
     self.close()
 
 
-def open_tensors(path: str) -> Source:
+def open_tensors(path: str) -> TensorFile:
   """Opens a file of tensors, or the .index.json of one in several shards. Reads names and shapes
   only.
 
@@ -118,7 +118,7 @@ def open_tensors(path: str) -> Source:
   path = os.fspath(path)
   with contextlib.ExitStack() as files:
     found = _shards(path, files) if path.endswith(INDEX) else _open(path, files)
-    return Source(path, found, files.pop_all())
+    return TensorFile(path, found, files.pop_all())
 
 
 @contextlib.contextmanager

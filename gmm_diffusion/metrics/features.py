@@ -63,7 +63,7 @@ class Features(NamedTuple):
   published: bool = False
 
 
-class Classifier(nn.Module):
+class FeatureNet(nn.Module):
   """Three strided convolutions and a hidden layer of 64; returns (features, logits)."""
 
   classes: int
@@ -85,7 +85,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def _train(net: Classifier, data: base.Data, params: Any, turn: bool, seed: int) -> Any:
+def _train(net: FeatureNet, data: base.Data, params: Any, turn: bool, seed: int) -> Any:
   steps = SETTINGS['steps']
   optimiser = optax.adamw(
     optax.cosine_decay_schedule(SETTINGS['learning_rate'], steps),
@@ -132,7 +132,7 @@ class Learned(NamedTuple):
   """A network that was trained on a data set: net, its parameters, what it belongs to, and the root
   mean square of its features on the training set."""
 
-  net: Classifier
+  net: FeatureNet
   params: Any
   key: str
   size: float
@@ -160,7 +160,7 @@ def learned(kind: str, data: base.Data, cache: str, seed: int = 0) -> Learned:
     )
   if turn and data.shape[0] != data.shape[1]:
     raise UserError("features 'rotation' need square images; valid here: identity, inception")
-  net = Classifier(4 if turn else data.classes)
+  net = FeatureNet(4 if turn else data.classes)
   params = net.init(jax.random.key(seed), jnp.zeros((1,) + data.shape))
   about = (
     f'{files.fingerprint(data.train, np.asarray(data.train_labels))}{sorted(SETTINGS.items())}'

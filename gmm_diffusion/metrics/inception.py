@@ -51,7 +51,7 @@ def load(path: str) -> Any:
     return read(source, path)
 
 
-def read(source: recipe.Source, path: str) -> Any:
+def read(source: recipe.Tensors, path: str) -> Any:
   """Parameters from tensors under the names of the public weights; the batch counters of its
   normalisation are not used."""
   template = jax.eval_shape(

@@ -18,7 +18,7 @@ from gmm_diffusion.errors import UserError
 Path = tuple[str, ...]
 
 
-class Source(Protocol):
+class Tensors(Protocol):
   """Named tensors in an open file (checkpoints/tensor_files.py)."""
 
   shapes: dict[str, tuple[int, ...]]
@@ -164,7 +164,7 @@ def _matrix(shape):
   return shape
 
 
-def read(recipe: Recipe, source: Source, path: str, title: str) -> Any:
+def read(recipe: Recipe, source: Tensors, path: str, title: str) -> Any:
   """Reads a network's parameters one after another as float32: {'params': ...}.
 
   Raises:
