@@ -55,6 +55,14 @@ gc.freeze()  # what is imported stays; without it each collection walks through 
 gc.set_threshold(100_000, 20, 100)
 
 
+@pytest.fixture(autouse=True, scope='module')
+def compiled_functions_go():
+  """A worker would keep gigabytes of them, and become slower with each."""
+  yield
+  jax.clear_caches()
+  gc.collect()
+
+
 def pytest_collection_modifyitems(items):
   here = pathlib.Path(__file__).parent
   for item in items:

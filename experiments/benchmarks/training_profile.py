@@ -1,5 +1,6 @@
-"""Where the time of a training step goes: the convolutions of the CIFAR-10 network of DDPM, forward
-and for both gradients, the masks of dropout, and the optimiser; and what net.remat saves in memory.
+"""Where the time of a training step goes: convolutions of the CIFAR-10 network of DDPM, forward, on
+images that are padded already, and for both gradients; its group normalisations and its attention;
+the masks of dropout, and the optimiser; and what net.remat saves in memory.
 
   python -m experiments.benchmarks.training_profile
 """
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,7 @@ from experiments.benchmarks import training_speed
 from experiments.lib import common
 from gmm_diffusion.data import sources
 from gmm_diffusion.engine import build, loss
+from gmm_diffusion.nets import blocks
 
 
 def seconds(call: Callable[..., Any], *args, repeats: int) -> float:
@@ -54,7 +57,7 @@ def of_convolutions(spec: Any, data: Any, repeats: int) -> dict[str, float]:
     (*(var.aval.shape for var in one.invars), tuple(one.params.items()))
     for one in convolutions(traced.jaxpr)
   )
-  total = dict.fromkeys(('forward', 'gradient of the inputs', 'gradient of the weights'), 0.0)
+  total: dict[str, float] = collections.defaultdict(float)
   for (items, kernel, options), count in tqdm(kinds.items(), desc='convolutions'):
     fn = functools.partial(jax.lax.conv_general_dilated_p.bind, **dict(options))
     x, w = jnp.ones(items), jnp.ones(kernel)
@@ -66,7 +69,44 @@ def of_convolutions(spec: Any, data: Any, repeats: int) -> dict[str, float]:
     }
     for name, call in calls.items():
       total[name] += count * seconds(jax.jit(call), x, w, y, repeats=repeats)
-  return total
+    shape, bare = padded_before(items, options)
+    unpadded = jax.jit(functools.partial(jax.lax.conv_general_dilated_p.bind, **bare))
+    total['forward, images padded before'] += count * seconds(
+      unpadded, jnp.ones(shape), w, repeats=repeats
+    )
+  return dict(total)
+
+
+def padded_before(items: tuple[int, ...], options: Any) -> tuple[tuple[int, ...], Any]:
+  """The same convolution on images that are padded already: their shape, and its options."""
+  given = dict(options)
+  over = [sum(sides) for sides in given['padding']]
+  shape = items[0], *(n + more for n, more in zip(items[1:-1], over, strict=True)), items[-1]
+  return shape, {**given, 'padding': tuple((0, 0) for _ in over)}
+
+
+def of_layers(spec: Any, data: Any, repeats: int) -> dict[str, float]:
+  """Seconds of all layers of a kind, alone, forward and forward with the gradient."""
+  module, found = build.net(spec, data), collections.Counter()
+
+  def note(call, args, kwargs, context):
+    if isinstance(context.module, (blocks.GroupNorm, blocks.AttentionBlock)):
+      found[context.module.clone(parent=None, name=None), args[0].shape] += 1
+    return call(*args, **kwargs)
+
+  x = jnp.zeros((spec.train.batch, *data.shape))
+  with nn.intercept_methods(note):
+    jax.eval_shape(lambda: module.init(jax.random.key(0), x, jnp.zeros(len(x))))
+  total: dict[str, float] = collections.defaultdict(float)
+  for (layer, shape), count in tqdm(found.items(), desc='layers'):
+    name = 'group norms' if isinstance(layer, blocks.GroupNorm) else 'attention blocks'
+    x = jnp.ones(shape)
+    params = layer.init(jax.random.key(0), x)
+    apply = lambda params, x, layer=layer: layer.apply(params, x)
+    both = jax.grad(lambda params, x, apply=apply: jnp.sum(apply(params, x) ** 2), (0, 1))
+    for what, fn in (('forward', apply), ('forward and gradients', both)):
+      total[f'{name}, {what}'] += count * seconds(jax.jit(fn), params, x, repeats=repeats)
+  return dict(total)
 
 
 def memory(remat: bool) -> float:
@@ -105,6 +145,7 @@ def main():
     'step without dropout': timed(plain),
     'optimiser': of_optimiser(spec, data, args.repeats),
     **{f'convolutions, {k}': v for k, v in of_convolutions(spec, data, args.repeats).items()},
+    **of_layers(spec, data, args.repeats),
   }
   for name, value in rows.items():
     print(f'{name:40} {value:.3f} s')

@@ -25,6 +25,7 @@ from experiments.studies import (
   samplers_as_tables,
 )
 from gmm_diffusion import tasks
+from gmm_diffusion.data import sources
 from gmm_diffusion.metrics import features
 from gmm_diffusion.nets import UNet
 from helpers import cases, released_files
@@ -66,9 +67,27 @@ class ExperimentsTest(absltest.TestCase):
       found = json.load(file)['seconds']
     self.assertEqual(
       [name.split(',')[0] for name in found],
-      ['step', 'step without dropout', 'optimiser', *['convolutions'] * 3],
+      ['step', 'step without dropout', 'optimiser', *['convolutions'] * 4],
     )
     self.assertGreater(min(found.values()), 0)
+
+  def test_the_layers_of_a_network_are_found(self):
+    spec = common.spec_of('cifar10:train', [
+      'data.name=none', 'train.batch=1', 'net.channels=32', 'net.multipliers=(1,)', 'net.blocks=1',
+      'net.attention=(32,)',
+    ])  # fmt: skip
+    called = lambda call, *args, repeats: call(*args) is not None  # a second for each call
+    with mock.patch.object(training_profile, 'seconds', called):
+      found = training_profile.of_layers(spec, sources.load(spec.data), 1)
+    # one block down and two up, two in the middle, each with two norms, and that of the output;
+    # attention behind each but the middle's second has another
+    attention = 1 + 1 + 2
+    norms = 2 * (1 + 2 + 2) + 1 + attention
+    both = 'forward', 'forward and gradients'
+    self.assertEqual(found, {
+      **{f'group norms, {what}': norms for what in both},
+      **{f'attention blocks, {what}': attention for what in both},
+    })  # fmt: skip
 
   def test_all_convolutions_are_found(self):
     def two(x, w):
