@@ -18,7 +18,8 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:  # workers inherit it; jax reads it 
   cache = tempfile.mkdtemp(prefix='compiled-')
   atexit.register(shutil.rmtree, cache, ignore_errors=True)
   os.environ.update(
-    XLA_FLAGS='--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true '
+    XLA_FLAGS='--xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE '
+    '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true '
     '--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1',
     JAX_COMPILATION_CACHE_DIR=cache,
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',

@@ -8,6 +8,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 from absl.testing import absltest, parameterized
 
 from gmm_diffusion import files
@@ -34,6 +35,16 @@ class StoreTest(absltest.TestCase):
     for step in (1, 2, 3):
       store.save(step, jax.tree.map(lambda x: x * step, WEIGHTS), STATE, {'net': {'width': 3}})
     store.close()
+
+  def test_managers_are_closed(self):
+    whole = ocp.CheckpointManager.close
+    with mock.patch.object(ocp.CheckpointManager, 'close', autospec=True, side_effect=whole) as end:
+      with Store(self.workdir) as store:
+        store.weights(shapes(WEIGHTS))
+      self.assertEqual(end.call_count, 1)
+      with self.assertRaises(ZeroDivisionError), Store(self.workdir):
+        raise ZeroDivisionError
+      self.assertEqual(end.call_count, 2)
 
   def test_round_trip(self):
     store = Store(self.workdir)
