@@ -16,6 +16,7 @@ from experiments.studies import (
   geometry,
   learned_variance,
   masked,
+  mixture_scales,
   posterior_kernels,
   quantisation,
   restoration,
@@ -190,6 +191,27 @@ class NetworksTest(absltest.TestCase):
       )  # fmt: skip
     same = score_ranks.rank(np.arange(9.0), np.arange(9.0) ** 3)
     self.assertAlmostEqual(same['value'], 1)
+
+  def test_mixture_scales(self):
+    workdir = self.folder('scales')
+    out = cases.call(
+      mixture_scales.main, f'--workdir={workdir}', f'--start={self.cnn}',
+      '--config=digits:runlocal', '--calls=2', '--grids=trailing', '--scales=3', '--count=200',
+      '--seeds=2', '--last-steps=source', *SET,
+    )  # fmt: skip
+    self.assertIn('ddim_noise_ortho, scale 3, offset in the last step  classifier ', out)
+    rows = record(workdir, 'mixture_scales')['rows']
+    self.assertEqual(
+      [(row['sampler'], row.get('last_step')) for row in rows],
+      [('ddim', None), ('ddim_gmm_ortho', 'source'), ('ddim_noise_ortho', 'source')],
+    )
+    for judge in mixture_scales.JUDGES:
+      ddim, mixture, control = [row[judge] for row in rows]
+      self.assertLen({one['mean'] for one in (ddim, mixture, control)}, 3)
+      for key, other in (('minus_ddim', ddim), ('minus_control', control)):
+        self.assertAlmostEqual(mixture[key]['value'], mixture['mean'] - other['mean'])
+      self.assertNotIn('minus_control', control)
+      self.assertNotIn('minus_ddim', ddim)
 
   def test_recipes_of_others(self):
     workdir = self.folder('recipes')
