@@ -43,7 +43,8 @@ def load(path: str) -> Any:
   """
   if not os.path.exists(path):
     raise UserError(
-      f'no Inception weights at {path}; use --mode=fetch with evaluate.features=inception, or '
+      f'no Inception weights at {path}; use --mode=fetch with evaluate.features=inception and '
+      f'evaluate.cache={os.path.dirname(path) or "."}, or '
       f'{fetch.needed(URL, path, SIZE, SHA256)}'
     )
   fetch.check(URL, path, SIZE, SHA256)
