@@ -42,9 +42,10 @@ def load(path: str) -> Any:
     UserError: no such file, or another size or SHA-256, with what to download.
   """
   if not os.path.exists(path):
+    folder, name = os.path.split(path)
+    how = f'use --mode=fetch with evaluate.features=inception and evaluate.cache={folder}, or '
     raise UserError(
-      f'no Inception weights at {path}; use --mode=fetch with evaluate.features=inception and '
-      f'evaluate.cache={os.path.dirname(path) or "."}, or '
+      f'no Inception weights at {path}; {how * (name == NAME)}'
       f'{fetch.needed(URL, path, SIZE, SHA256)}'
     )
   fetch.check(URL, path, SIZE, SHA256)

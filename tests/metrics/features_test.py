@@ -92,7 +92,8 @@ class NetworksTest(absltest.TestCase):
     folder = self.create_tempdir().full_path
     with self.assertRaisesRegex(
       UserError,
-      f'no Inception weights at {folder}/{inception.NAME}; download https://github.com/mseitzer/',
+      f'no Inception weights at {folder}/{inception.NAME}; use --mode=fetch with '
+      f'evaluate.features=inception and evaluate.cache={folder}, or download https://github.com/',
     ):
       features.load('inception', None, folder)
     with self.assertRaisesRegex(

@@ -95,7 +95,7 @@ class LoadTest(absltest.TestCase):
     folder = self.create_tempdir().full_path
     path = os.path.join(folder, 'weights.pth')
     message = (
-      'no Inception weights at .*weights.pth; use --mode=fetch .*, or download https://github.com/mseitzer/'
+      'no Inception weights at .*weights.pth; download https://github.com/mseitzer/'
       '.*95,628,359 bytes, sha256 6726825d'
     )
     with self.assertRaisesRegex(UserError, message) as caught:
