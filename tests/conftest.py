@@ -58,7 +58,7 @@ gc.set_threshold(100_000, 20, 100)
 
 @pytest.fixture(autouse=True, scope='module')
 def compiled_functions_go():
-  """A worker would keep gigabytes of them, and become slower with each."""
+  """A worker would keep gigabytes of them."""
   yield
   jax.clear_caches()
   gc.collect()

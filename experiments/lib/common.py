@@ -12,7 +12,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from gmm_diffusion.engine import build, drawing, quality, released
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.metrics import features as features_lib
+from gmm_diffusion.metrics import frechet
 from gmm_diffusion.metrics.estimates import Estimate
 from gmm_diffusion.reports import records
 
@@ -147,6 +148,21 @@ def load_subject(spec: specs.Spec, workdir: str, count: int) -> Subject:
     'neighbours': spec.evaluate.neighbours,
   }
   return Subject(model, workdir, bench, facts)
+
+
+def judges(
+  names: Sequence[str], data: base.Data, workdir: str
+) -> Callable[[np.ndarray], list[float]]:
+  """samples in [-1, 1] -> their Frechet distances to the held-out items, on features of each
+  name."""
+  known = []
+  for name in names:
+    features = features_lib.load(name, data, workdir)
+    known.append((features, frechet.statistics(features.extract(data.test).features)))
+  return lambda x: [
+    frechet.frechet_distance(features.extract(base.to_image(x)).features, moments).value
+    for features, moments in known
+  ]
 
 
 def with_denoiser(subject: Subject, **changes: Any) -> Subject:

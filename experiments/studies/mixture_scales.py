@@ -17,27 +17,12 @@ from tqdm import tqdm
 from experiments.lib import common, paired
 from experiments.studies import posterior_kernels, transfer
 from gmm_diffusion import samplers
-from gmm_diffusion.data import base
 from gmm_diffusion.maths import grids
-from gmm_diffusion.metrics import features as features_lib
-from gmm_diffusion.metrics import frechet
+from gmm_diffusion.samplers.mixture import LAST_STEPS
 from gmm_diffusion.tasks.diffusion import tune
 from gmm_diffusion.tune import tiers
 
 JUDGES = 'classifier', tune.SECOND
-
-
-def judges(here, workdir: str):
-  """samples -> the Frechet distance by each of JUDGES."""
-  held = here.data.test
-  known = []
-  for name in JUDGES:
-    features = features_lib.load(name, here.data, workdir, '')
-    known.append((features, frechet.statistics(features.extract(held).features)))
-  return lambda x: [
-    frechet.frechet_distance(features.extract(base.to_image(x)).features, moments).value
-    for features, moments in known
-  ]
 
 
 def arms(args) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -92,11 +77,11 @@ def main():
   parser.add_argument('--mixture', default='ddim_gmm_ortho', help='a mixture sampler')
   parser.add_argument('--scales', type=float, nargs='+', default=[1, 3, 6, 10])
   parser.add_argument('--components', type=int, default=8)
-  parser.add_argument('--last-steps', nargs='+', default=['mean', 'source'])
+  parser.add_argument('--last-steps', nargs='+', default=list(LAST_STEPS), choices=LAST_STEPS)
   parser.add_argument('--seeds', type=int, default=4)
   args = parser.parse_args()
   here = posterior_kernels.lab(args)
-  judge, rows = judges(here, args.workdir), []
+  judge, rows = common.judges(JUDGES, here.data, args.workdir), []
   for calls in args.calls:
     for grid in args.grids:
       for eta in args.etas:

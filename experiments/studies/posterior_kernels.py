@@ -27,7 +27,6 @@ from gmm_diffusion.data import base, sources
 from gmm_diffusion.engine import build, drawing
 from gmm_diffusion.maths import grids, schedules
 from gmm_diffusion.metrics import features as features_lib
-from gmm_diffusion.metrics import frechet
 from gmm_diffusion.reports import plots
 from gmm_diffusion.tasks.diffusion import tune
 from gmm_diffusion.tune import posterior, scores, tiers
@@ -89,10 +88,8 @@ def lab(args) -> Lab:
     measured = tune.subject_of(model, bind, own)
     mark = drawing.denoiser_mark(spec, model.hash)
   seen = [network.features for network in features_lib.for_tuning(data, args.workdir)]
-  features = features_lib.load('classifier', data, args.workdir)
-  extract = lambda x: features.extract(x).features
-  reference = frechet.statistics(extract(data.test))
-  judge = lambda x: frechet.frechet_distance(extract(base.to_image(x)), reference).value
+  judges = common.judges(['classifier'], data, args.workdir)
+  judge = lambda x: judges(x)[0]
   return Lab(subject, measured, base.to_model(data.train), seen, judge, mark, data)
 
 
