@@ -19,7 +19,7 @@ from gmm_diffusion.metrics import features as features_lib
 from gmm_diffusion.metrics import frechet, references
 from gmm_diffusion.reports import images, records
 from gmm_diffusion.samplers import tuned
-from gmm_diffusion.tasks.diffusion import tune, tune_page
+from gmm_diffusion.tasks.diffusion import judging, tune, tune_page
 from gmm_diffusion.tune import race, tiers
 from gmm_diffusion.tune.subject import Subject
 
@@ -119,14 +119,17 @@ def _one(args, it, known, values, calls, arrays, reference):
   trailing = it.times(grids.make(it.schedule, calls, 'trailing').t)
   default = race.embedded('ddim', {}, it.schedule, trailing, 'trailing')
   some = (default, found.fixed, *found.proposals)
-  judged = tune.judged(some, tuner, values, args.seeds, args.count, f'{args.features} {reference}')
+  judged = judging.judged(
+    some, tuner, values, {args.features: True, tune.SECOND: True}, args.seeds, args.count,
+    f'{args.features} {reference}',
+  )  # fmt: skip
   keep_limit = lambda name, make: files.kept(
     os.path.join(args.workdir, 'work', name), f'{weights} {args.features} {reference}', make
   )
   limits = [] if args.own else [_floor(training, values, args)]
   if args.limits:
     streams = [tiers.stream(0, seed) for seed in range(args.limits)]
-    limits += tune.limits(it, values, streams, args.count, keep_limit)
+    limits += judging.limits(it, values, streams, args.count, keep_limit)
   about = {
     'metric': 'frechet',
     'features': args.features,
@@ -151,7 +154,7 @@ def _floor(training, judges, args):
   """What training items reach, in as many draws as there are seeds."""
   draw = lambda seed: np.random.RandomState(seed).choice(len(training), args.count, replace=False)
   values = [judges(base.to_model(training[draw(seed)])) for seed in range(args.seeds)]
-  return tune.limit(f'{args.count} training items', values)
+  return judging.limit(f'{args.count} training items', values)
 
 
 if __name__ == '__main__':

@@ -33,7 +33,7 @@ TUNE, SELECT, DESCEND, OWN = STREAMS - 4, STREAMS - 3, STREAMS - 2, STREAMS - 1
 SURE = 4  # times as many samples decide the race, and between two proposals, as propose one
 FIRST = 32  # samples of a candidate in the first round of the race
 WORSE = 2.58  # standard errors of a block: 2.5 % for five of them
-LEADERS = 8  # of the race that the search knows
+LEADERS = 8  # finalists of the race, which the search knows
 STARTS, EARLY, LATE = 3, 6, 24  # samplers that the search moves; generations for each, then for one
 LONG = 36  # generations of tier 2
 MOVED, REFINED = 0.2, 0.05  # deviations of the first moves of the search, and of those of tier 2
@@ -222,6 +222,7 @@ class Tuner:
         f'scored; give it more'
       )
     self.leaders = ordered[:LEADERS]
+    self.finalists = [one for one, _ in self.leaders]
     best, tuned = ordered[0]
     self._aim(best)
     found = Found(best, best, [], [best], subject.calls)

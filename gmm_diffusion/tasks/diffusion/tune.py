@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from gmm_diffusion import files, metrics, parallel, specs
 from gmm_diffusion.data import base, image_sets
@@ -22,16 +21,12 @@ from gmm_diffusion.metrics import references
 from gmm_diffusion.reports import images as pictures
 from gmm_diffusion.reports import records
 from gmm_diffusion.samplers import tuned
-from gmm_diffusion.tasks.diffusion import tune_page
-from gmm_diffusion.tasks.diffusion.tune_page import Judged
+from gmm_diffusion.tasks.diffusion import judging, tune_page
 from gmm_diffusion.tune import race, tiers
-from gmm_diffusion.tune.race import Candidate
 from gmm_diffusion.tune.subject import Subject
-from gmm_diffusion.types import Denoiser, StepGrid
+from gmm_diffusion.types import Denoiser
 
 FOLDER = 'tuned'
-ODE = 100  # steps of the limit without noise
-LONG = 250  # steps of the model's own samples where they are the reference
 SECOND = 'gradients'  # features of a second judge, which no network learned
 LEAST = 64  # items of a part of the data that is compared with
 _AT_ONCE = 512  # images whose features are extracted in one call
@@ -193,19 +188,11 @@ def _split(data: base.Data) -> tuple[np.ndarray, Any]:
   return index[index % 3 != 2], data.train[index[2::3]]
 
 
-def long_run(subject: Subject) -> tuple[str, StepGrid]:
-  """(a sampler with noise, its grid of many steps): draws what the model has learned."""
-  steps = min(LONG, len(subject.schedule.training_times))
-  if subject.schedule.discrete:
-    return 'ddpm', grids.make(subject.schedule, steps, 'trailing')
-  return 'dpmpp_sde', grids.make(subject.schedule, steps, 'log_snr')
-
-
 def own(subject: Subject, count: int, spec: specs.Spec, workdir: str, weights: str) -> np.ndarray:
   """Samples of the model itself in many steps, [count, *shape]."""
 
   def make():
-    name, grid = long_run(subject)
+    name, grid = judging.long_run(subject)
     print(f'drawing {count} samples in {len(grid.t)} steps as the reference', flush=True)
     seed = tiers.stream(spec.seed, tiers.OWN)
     return {'x': np.asarray(subject.clipped(subject.end(name, {}, grid, seed, np.arange(count))))}
@@ -306,40 +293,6 @@ def _one(
   write(found, report)
 
 
-def judged(
-  some: Sequence[Candidate],
-  tuner: tiers.Tuner,
-  values: Callable[[np.ndarray], list[float]],
-  seeds: int,
-  samples: int,
-  mark: str,
-) -> list[Judged]:
-  """What the judges say of each sampler, for each seed of the report.
-
-  Args:
-    some: samplers; tables that are equal count once.
-    tuner: the one that found them.
-    values: samples [n, *shape] -> the metric of each judge.
-    seeds, samples: streams of noise, and samples of each.
-    mark: what `values` depends on.
-  """
-  out = []
-  for key, one in {tiers.hash_of(one.table): one for one in reversed(some)}.items():
-    each = []
-    for seed in tqdm(range(seeds), desc='report', unit='seed', dynamic_ncols=True):
-
-      def make(one=one, seed=seed):
-        stream = tiers.stream(tuner.settings.seed, seed)
-        x = tuner.subject.draw(one.table, stream, np.arange(samples), tuner.bands(one.bands))
-        return {'values': np.array(values(x))}
-
-      name = f'report-{key}-{files.fingerprint(mark, "values")}-{samples}-{seed}.npz'
-      each.append(tuner.keep(name, f'{tuner.mark} {mark}', make)['values'])
-    first, *more = np.array(each).T.tolist()
-    out.append(Judged(str(one), key, first, *more))
-  return out[::-1]
-
-
 def _report(found, tuner, judges, spec, model, workdir):
   """The judges' values of everything that was proposed, on noise and data of its own."""
   own = specs.Sampler(
@@ -349,10 +302,11 @@ def _report(found, tuner, judges, spec, model, workdir):
   default = race.embedded('ddim', {}, tuner.subject.schedule, times, spec.sampler.grid)
   marks = [f'{one.features.name} {one.metric} {one.reference.hash}' for one in judges]
   mark, judge = ' '.join(marks), judges[0]
-  values = judged(
+  values = judging.judged(
     (default, found.fixed, *found.proposals),
     tuner,
     lambda x: [_value(x, one, spec, _decoder(model, spec)) for one in judges],
+    {one.features.name: metrics.LOWER_IS_BETTER[one.metric] for one in judges},
     judge.seeds,
     judge.samples,
     mark,
@@ -368,47 +322,6 @@ def _report(found, tuner, judges, spec, model, workdir):
   return tune_page.report(values, found, about)
 
 
-def limits(
-  subject: Subject,
-  judges: Callable[[np.ndarray], list[float]],
-  streams: Sequence[int],
-  samples: int,
-  keep: Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]],
-) -> list[dict[str, Any]]:
-  """What the judges say of the model in many steps, without and with noise, as in `limit`.
-
-  Args:
-    subject: the denoiser.
-    judges: samples [n, *shape] -> the metric of each.
-    streams: seeds of the noise.
-    samples: of each.
-    keep: (name, make) -> what make() returns, perhaps from an earlier run.
-  """
-  noisy, noisy_grid = long_run(subject)
-  steps = min(ODE, len(subject.schedule.training_times))
-  times = subject.times(np.asarray(grids.make(subject.schedule, steps, 'log_snr').t))
-  out, ode = [], ('dpmpp', grids.from_times(subject.schedule, times))
-  for what, (name, grid) in (
-    (f'the ODE in {steps} steps', ode),
-    (f'{noisy} in {len(noisy_grid.t)} steps', (noisy, noisy_grid)),
-  ):
-    values = []
-    for stream in tqdm(streams, desc=what, unit='seed', dynamic_ncols=True):
-
-      def make(name=name, grid=grid, stream=stream):
-        return {'values': np.array(judges(subject.end(name, {}, grid, stream, np.arange(samples))))}
-
-      values.append(keep(f'limits-{name}-{samples}-{stream}.npz', make)['values'])
-    out.append(limit(what, values))
-  return out
-
-
-def limit(what: str, values: Sequence[Sequence[float]]) -> dict[str, Any]:
-  """{'what', 'values' of the first judge, 'second' of another}: from [seeds, judges]."""
-  first, *more = np.array(values).T.tolist()
-  return {'what': what, 'values': first, **({'second': more[0]} if more else {})}
-
-
 def _limits(
   tuner: tiers.Tuner,
   judges: list[Judge],
@@ -417,7 +330,7 @@ def _limits(
   model: drawing.Model,
   workdir: str,
 ) -> list[dict[str, Any]]:
-  """What the judges say of training items, and with tune.limits the rest of `limits`."""
+  """What the judges say of training items, and with tune.limits the rest of `judging.limits`."""
   out, samples, seeds = [], judges[0].samples, range(judges[0].seeds)
   values = lambda x, decode: [_value(x, one, spec, decode) for one in judges]
   about = f'{tuner.mark} {mark}'
@@ -431,12 +344,12 @@ def _limits(
 
     make = lambda: {'values': np.array([items(seed) for seed in seeds])}
     found = keep(f'limits-data-{samples}-{len(seeds)}.npz', make)
-    out.append(limit(f'{samples} training items', found['values']))
+    out.append(judging.limit(f'{samples} training items', found['values']))
   if not spec.tune.limits:
     return out
   streams = [tiers.stream(tuner.settings.seed, seed) for seed in seeds]
   of_samples = lambda x: values(x, _decoder(model, spec))
-  return out + limits(tuner.subject, of_samples, streams, samples, keep)
+  return out + judging.limits(tuner.subject, of_samples, streams, samples, keep)
 
 
 def _strips(found, subject, model, spec):

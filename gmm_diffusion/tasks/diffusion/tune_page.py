@@ -17,7 +17,8 @@ HOW = (
   'features and its reference. A proposal is kept where its gain on the selection split excludes '
   'zero and no part of the score is shown to be worse. Values of the report are means over seeds '
   'with 95 % t intervals, differences are paired by seed, and p values are corrected for all '
-  'comparisons of this table [Holm 1979].'
+  'comparisons of this table [Holm 1979]. The race ranks by its own score. So each judge also ranks '
+  'the finalists, on noise that the report does not have, and its first is in the table.'
 )
 LIMITS = (
   "Rows of the tier 'limit' are no samplers for so many calls: as many training items as there are "
@@ -38,12 +39,14 @@ KEPT = (
 
 class Judged(NamedTuple):
   """what: a sampler in words; key: hash of its table; values: of the metric, one for each seed;
-  second: the same of the second judge, if there is one."""
+  second: the same of the second judge, if there is one; first_by: the judges that rank it first
+  among the untuned finalists of the race."""
 
   what: str
   key: str
   values: list[float]
   second: list[float] | None = None
+  first_by: tuple[str, ...] = ()
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -56,8 +59,8 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def report(judged: Sequence[Judged], found: Found, about: dict[str, Any]) -> dict[str, Any]:
-  """The report of a file: rows with what each sampler reached, and its difference to the best
-  untuned one."""
+  """The report of a file: rows with what each sampler reached, and its difference to the winner of
+  the race; of an untuned one that a judge ranks first, also that of the tuned one to it."""
   fixed = next(one for one in judged if one.key == hash_of(found.fixed.table))
   best = next(one for one in judged if one.key == hash_of(found.best.table))
   rows, p = [], []
@@ -75,12 +78,22 @@ def report(judged: Sequence[Judged], found: Found, about: dict[str, Any]) -> dic
       p.append(p_of_mean(away))
     if one.second:
       row['second'] = _by_second(one.second, fixed.second)
+    if one.first_by:
+      row['first_by'] = list(one.first_by)
+      row['best_minus'] = _differences(best, one)
     rows.append(row)
   corrected = iter(holm(p))
   for row in rows:
     if not row['fixed']:
       row['p'] = next(corrected)
   return {**about, 'seeds': len(fixed.values), 'rows': rows}
+
+
+def _differences(best, one):
+  """[(mean, low, high)] of the tuned sampler minus another, by each judge."""
+  pairs = [(best.values, one.values), *([(best.second, one.second)] if one.second else [])]
+  away = [of_mean(np.subtract(*pair)) for pair in pairs]
+  return [[it.value, it.low, it.high] for it in away]
 
 
 def _by_second(values, fixed):
@@ -98,10 +111,11 @@ def verdict(found: dict[str, Any]) -> str:
   best = next(row for row in rows if row['best'])
   fixed = next(row for row in rows if row['fixed'])
   name = found['report']['metric']
+  others = _other_opinions(found)
   if best is fixed:
     return (
       f'{calls} calls: nothing is shown to beat the best untuned sampler, {fixed["what"]}, with a '
-      f'{called(name)} of {_estimate(fixed)}.'
+      f'{called(name)} of {_estimate(fixed)}.{others}'
     )
   sure = best['p'] < 0.05
   lower = metrics.LOWER_IS_BETTER[name]
@@ -109,8 +123,30 @@ def verdict(found: dict[str, Any]) -> str:
   word = ('better than' if better else 'worse than') if sure else 'not shown to differ from'
   return (
     f'{calls} calls: the tuned sampler has a {called(name)} of {_estimate(best)}, {word} the best '
-    f'untuned one, {fixed["what"]}, with {_estimate(fixed)}.{_second_opinion(best, fixed, found)}'
+    f'untuned one, {fixed["what"]}, with {_estimate(fixed)}.'
+    f'{_second_opinion(best, fixed, found)}{others}'
   )
+
+
+def _other_opinions(found):
+  """What the judges say where they rank another of the finalists first than the race does."""
+  out, about = '', found['report']
+  names = [about['features'], *([about['second']] if 'second' in about else [])]
+  for row in about['rows']:
+    if row['fixed'] or 'first_by' not in row:
+      continue
+    for name in row['first_by']:
+      k = names.index(name)
+      higher = k == 0 and not metrics.LOWER_IS_BETTER[about['metric']]
+      _, low, high = row['best_minus'][k]
+      worse, better = (high < 0, low > 0) if higher else (low > 0, high < 0)
+      word = 'worse than' if worse else 'better than' if better else 'not shown to differ from'
+      value = _estimate(row['second'] if k else row)
+      out += (
+        f' Of the finalists of the race, {name} ranks {row["what"]} first, with {value}; the '
+        f'result is {word} that.'
+      )
+  return out
 
 
 def _second_opinion(best, fixed, found):
@@ -154,7 +190,7 @@ def _table(found):
     )
     away = row.get('minus_fixed')
     body.append([
-      _short(f'{line.get("tier", "config")}: {row["what"]}'), _estimate(row),
+      _short(f'{line.get("tier") or _untuned(row)}: {row["what"]}'), _estimate(row),
       '' if away is None else str(Estimate(away, *row['minus_fixed_interval'])),
       f'{row["p"]:.2g}' if 'p' in row else '',
       *([_estimate(row['second'])] if second else []),
@@ -169,6 +205,11 @@ def _table(found):
     body.append(row)
     kinds.append('')
   return page.table(head, body, kinds)
+
+
+def _untuned(row):
+  """Why a sampler that no tier proposed is in the table."""
+  return f'untuned, first by {" and ".join(row["first_by"])}' if 'first_by' in row else 'config'
 
 
 def _mean(values):
@@ -240,9 +281,11 @@ def _curve(found):
   """Quality against calls."""
   figure, axes = plots.new(1, 1, (6, 3.4))
   calls = [one['calls'] for one in found]
+  first, by = found[0]['report']['features'], lambda row: row.get('first_by', ())
   for name, pick in (
     ('DDIM, grid of the config', lambda rows: rows[0]),
-    ('best untuned', lambda rows: next(row for row in rows if row['fixed'])),
+    ('winner of the race', lambda rows: next(row for row in rows if row['fixed'])),
+    ('untuned, first by the judge', lambda rows: next(row for row in rows if first in by(row))),
     ('tuned', lambda rows: next(row for row in rows if row['best'])),
   ):
     rows = [pick(one['report']['rows']) for one in found]

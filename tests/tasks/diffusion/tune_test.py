@@ -19,7 +19,7 @@ from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import grids, schedules
 from gmm_diffusion.metrics import estimates, features
 from gmm_diffusion.samplers import linear, tuned
-from gmm_diffusion.tasks.diffusion import tune, tune_page
+from gmm_diffusion.tasks.diffusion import judging, tune, tune_page
 from gmm_diffusion.tune import race, tiers
 from helpers import cases
 
@@ -78,6 +78,16 @@ class TuneTest(parameterized.TestCase):
     self.assertGreater(found['network_calls'], 0)
     self.assertEqual(found['command'], 'the command')
 
+  def test_the_untuned_sampler_that_a_judge_ranks_first_is_a_row(self):
+    for calls in (2, 3):
+      report = self.read(calls)['report']
+      best = next(row for row in report['rows'] if row['best'])
+      found = [row for row in report['rows'] if 'first_by' in row]
+      self.assertEqual([name for row in found for name in row['first_by']], [report['features']])
+      ((away, low, high),) = found[0]['best_minus']
+      self.assertAlmostEqual(away, best['mean'] - found[0]['mean'])
+      self.assertLessEqual(low, high)
+
   def test_a_second_run_keeps_what_the_first_cost(self):
     before = self.read()
     os.remove(os.path.join(self.workdir, 'tuned', '3.json'))  # as if it had been killed early
@@ -106,9 +116,9 @@ class TuneTest(parameterized.TestCase):
       self.assertIn('the ODE in 100 steps', file.read())
 
   def test_the_limits_of_a_second_judge(self):
-    one = tune.limit('many steps', [[1.0, 0.5], [3.0, 0.7]])
+    one = judging.limit('many steps', [[1.0, 0.5], [3.0, 0.7]])
     self.assertEqual(one, {'what': 'many steps', 'values': [1, 3], 'second': [0.5, 0.7]})
-    self.assertEqual(tune.limit('x', [[1.0], [3.0]]), {'what': 'x', 'values': [1, 3]})
+    self.assertEqual(judging.limit('x', [[1.0], [3.0]]), {'what': 'x', 'values': [1, 3]})
     found = self.read()
     found['report'].update(second='gradients', limits=[one])
     for row in found['report']['rows']:
@@ -238,11 +248,42 @@ class PageTest(parameterized.TestCase):
       )
     ]  # fmt: skip
     found = tiers.Found(best, fixed, [], [best])
-    report = tune_page.report(judged, found, {'metric': 'frechet', 'second': 'gradients'})
+    report = tune_page.report(
+      judged, found, {'metric': 'frechet', 'features': 'pixels', 'second': 'gradients'}
+    )
     said = tune_page.verdict({'calls': 2, 'report': report})
     self.assertIn('better than the best untuned one', said)
     self.assertEqual('A second judge' in said, bool(second))
     self.assertIn(words, said)
+
+  @parameterized.parameters(
+    ([0.5, 0.71], 'a', 'is worse than that'),
+    ([0.9, 1.3], 'a', 'is not shown to differ from that'),
+    ([9.0, 9.21], 'a', 'is better than that'),
+    ([5.0, 5.11], 'b', 'is better than that'),
+  )
+  def test_the_untuned_sampler_that_a_judge_ranks_first(self, values, best, words):
+    """The winner of the race is not always the strongest untuned sampler."""
+    times = [[999.0, 500.0], [999.0, 400.0], [999.0, 300.0]]
+    tables = [race.embedded('ddim', {}, schedules.linear(), np.array(t), '').table for t in times]
+    some = {name: race.Candidate('', (), name, table)
+            for name, table in zip('abc', tables, strict=True)}  # fmt: skip
+    judged = [
+      tune_page.Judged(name, tiers.hash_of(some[name].table), first, second, by)
+      for name, first, second, by in (
+        ('b', [4.0, 4.1], [2.0, 2.0], ('gradients',)), ('a', [1.0, 1.2], [3.0, 3.0], ()),
+        ('c', values, [1.0, 1.0], ('pixels',)),
+      )
+    ]  # fmt: skip
+    found = tiers.Found(some[best], some['b'], [], [])
+    about = {'metric': 'frechet', 'features': 'pixels', 'second': 'gradients'}
+    report = tune_page.report(judged, found, about)
+    said = tune_page.verdict({'calls': 2, 'report': report})
+    self.assertIn('Of the finalists of the race, pixels ranks c first, with ', said)
+    self.assertIn(words, said)
+    self.assertNotIn('gradients ranks', said)  # the winner of the race, which was named already
+    page = tune_page._table({'report': report, 'evidence': []})
+    self.assertIn('untuned, first by pixels', re.sub('<br>', ' ', page))
 
   def test_holm(self):
     found = tune_page.holm([0.01, 0.04, 0.03])
