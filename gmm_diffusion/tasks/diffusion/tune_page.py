@@ -17,8 +17,8 @@ HOW = (
   'features and its reference. A proposal is kept where its gain on the selection split excludes '
   'zero and no part of the score is shown to be worse. Values of the report are means over seeds '
   'with 95 % t intervals, differences are paired by seed, and p values are corrected for all '
-  'comparisons of this table [Holm 1979]. The race ranks by its own score. So each judge also ranks '
-  'the finalists, on noise that the report does not have, and its first is in the table.'
+  'comparisons of this table [Holm 1979]. The race ranks by its own score, so each judge also '
+  'ranks the finalists, on noise that the report does not have, and its first is in the table.'
 )
 LIMITS = (
   "Rows of the tier 'limit' are no samplers for so many calls: as many training items as there are "
