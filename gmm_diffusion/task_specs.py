@@ -67,6 +67,9 @@ class Train:
   low_discrepancy: bool = option(False, 'the times of a batch are spread evenly')
   noisy: float = option(0.0, 'share of the items that are known with noise alone', '[0, 1]')
   noise_level: float = option(0.2, 'b / a of that noise', '(0, 1e6]')
+  consistency: float = option(
+    0.0, 'noisy: weight of the loss that makes predictions below that level agree', '[0, 1e6]'
+  )
   label_dropout: float = option(0.1, 'share of labels replaced by "no class"', '[0, 1)')
   log_every: int = option(50, 'steps between values of the loss', '[1, 100000000]')
   loggers: tuple[str, ...] = option(

@@ -14,11 +14,13 @@ from experiments.lib import common
 from gmm_diffusion.data import sources
 from gmm_diffusion.engine import loss
 
-VARIANTS = {  # share of the items that is noisy, and whether those are left out
-  'all clean': (0.0, False),
-  '10 % clean + 90 % noisy': (0.9, False),
-  '10 % clean alone': (0.9, True),
-  'all noisy': (1.0, False),
+VARIANTS = {  # share of the items that is noisy, whether those are left out, train.consistency
+  'all clean': (0.0, False, 0.0),
+  '10 % clean + 90 % noisy': (0.9, False, 0.0),
+  '10 % clean + 90 % noisy, consistent': (0.9, False, 1.0),
+  '10 % clean alone': (0.9, True, 0.0),
+  'all noisy': (1.0, False, 0.0),
+  'all noisy, consistent': (1.0, False, 1.0),
 }
 
 
@@ -33,16 +35,18 @@ def main():
     args.config, ['sampler.name=unipc', 'sampler.steps=20', 'evaluate.metrics=()', *args.set]
   )
   rows = []
-  for name, (share, alone) in tqdm(VARIANTS.items(), desc='noisy data', unit='model'):
+  for name, (share, alone, weight) in tqdm(VARIANTS.items(), desc='noisy data', unit='model'):
     settings = dataclasses.replace(
-      base.train, noisy=0.0 if alone else share, noise_level=args.level
+      base.train, noisy=0.0 if alone else share, noise_level=args.level, consistency=weight
     )
     spec, data = dataclasses.replace(base, train=settings), sources.load(base.data)
     if alone:
       noisy = dataclasses.replace(base.train, noisy=share)
       clean = loss.noisy_items(dataclasses.replace(base, train=noisy), len(data.train)) < 0
       data = data._replace(train=data.train[clean], train_labels=data.train_labels[clean])
-    workdir = os.path.join(args.workdir, name.replace(' ', '_').replace('%', 'percent'))
+    workdir = os.path.join(
+      args.workdir, name.replace(' ', '_').replace('%', 'percent').replace(',', '')
+    )
     loss.train(spec, data, workdir)
     subject = common.load_subject(spec, workdir, args.count)
     found = common.over_seeds(subject, spec.sampler, args.count, args.seeds, name)

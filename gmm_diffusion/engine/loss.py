@@ -13,7 +13,7 @@ import numpy as np
 
 from gmm_diffusion import nets, specs
 from gmm_diffusion.data import base
-from gmm_diffusion.engine import build, drawing, latents, starts, trainer
+from gmm_diffusion.engine import build, consistency, drawing, latents, starts, trainer
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import grids, marginals, schedules, training, variances
 from gmm_diffusion.reports import images
@@ -174,11 +174,17 @@ def denoising_loss(
     if spec.net.labels == 'null':
       labels = jnp.where(drop, data.classes, labels)
     x = marginals.diffuse(x0, eps, time)
+    agreed = 0.0
     if spec.train.noisy:  # no more of the item is used than its noisy version
       there = training.noisier(x_n, eps, time, level)
       pick = lambda one, other: jnp.where(noisy.reshape(-1, *(1,) * (one.ndim - 1)), one, other)
       aim = training.noisy_target(x_n, there, time, level)
-      eps = pick(marginals.from_x0(there, aim, time).eps, eps)
+      first, eps = eps, pick(marginals.from_x0(there, aim, time).eps, eps)
+      if spec.train.consistency:
+        known = pick(x_n, marginals.diffuse(x0, first, level))
+        predict = _predictor(spec, module, process, params, step, labels, keys[:, 3])
+        ways = jax.vmap(lambda key: jax.random.fold_in(key, 6))(items)
+        agreed = consistency.loss(predict, known, table[0], number, ways)
       x, x0 = pick(there, x), pick(aim, x0)
       weight = pick(weight * training.kappa(time, level) ** 2, weight)
     inputs, t = process.network_input(x, time)
@@ -187,7 +193,7 @@ def denoising_loss(
     output, rest = jnp.split(output, [x0.shape[-1]], -1)
     error = output - marginals.target(spec.denoiser.prediction, x0, eps, time)
     error = jnp.mean(error**2, axis=tuple(range(1, x0.ndim)))
-    loss = jnp.mean(weight * error)
+    loss = jnp.mean(weight * error) + spec.train.consistency * agreed
     if bound:
       loss += bound(x, x0, output, rest, time, index)
     sums = jnp.zeros((len(names), 2)).at[jnp.asarray(part)[index]]
@@ -225,6 +231,19 @@ def _output(spec, module, params, step, inputs, t, labels, keys):
   return jax.vmap(one)(inputs, t, labels, keys)
 
 
+def _predictor(spec, module, process, params, step, labels, keys):
+  """(x [k B, ...], times [k B]) -> the network's x_0 in training, for a batch k times."""
+  convert = marginals.PREDICTIONS[spec.denoiser.prediction]
+
+  def predict(x, time):
+    inputs, t = process.network_input(x, time)
+    count = len(x) // len(labels)
+    again = [jnp.concatenate([part] * count) for part in (labels, keys)]
+    return convert(x, _output(spec, module, params, step, inputs, t, *again), time).x0
+
+  return predict
+
+
 def bound_loss(spec: specs.Spec, process: schedules.Schedule) -> Callable[..., Any]:
   """(x_t, x_0, what the network says of the mean and of the variance, times, their numbers) -> the
   bound on the likelihood times train.vlb, whose gradient does not pass through the mean.
@@ -259,6 +278,11 @@ def level_of(spec: specs.Spec, times: Time) -> int:
       f'train.noise_level {spec.train.noise_level:g} is beyond the noisiest time of the schedule; '
       f'lower it'
     )
+  if spec.train.consistency and not found:
+    raise UserError(
+      f'train.noise_level {spec.train.noise_level:g} is the least of the schedule, and '
+      f'train.consistency has nothing to teach below it; raise the one or set the other to 0'
+    )
   return int(found)
 
 
@@ -272,7 +296,7 @@ def noisy_items(spec: specs.Spec, count: int) -> np.ndarray:
   out = np.full(count, -1, np.int32)
   chosen = np.random.RandomState(_OF_ITEMS).permutation(count)[: round(spec.train.noisy * count)]
   out[chosen] = chosen
-  if spec.train.noisy == 1 and spec.sampler.end == 'clean':
+  if spec.train.noisy == 1 and spec.sampler.end == 'clean' and not spec.train.consistency:
     print(
       f'no item is clean: below b / a = {spec.train.noise_level:g} the network learns nothing, and '
       f'samples have what it makes of that',

@@ -24,11 +24,14 @@ noisier times [ambient diffusion, 2411.02780]. With r = a_t / a_n, kappa = 1 - r
   (8) x_0* = (x_n - (r b_n^2 / b_t^2) x_t) / (a_n kappa)
 
 and |(7) - x_n|^2 = (a_n kappa)^2 |x_0 - x_0*|^2: the noisy target x_0* takes the place of x_0 with
-the weight kappa^2, and the minimiser is E[x_0 | x_t] for all t noisier than n.
+the weight kappa^2, and the minimiser is E[x_0 | x_t] for all t noisier than n. The other way, x_n
+is drawn given x_t and x_0 by
+
+  (9) x_n = a_n kappa x_0 + (r b_n^2 / b_t^2) x_t + b_n sqrt(kappa) z
 
 A power average of the weights [EDM2, arXiv 2312.02696, section 3.1] is that of the decay
 
-  (9) beta_s = (1 - 1 / s)^(gamma + 1) at update s
+  (10) beta_s = (1 - 1 / s)^(gamma + 1) at update s
 
 after T updates those of s count as s^gamma. As a share of T that profile has the deviation
 (gamma + 1)^(1/2) / ((gamma + 2) (gamma + 3)^(1/2)), its width, which says more than gamma.
@@ -106,8 +109,16 @@ def noisy_target(x_n: Array, x_t: Array, now: Time, level: Time) -> Array:
   return (x_n - match(back, x_n) * x_t) / match(scale, x_n)
 
 
+def earlier(x_t: Array, x0: Array, z: Array, now: Time, level: Time) -> Array:
+  """Equation (9): x_n [B, ...] at the time `level`, no noisier than `now`; z is N(0, I)."""
+  own = jnp.maximum(kappa(now, level), 0)
+  back = now.a * level.b**2 / (level.a * now.b**2)
+  mean = match(level.a * own, x0) * x0 + match(back, x_t) * x_t
+  return mean + match(level.b * jnp.sqrt(own), z) * z
+
+
 def power_share(width: float, step: Array) -> Array:
-  """1 - beta_s of equation (9) at update `step`, from 1: the share of the new weights, in float32
+  """1 - beta_s of equation (10) at update `step`, from 1: the share of the new weights, in float32
   also where beta_s is nearly 1. The width is below 0.288, where gamma is 0."""
   square = width**-2.0
   gamma = np.roots([1, 7, 16 - square, 12 - square]).real.max()

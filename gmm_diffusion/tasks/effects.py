@@ -63,12 +63,12 @@ TRAINS = (  # what --mode=finetune and --mode=distill read of the section train
 )  # fmt: skip
 OF_LOSS = (  # what only the loss of a denoiser reads
   'loss', 'gamma', 'times', 'log_mean', 'log_deviation', 'low_discrepancy', 'label_dropout',
-  'noisy', 'noise_level', 'vlb',
+  'noisy', 'noise_level', 'consistency', 'vlb',
 )  # fmt: skip
 OF_CLASSIFIER = "it belongs to a denoiser, and train.what is 'classifier'; leave it out"
 OF_DENOISER = (  # what --mode=train reads for a denoiser alone
-  'loss', 'gamma', 'label_dropout', 'noisy', 'noise_level', 'vlb', 'start', 'sample_every',
-  'averages',
+  'loss', 'gamma', 'label_dropout', 'noisy', 'noise_level', 'consistency', 'vlb', 'start',
+  'sample_every', 'averages',
 )  # fmt: skip
 CURRENT = ('train', 'all', 'fetch', 'convert')  # modes that use no older checkpoint
 READ = {  # task -> what it reads of sections that it shares with 'diffusion', if not all
@@ -233,7 +233,7 @@ def _train(spec, mode, name):
       return (
         f'it belongs to train.{other} {" or ".join(values)}, which is {getattr(spec.train, other)}'
       )
-  if name == 'noise_level' and not spec.train.noisy:
+  if name in ('noise_level', 'consistency') and not spec.train.noisy:
     return 'train.noisy is 0, so that all items are clean'
   if name == 'vlb' and not spec.net.learn_sigma:
     return 'net.learn_sigma is False, so that no variance is learned'

@@ -111,6 +111,18 @@ class NoisyItemsTest(cases.X64TestCase):
     self.assertEqual(training.kappa(now, level), 1)
 
   @parameterized.parameters(0.3, 0.6, 2.0)
+  def test_the_way_back_is_that_of_the_way_there(self):
+    """(6) and (9) are the same law of (x_n, x_t) given x_0, and (9) is the posterior of DDPM."""
+    now, level = Time(600.0, 0.3, 0.9), Time(200.0, 0.8, 0.5)
+    r = now.a / level.a
+    of = lambda x_t, x0, z: float(training.earlier(*map(jnp.asarray, (x_t, x0, z)), now, level))
+    back, own, noise = of(1.0, 0.0, 0.0), of(0.0, 1.0, 0.0), of(0.0, 0.0, 1.0)
+    self.assertAlmostEqual(own + back * now.a, level.a, places=6)  # the mean of x_n
+    self.assertAlmostEqual(noise**2 + (back * now.b) ** 2, level.b**2, places=6)
+    self.assertAlmostEqual(back * now.b**2, r * level.b**2, places=6)  # and with x_t
+    added = now.b**2 - (r * level.b) ** 2
+    self.assertAlmostEqual(noise, level.b / now.b * added**0.5, places=6)
+
   def test_the_best_guess_of_the_target_is_that_of_clean_data(self, sigma):
     """Of Gaussian data the regression of x_0* on x_t has the slope a v / (a^2 v + b^2); 5 standard
     errors are a false alarm in two million."""

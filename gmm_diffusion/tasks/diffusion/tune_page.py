@@ -143,8 +143,8 @@ def _other_opinions(found):
       word = 'worse than' if worse else 'better than' if better else 'not shown to differ from'
       value = _estimate(row['second'] if k else row)
       out += (
-        f' Of the finalists of the race, {name} ranks {row["what"]} first, with {value}; the '
-        f'result is {word} that.'
+        f' Of the finalists of the race, {_kind(name)} ranks {row["what"]} first, with {value}; '
+        f'the result is {word} that.'
       )
   return out
 
@@ -209,7 +209,14 @@ def _table(found):
 
 def _untuned(row):
   """Why a sampler that no tier proposed is in the table."""
-  return f'untuned, first by {" and ".join(row["first_by"])}' if 'first_by' in row else 'config'
+  if 'first_by' not in row:
+    return 'config'
+  return f'untuned, first by {" and ".join(map(_kind, row["first_by"]))}'
+
+
+def _kind(name):
+  """The kind of features, without what tells trained ones apart."""
+  return name.partition('-')[0]
 
 
 def _mean(values):
