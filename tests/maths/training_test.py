@@ -110,7 +110,6 @@ class NoisyItemsTest(cases.X64TestCase):
     np.testing.assert_allclose(training.noisy_target(x, x_t, now, level), x, atol=1e-12)
     self.assertEqual(training.kappa(now, level), 1)
 
-  @parameterized.parameters(0.3, 0.6, 2.0)
   def test_the_way_back_is_that_of_the_way_there(self):
     """(6) and (9) are the same law of (x_n, x_t) given x_0, and (9) is the posterior of DDPM."""
     now, level = Time(600.0, 0.3, 0.9), Time(200.0, 0.8, 0.5)
@@ -123,6 +122,7 @@ class NoisyItemsTest(cases.X64TestCase):
     added = now.b**2 - (r * level.b) ** 2
     self.assertAlmostEqual(noise, level.b / now.b * added**0.5, places=6)
 
+  @parameterized.parameters(0.3, 0.6, 2.0)
   def test_the_best_guess_of_the_target_is_that_of_clean_data(self, sigma):
     """Of Gaussian data the regression of x_0* on x_t has the slope a v / (a^2 v + b^2); 5 standard
     errors are a false alarm in two million."""
