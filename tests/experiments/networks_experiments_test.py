@@ -14,6 +14,7 @@ from experiments.benchmarks import attention_lengths, quantised_memory, tune_mem
 from experiments.studies import (
   attention_kinds,
   geometry,
+  last_step,
   learned_variance,
   masked,
   mixture_scales,
@@ -212,6 +213,23 @@ class NetworksTest(absltest.TestCase):
         self.assertAlmostEqual(mixture[key]['value'], mixture['mean'] - other['mean'])
       self.assertNotIn('minus_control', control)
       self.assertNotIn('minus_ddim', ddim)
+
+  def test_last_step(self):
+    workdir = self.folder('last')
+    out = cases.call(
+      last_step.main, f'--workdir={workdir}', f'--start={self.cnn}', '--config=digits:runlocal',
+      '--calls=3', '--grids', 'trailing', 'karras', '--samplers', 'UniPC 2', '--count=200',
+      '--seeds=2', *SET,
+    )  # fmt: skip
+    self.assertIn('3 calls, UniPC 2, gradients: ', out)
+    (row,) = record(workdir, 'last_step')['rows']
+    for part in (row['True'], row['False']):
+      self.assertEqual(part['grid'], min(part['choosing'], key=part['choosing'].get))
+      self.assertEqual(set(part['choosing']), {'trailing', 'karras'})
+    for judge in last_step.JUDGES:
+      ends = [np.mean(row[end][judge]) for end in ('True', 'False')]
+      self.assertNotEqual(*ends)
+      self.assertAlmostEqual(row[f'{judge} minus']['value'], ends[0] - ends[1])
 
   def test_recipes_of_others(self):
     workdir = self.folder('recipes')
