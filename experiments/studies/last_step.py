@@ -4,7 +4,7 @@ and without it, each on its best grid, on a model of one's own or of others.
   python -m experiments.studies.last_step --start=runs/digits --workdir=runs/last_step --calls 5 8
 
 Frechet distances to held-out items by two judges, on features of a classifier and on histograms of
-gradients, paired by noise over seeds. Grids are chosen by the first judge, on noise that no row has.
+gradients, paired by noise over seeds. Grids are chosen by the first judge, on noise of their own.
 """
 
 from typing import Any
