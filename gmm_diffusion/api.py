@@ -15,17 +15,18 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from gmm_diffusion import command_line, specs
+from gmm_diffusion import command_line, samplers, specs
 from gmm_diffusion.data import base, image_sets, sources
 from gmm_diffusion.engine import build, drawing, released
 from gmm_diffusion.engine.runs import Run
 from gmm_diffusion.errors import UserError
-from gmm_diffusion.maths import grids
+from gmm_diffusion.maths import grids, noise
 from gmm_diffusion.metrics import features as features_lib
 from gmm_diffusion.metrics import frechet, references
 from gmm_diffusion.metrics.estimates import Estimate
 from gmm_diffusion.reports import records
 from gmm_diffusion.samplers import bdia
+from gmm_diffusion.samplers.run import initial_state, run
 from gmm_diffusion.tasks.diffusion import modes
 from gmm_diffusion.tasks.restoration import inputs
 from gmm_diffusion.tasks.restoration import models as restoration
@@ -69,6 +70,59 @@ class Model:
     Raises:
       UserError: a bad value, or an option that the sampler does not take.
     """
+    spec, made = self._prepared(count, sampler, labels, seed, options)
+    return self._model.on(spec).sample(made, count, spec.seed).x
+
+  def change(
+    self,
+    images: np.ndarray,
+    strength: float = 0.5,
+    sampler: str = '',
+    labels: str | int | Sequence[int | str] = '',
+    seed: int | None = None,
+    **options: Any,
+  ) -> np.ndarray:
+    """Images like those that are given (image to image): they receive noise, and only the last
+    steps of the sampler are taken from there.
+
+    Args:
+      images: uint8 [B, H, W, C] of the size that `sample` gives.
+      strength: the share of the steps that are taken, in (0, 1]: small changes little.
+      sampler, labels, seed, **options: as of `sample`.
+
+    Returns:
+      uint8 [B, H, W, C].
+
+    Raises:
+      UserError: a bad value, or a model of latents or vectors.
+    """
+    if self.spec.autoencoder.name or not self.data.is_image:
+      raise UserError('images are changed by models of pixels; give latents to samplers.draw')
+    found = np.asarray(images)
+    if found.dtype != np.uint8 or found.shape[1:] != self.data.shape or not len(found):
+      raise UserError(
+        f'images to change are an array [B, {", ".join(map(str, self.data.shape))}] of uint8, got '
+        f'{list(found.shape)} of {found.dtype}'
+      )
+    spec, made = self._prepared(len(found), sampler, labels, seed, options)
+    spec = dataclasses.replace(spec, inverse=specs.Inverse())
+    grid = samplers.later(made.grid, strength)
+    plan, _ = made.kernel.plan(grid, made.shape)
+
+    def measure(denoiser, x, ids, cond):
+      keys = noise.sample_keys(spec.seed, ids)
+      start = initial_state(grid, keys, made.shape, x0=x)
+      at_step = lambda n: noise.at_step(keys, n, made.shape)
+      return run(made.kernel, denoiser, grid, plan, start, at_step, cond).x
+
+    ids = np.arange(len(found), dtype=np.uint32)
+    batch = base.to_model(found), ids, drawing.labels_of(spec, self.data, ids)
+    what = f'change {drawing.settings(spec.sampler)} {strength} {spec.seed}'
+    x = self._model.on(spec).ask(what, made.bind, measure, batch)
+    return base.to_image(x)
+
+  def _prepared(self, count, sampler, labels, seed, options):
+    """(the spec with what was asked for, the sampler)."""
     changes: dict[str, Any] = {'sampler': {**options, **({'name': sampler} if sampler else {})}}
     changes['sample'] = {'count': count}
     if seed is not None:
@@ -86,8 +140,7 @@ class Model:
           f'sampler {spec.sampler.name!r} takes no {name!r}; valid: '
           f'{", ".join(sorted(set(taken) - {"name"}))}'
         )
-    made = drawing.prepare(spec, spec.sampler, self.data)
-    return self._model.on(spec).sample(made, count, spec.seed).x
+    return spec, drawing.prepare(spec, spec.sampler, self.data)
 
   def between(
     self,

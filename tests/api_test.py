@@ -11,8 +11,9 @@ from PIL import Image
 
 import gmm_diffusion
 from configs import digits
-from gmm_diffusion import specs, tasks
+from gmm_diffusion import samplers, specs, tasks
 from gmm_diffusion.data import base, sources
+from gmm_diffusion.engine import build
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.metrics import frechet
 from helpers import cases
@@ -143,6 +144,46 @@ class BetweenTest(parameterized.TestCase):
     np.testing.assert_array_equal(x[0], images[:2])
     np.testing.assert_array_equal(x[2], images[2:])
     self.assertGreater(np.abs(x[1].astype(int) - x[0]).max(), 10)
+
+  def test_changed_images(self):
+    """Little noise changes little, and all of the steps forget the image."""
+    model, images = gmm_diffusion.load(exact()), IMAGES[:40]
+    far = {}
+    for strength in (0.1, 1.0):
+      x = model.change(images, strength, steps=20, seed=3)
+      self.assertEqual((x.shape, x.dtype), (images.shape, np.uint8))
+      far[strength] = np.mean((x.astype(float) - images) ** 2)
+    drawn = model.sample(40, steps=20, seed=3)
+    self.assertLess(far[0.1], 0.5 * np.mean((drawn.astype(float) - images) ** 2))
+    # b / a is 160 where the noise begins, so that the images hardly matter
+    self.assertLess(np.mean(np.any(x != drawn, axis=(1, 2, 3))), 0.2)
+
+  def test_changing_is_that_of_the_sampler(self):
+    model = gmm_diffusion.load(exact())
+    x = model.change(IMAGES[:3], 0.5, sampler='unipc', steps=8, order=2, seed=2)
+    spec, data = model.spec, model.data
+    denoiser = build.denoiser(spec, data)(build.weights(spec, data, ''))
+    same = samplers.draw(
+      denoiser, build.schedule(spec.schedule), data.shape, range(3), 2, 'unipc', 8,
+      spec.sampler.grid, cond=np.zeros(3, np.int32), start=base.to_model(IMAGES[:3]), strength=0.5,
+      order=2,
+    )  # fmt: skip
+    np.testing.assert_allclose(x.astype(int), base.to_image(same).astype(int), atol=1)
+
+  def test_changing_what_does_not_fit(self):
+    model = gmm_diffusion.load(exact())
+    for images, strength, words in (
+      (IMAGES[:2] / 255, 0.5, r'an array \[B, 8, 8, 1\] of uint8, got \[2, 8, 8, 1\] of float64'),
+      (IMAGES[:0], 0.5, r'got \[0, 8, 8, 1\] of uint8'),
+      (IMAGES[0], 0.5, r'got \[8, 8, 1\] of uint8'),
+      (IMAGES[:2], 0.0, r'strength must be in \(0, 1\], got 0'),
+    ):
+      with self.assertRaisesRegex(UserError, words):
+        model.change(images, strength)
+    with self.assertRaisesRegex(UserError, "sampler 'ddim' takes no 'order'"):
+      model.change(IMAGES[:2], sampler='ddim', order=2)
+    with self.assertRaisesRegex(UserError, 'images are changed by models of pixels'):
+      gmm_diffusion.load('toy').change(IMAGES[:2])
 
   def test_the_class_is_none_or_that_given(self):
     config, seen = digits.get_config('runlocal'), []

@@ -175,18 +175,14 @@ def denoising_loss(
       labels = jnp.where(drop, data.classes, labels)
     x = marginals.diffuse(x0, eps, time)
     agreed = 0.0
-    if spec.train.noisy:  # no more of the item is used than its noisy version
-      there = training.noisier(x_n, eps, time, level)
-      pick = lambda one, other: jnp.where(noisy.reshape(-1, *(1,) * (one.ndim - 1)), one, other)
-      aim = training.noisy_target(x_n, there, time, level)
-      first, eps = eps, pick(marginals.from_x0(there, aim, time).eps, eps)
+    if spec.train.noisy:
       if spec.train.consistency:
-        known = pick(x_n, marginals.diffuse(x0, first, level))
         predict = _predictor(spec, module, process, params, step, labels, keys[:, 3])
+        known = _where(noisy, x_n, marginals.diffuse(x0, eps, level))
         ways = jax.vmap(lambda key: jax.random.fold_in(key, 6))(items)
         agreed = consistency.loss(predict, known, table[0], number, ways)
-      x, x0 = pick(there, x), pick(aim, x0)
-      weight = pick(weight * training.kappa(time, level) ** 2, weight)
+      there = _of_noisy(x_n, eps, weight, time, level)
+      x, x0, eps, weight = (_where(noisy, *pair) for pair in zip(there, (x, x0, eps, weight)))
     inputs, t = process.network_input(x, time)
     inputs = add(inputs)
     output = _output(spec, module, params, step, inputs, t, labels, keys[:, 3])
@@ -229,6 +225,18 @@ def _output(spec, module, params, step, inputs, t, labels, keys):
     return apply(inputs, t, labels)
   one = lambda x, t, label, key: apply(x[None], t[None], label[None], rngs={'dropout': key})[0]
   return jax.vmap(one)(inputs, t, labels, keys)
+
+
+def _where(noisy, one, other):
+  """The items of `one` that are noisy, and the others of `other`."""
+  return jnp.where(noisy.reshape(-1, *(1,) * (one.ndim - 1)), one, other)
+
+
+def _of_noisy(x_n, z, weight, time, level):
+  """(x_t, x_0, eps, weight) of items of which no more is used than their noisy version."""
+  x = training.noisier(x_n, z, time, level)
+  aim = training.noisy_target(x_n, x, time, level)
+  return x, aim, marginals.from_x0(x, aim, time).eps, weight * training.kappa(time, level) ** 2
 
 
 def _predictor(spec, module, process, params, step, labels, keys):

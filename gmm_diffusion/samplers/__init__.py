@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gmm_diffusion.denoisers import guidance
@@ -171,7 +170,7 @@ def draw(
   if not isinstance(grid, StepGrid):
     grid = grids.make(schedule, steps, grid or ('trailing' if schedule.discrete else 'uniform'))
   if start is not None:
-    grid = _later(grid, strength)
+    grid = later(grid, strength)
     if np.shape(start) != (len(np.asarray(ids)), *shape):
       raise UserError(
         f'start must have the shape {[len(np.asarray(ids)), *shape]}, one for each id, got '
@@ -185,16 +184,14 @@ def draw(
   @jax.jit
   def of(keys, cond, start):
     at_step = lambda n: noise.at_step(keys, n, shape)
-    x = initial_state(grid, keys, shape)
-    if start is not None:
-      x = x + jnp.asarray(grid.a_t[0] * start, x.dtype)
+    x = initial_state(grid, keys, shape, x0=start)
     return run(kernel, denoiser, grid, plan, x, at_step, cond).x
 
   return of(noise.sample_keys(seed, np.asarray(ids)), cond, start)
 
 
-def _later(grid: StepGrid, share: float) -> StepGrid:
-  """The last steps of a grid, a share of them and at least one."""
+def later(grid: StepGrid, share: float) -> StepGrid:
+  """The last steps of a grid, a share of them in (0, 1] and at least one; raises UserError."""
   if not 0 < share <= 1:
     raise UserError(f'strength must be in (0, 1], got {share:g}')
   first = len(grid.t) - max(1, round(share * len(grid.t)))

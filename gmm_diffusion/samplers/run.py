@@ -29,9 +29,14 @@ class Result(NamedTuple):
 
 
 def initial_state(
-  grid: StepGrid, keys: Key, shape: tuple[int, ...], dtype: Any = jnp.float32
+  grid: StepGrid,
+  keys: Key,
+  shape: tuple[int, ...],
+  dtype: Any = jnp.float32,
+  x0: Array | None = None,
 ) -> Array:
-  """x_T, where sampling starts: unit noise times b_t of the grid's first time.
+  """x_T, where sampling starts: unit noise times b_t of the grid's first time, and a_t x_0 of
+  samples to change.
 
   This is the state of every schedule whose noisiest time hides the data: there x_t = a_t x_0 + b_t
   eps, and a_t x_0 is left out. b_t is 1 for a rectified flow, just below it for DDPM's schedules,
@@ -42,11 +47,13 @@ def initial_state(
     keys: of `noise.sample_keys`, [B].
     shape: of one sample.
     dtype: of the samples.
+    x0: samples to change [B, *shape]; None starts from noise alone.
 
   Returns:
     [B, *shape].
   """
-  return jnp.asarray(grid.b_t[0], dtype) * noise_lib.initial(keys, shape, dtype)
+  x = jnp.asarray(grid.b_t[0], dtype) * noise_lib.initial(keys, shape, dtype)
+  return x if x0 is None else x + jnp.asarray(grid.a_t[0] * x0, dtype)
 
 
 def run(
