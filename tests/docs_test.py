@@ -278,7 +278,7 @@ def trained_segmentation():
   clicks = Clicks(jnp.zeros((1, 2, 2), jnp.int32), jnp.zeros((1, 2), jnp.int32))
   shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 64, 96, 3)), clicks)
   params = build.random_weights(shapes, 0)
-  network, folder = networks.Network(module, params), 'runs/segmentation/annotations'
+  network, folder = networks.Network(module, params), 'runs/bsds/annotations'
   os.mkdir('photos')
   for path in ('photo.png', 'photo.jpg', 'photos/photo.jpg'):
     Image.fromarray(np.full((64, 96, 3), 128, np.uint8)).save(path)
