@@ -6,8 +6,8 @@ from absl.testing import absltest, parameterized
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gmm_diffusion.maths import schedules, training
-from gmm_diffusion.types import Time
+from gmm_diffusion.maths import marginals, schedules, training
+from gmm_diffusion.types import StepGrid, Time
 from helpers import cases
 
 
@@ -85,22 +85,35 @@ class TimesTest(parameterized.TestCase):
 
 
 class NoisyItemsTest(cases.X64TestCase):
-  @parameterized.parameters('vp', 've')
-  def test_published_means(self, kind):
-    """(8) undoes (7): of the published E[x_n | x_t] it makes the x_0 that they were made of."""
+  def published(self, kind):
+    """x_0, x_t, E[x_n | x_t], and the grid of the steps from t to n."""
     golden = cases.golden('g10_ambient')
-    x0, x_t = jnp.asarray(golden['x0']), jnp.asarray(golden['x_t'])
     if kind == 'vp':
       b_n, b_t = golden['b_n'], golden['b_t']
       a_n, a_t = np.sqrt(1 - b_n**2), np.sqrt(1 - b_t**2)
     else:
       b_n, b_t, a_n, a_t = golden['sigma_n'], golden['sigma_t'], np.ones(5), np.ones(5)
-    now, level = Time(b_t, a_t, b_t), Time(b_n, a_n, b_n)
+    x0, x_t, found = (jnp.asarray(golden[name]) for name in ('x0', 'x_t', kind))
+    return x0, x_t, found, StepGrid(b_t, b_n, a_t, b_t, a_n, b_n)
+
+  @parameterized.parameters('vp', 've')
+  def test_published_means(self, kind):
+    """E[x_n | x_t] is the mean of the step t -> n of the chain with eta = 1."""
+    x0, x_t, wanted, grid = self.published(kind)
+    weight = marginals.noise_weight(grid, marginals.posterior_std(grid, 1.0))
+    found = marginals.reverse_mean(marginals.from_x0(x_t, x0, grid.now), grid.a_s, weight)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)
+
+  @parameterized.parameters('vp', 've')
+  def test_published_means_undone(self, kind):
+    """(8) undoes (7): of the published E[x_n | x_t] it makes the x_0 that they were made of."""
+    x0, x_t, means, grid = self.published(kind)
+    now, level = grid.now, grid.next
     apart = training.kappa(now, level) > 1e-9  # at the level itself nothing is learnt
     self.assertGreaterEqual(apart.sum(), 4)
-    found = training.noisy_target(jnp.asarray(golden[kind]), x_t, now, level)
-    np.testing.assert_allclose(found[apart], x0[apart], atol=1e-9)
-    np.testing.assert_allclose(training.kappa(now, level)[~apart], 0, atol=1e-12)
+    found = training.noisy_target(means, x_t, now, level)
+    np.testing.assert_allclose(found[apart], x0[apart], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(training.kappa(now, level)[~apart], 0, atol=1e-15)
 
   def test_clean_items_are_their_own_target(self):
     x, z = np.random.RandomState(0).randn(2, 5, 3)
