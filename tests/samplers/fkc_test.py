@@ -191,6 +191,9 @@ class GroupTest(cases.X64TestCase):
 
   @parameterized.parameters(
     (dict(powers=[1.0, -1.0]), r'sum above 0, got \(1.0, -1.0\)'),
+    (dict(powers=[]), r'sum above 0, got \(\)'),
+    (dict(powers=[1.0, np.nan]), r'sum above 0, got \(1.0, nan\)'),
+    (dict(powers=[1.0], resample=np.nan), r'resample must be in \[0, 1\], got nan'),
     (dict(powers=[1.0], resample=2.0), r'resample must be in \[0, 1\], got 2'),
     (dict(powers=[1.0], scheme='heun'), "unknown scheme 'heun'; valid: geometric, source"),
   )
@@ -201,10 +204,30 @@ class GroupTest(cases.X64TestCase):
   def test_bad_groups_and_grids(self):
     with self.assertRaisesRegex(UserError, 'at least 2 particles'):
       fkc.fkc([1.0]).plan(karras(5), (1, 3))
+    for particles in (1, 0, -3):
+      with self.assertRaisesRegex(UserError, 'at least 2 particles'):
+        fkc.draw([ONE[0]], [1.0], EDM, (1,), np.arange(1), 0, particles, grid=karras(5))
+    with self.assertRaisesRegex(UserError, 'need at least 2 steps: a single one has no weights'):
+      fkc.fkc([2.0]).plan(karras(1), (4, 3))
+    with self.assertRaisesRegex(UserError, 'steps must be in .*, got 0'):
+      fkc.draw([ONE[0]], [1.0], EDM, (1,), np.arange(1), steps=0, grid='karras')
     with self.assertRaisesRegex(UserError, 'something of the data is left'):
       fkc.fkc([1.0]).plan(grids.make(schedules.rectified_flow(), 5, 'uniform'), (4, 3))
     with self.assertRaisesRegex(UserError, '1 denoisers need as many powers, got 2'):
       fkc.draw([ONE[0]], [1, 1], EDM, (1,), np.arange(1))
+
+  def test_what_is_not_finite_is_refused(self):
+    def broken(x, time, cond):  # the second group's label
+      found = ONE[0](x, time, None)
+      return found._replace(eps=jnp.where(cond[:, None] == 1, jnp.nan, found.eps))
+
+    draw = lambda denoiser, power: fkc.draw(
+      [denoiser], [power], EDM, (1,), np.arange(3), grid=karras(5), cond=jnp.arange(3)
+    )
+    with self.assertRaisesRegex(UserError, '^1 of 3 groups have particles or weights that are not'):
+      draw(broken, 1.0)
+    with self.assertRaisesRegex(UserError, '^3 of 3 groups .* take more steps or smaller powers$'):
+      draw(ONE[0], 1e20)  # so few steps take the particles out of range
 
 
 if __name__ == '__main__':
