@@ -104,8 +104,8 @@ def fkc(powers: Sequence[float], resample: float = 0.5, scheme: str = 'geometric
     scheme: a name in SCHEMES.
 
   Raises:
-    UserError: on powers, a share or a scheme that cannot be; in `plan` on a group of one, or a
-      start that hides the data wholly (a_T = 0), where sigma is infinite.
+    UserError: on powers, a share or a scheme that cannot be; in `plan` on a group of one, a single
+      step, or a start that hides the data wholly (a_T = 0), where sigma is infinite.
   """
   beta = np.asarray(powers, np.float64)
   total = beta.sum()
@@ -117,13 +117,7 @@ def fkc(powers: Sequence[float], resample: float = 0.5, scheme: str = 'geometric
     raise UserError(f'unknown scheme {scheme!r}; valid: {", ".join(SCHEMES)}')
 
   def plan(grid, shape):
-    if shape[0] < 2:
-      raise UserError(f'a group has at least 2 particles, got a sample of shape {list(shape)}')
-    if grid.a_t[0] == 0:
-      raise UserError(
-        'Feynman-Kac correctors need a grid that starts where something of the data is left '
-        '(a > 0); choose another grid or schedule'
-      )
+    _check(grid, shape)
     sigma, following = grid.b_t / grid.a_t, grid.b_s / grid.a_s
     ratio, h = following / sigma, sigma**2 - following**2
     before = np.concatenate([[0], h[:-1]]) / sigma**2
@@ -167,6 +161,18 @@ def fkc(powers: Sequence[float], resample: float = 0.5, scheme: str = 'geometric
     return State(x, log_weights, normaliser), Info(size, again)
 
   return Kernel(plan, init, step)
+
+
+def _check(grid: StepGrid, shape: tuple[int, ...]) -> None:
+  if shape[0] < 2:
+    raise UserError(f'a group has at least 2 particles, got a sample of shape {list(shape)}')
+  if len(grid.t) < 2:
+    raise UserError('Feynman-Kac correctors need at least 2 steps: a single one has no weights')
+  if grid.a_t[0] == 0:
+    raise UserError(
+      'Feynman-Kac correctors need a grid that starts where something of the data is left '
+      '(a > 0); choose another grid or schedule'
+    )
 
 
 def _log_sum(log_weights):
@@ -225,6 +231,9 @@ def draw(
     denoisers: of the p_i, such as `branches`.
     powers: of each.
     particles: P of a group; costs P calls of each denoiser in each step.
+
+  Raises:
+    UserError: as in `fkc`, or where particles or weights come out that are no numbers.
   """
   if len(denoisers) != len(powers):
     raise UserError(f'{len(denoisers)} denoisers need as many powers, got {len(powers)}')
@@ -243,5 +252,12 @@ def draw(
 
   found = of(noise.sample_keys(seed, np.asarray(ids)), cond)
   sizes, resampled = found.info
+  numbers = jnp.isfinite(found.x).reshape(len(found.x), -1).all(1)
+  broken = int(np.sum(~(numbers & jnp.isfinite(found.state.log_normaliser))))
+  if broken:
+    raise UserError(
+      f'{broken} of {len(numbers)} groups have particles or weights that are not finite; see that '
+      f'the denoisers answer with numbers, and take more steps or smaller powers'
+    )
   calls = particles * int(found.nfe)
   return Drawn(found.x[:, 0], found.x, found.state.log_normaliser, sizes, resampled, calls)

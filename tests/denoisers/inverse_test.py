@@ -137,6 +137,19 @@ class MethodTest(cases.X64TestCase):
     plain = self.mixture(jnp.asarray(self.x), TIME, None)
     np.testing.assert_allclose(self.guided(self.mixture, method, noise=1e7).x0, plain.x0, atol=1e-9)
 
+  @parameterized.product(
+    method=inverse.METHODS, operator=[inverse.matrix(0 * A), inverse.mask(np.zeros(3, np.int32))]
+  )
+  def test_an_operator_that_shows_nothing_leaves_the_prior(self, method, operator):
+    self.operator = operator
+    y = np.random.RandomState(1).randn(6, *operator.apply(jnp.asarray(self.x)).shape[1:])
+    plain, found = (
+      self.mixture(jnp.asarray(self.x), TIME, None),
+      self.guided(self.mixture, method, y=y),
+    )
+    np.testing.assert_allclose(found.x0, plain.x0, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(found.eps, plain.eps, rtol=0, atol=1e-14)
+
   @parameterized.parameters(*inverse.METHODS)
   def test_a_sample_does_not_depend_on_its_batch(self, method):
     together = self.guided(self.mixture, method).x0
@@ -181,6 +194,19 @@ class ExactTest(cases.X64TestCase):
     denoiser = inverse.mixture(MEANS, VARIANCES, inverse.matrix(A), y, noise, np.log(PRIORS))
     found = denoiser(jnp.asarray(x), TIME, None).x0[0]
     np.testing.assert_allclose(found, np.average(means, 0, weights), atol=1e-10)
+
+  def test_an_operator_that_shows_nothing_leaves_the_prior(self):
+    x, y = jnp.asarray(np.random.RandomState(2).randn(6, 3)), np.random.RandomState(5).randn(6, 2)
+    nothing, data = inverse.matrix(0 * A), np.random.RandomState(0).randn(20, 3)
+    for found, prior in (
+      (
+        inverse.mixture(MEANS, VARIANCES, nothing, y, 0.4, np.log(PRIORS)),
+        exact.mixture(jnp.asarray(MEANS), VARIANCES, jnp.log(PRIORS)),
+      ),
+      (inverse.empirical(data, nothing, y, 0.4, block=8), exact.empirical(jnp.asarray(data))),
+    ):
+      wanted = prior(x, TIME, None).x0
+      np.testing.assert_allclose(found(x, TIME, None).x0, wanted, rtol=0, atol=1e-13)
 
   @parameterized.parameters(*OPERATORS)
   def test_empirical_is_a_mixture_without_width(self, name):

@@ -160,6 +160,22 @@ class CommandTest(absltest.TestCase):
     self.assertEqual((found['PSNR']['n'], found['PSNR']['nfe']), (6, 10))
     self.assertBetween(found['SSIM']['value'], *found['SSIM']['interval'])
 
+  def test_latents_are_refused(self):
+    code, _, error = cli.here(
+      'digits.py:runlocal',
+      'sample',
+      self.create_tempdir().full_path,
+      '--config.denoiser.clip=False',
+      '--config.autoencoder.name=kl',
+      '--config.autoencoder.weights.format=random',
+      '--config.inverse.operator=box',
+    )
+    self.assertEqual(code, 1)
+    self.assertEqual(
+      error,
+      "error: inverse.operator 'box' measures pixels, and this model makes latents; set it to ''\n",
+    )
+
   def test_no_effect(self):
     workdir = self.create_tempdir().full_path
     for words, message in (

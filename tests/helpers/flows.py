@@ -27,6 +27,13 @@ def golden(name):
   return arrays, [(case, dict(spec['args'], calls=spec['calls'])) for case, spec in specs.items()]
 
 
+def problem(arrays, case):
+  """The denoiser of a golden case, which its name begins with: 'gauss' or 'mixture'."""
+  if case.startswith('gauss'):
+    return DENOISER
+  return exact.mixture(arrays['mix_means'], arrays['mix_var'], np.log(arrays['mix_pi']))
+
+
 def grid_through(a, b, times=None):
   """A grid through N + 1 levels, whatever schedule they come from."""
   t = np.arange(len(a))[::-1] if times is None else times
@@ -37,11 +44,11 @@ def grid_of_abar(abar, times=None):
   return grid_through(np.sqrt(abar), np.sqrt(1 - abar), times)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _run(kernel, grid, plan, x, normal):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run(kernel, denoiser, grid, plan, x, normal):
   return run(
     kernel,
-    DENOISER,
+    denoiser,
     grid,
     plan,
     x,
@@ -50,10 +57,11 @@ def _run(kernel, grid, plan, x, normal):
   )
 
 
-def sample(kernel, grid, x=X_T, normal=None):
+def sample(kernel, grid, x=X_T, normal=None, denoiser=DENOISER):
   """Result of a run with the noise normal [N, B, D], by default none."""
   normal = np.zeros((len(grid.t), 1, 1)) if normal is None else normal
-  return _run(kernel, grid, kernel.plan(grid, x.shape[1:])[0], jnp.asarray(x), jnp.asarray(normal))
+  plan, _ = kernel.plan(grid, x.shape[1:])
+  return _run(kernel, denoiser, grid, plan, jnp.asarray(x), jnp.asarray(normal))
 
 
 def exact_flow(x, start, end):

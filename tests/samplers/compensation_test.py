@@ -26,9 +26,17 @@ class RatiosTest(cases.X64TestCase):
     ratios, steps = tuple(ARRAYS[case + '/ratios']), args['steps']
     kernel = unipc.unipc(args['order'], args['bh'], ratios=ratios, compensate=args['compensate'])
     path = np.linspace(999, 0, steps + 1)
-    result = flows.sample(kernel, grids.from_times(LINEAR, path[:-1], path[-1]))
-    np.testing.assert_allclose(result.x, ARRAYS[case + '/final'], rtol=0, atol=1e-12)
+    grid = grids.from_times(LINEAR, path[:-1], path[-1])
+    result = flows.sample(kernel, grid, denoiser=flows.problem(ARRAYS, case))
+    np.testing.assert_allclose(result.x, ARRAYS[case + '/final'], rtol=0, atol=1e-14)
     self.assertEqual(result.nfe, args['calls'])
+
+  @parameterized.parameters('gauss', 'mixture')
+  def test_reference_of_the_published_search(self, case):
+    path = np.linspace(999, 0, 201)
+    grid = grids.from_times(LINEAR, path[:-1], path[-1])
+    found = flows.sample(samplers.make('ddim', {}), grid, denoiser=flows.problem(ARRAYS, case))
+    np.testing.assert_allclose(found.x, ARRAYS[case + '/ref_end'], rtol=0, atol=1e-13)
 
   @parameterized.parameters(1, 2)
   def test_a_polynomial_in_time_is_read_off_further_on(self, count):
