@@ -91,7 +91,14 @@ def measure(
     ids: numbers of the items [B], on which the probes depend.
     cond: passed to the denoiser.
     seed: of the probes.
+
+  Raises:
+    UserError: the time is that of clean data.
   """
+  if not isinstance(time.b, jax.core.Tracer) and not np.all(np.asarray(time.b) > 0):
+    raise UserError(
+      'the Jacobian of a denoiser is that at noisy items, and b is 0; take a time that is not clean'
+    )
   right, left = products(denoiser, x, time, cond)
   keys, inner = noise.sample_keys(seed, ids), tuple(range(1, x.ndim))
   dot = lambda u, v: jnp.sum(u * v, inner)

@@ -120,6 +120,11 @@ def sample(
       raise UserError(
         f'known tokens must be {tokens} for each sample, in 0..{levels} where {levels} is the mask'
       )
+    if not traced and not np.any(np.asarray(known) == levels):
+      raise UserError(
+        f'known tokens leave nothing to draw: none of them is the mask, {levels}; put it where '
+        f'tokens are to be drawn'
+      )
     x = jnp.broadcast_to(jnp.asarray(known, jnp.int32), x.shape)
   steps_ = grid(steps or tokens) if counts is None else grid(len(counts), counts)
   # the loop hands both on and looks into neither

@@ -255,11 +255,11 @@ def fit(
           _save(store, done, parallel.unreplicate(state), about, workdir, curve)
         if spec.sample_every and done % spec.sample_every == 0 and parallel.is_main():
           show(done, parallel.unreplicate(state.ema))
-        if stop and done < spec.steps:
+        if stop:
           break
   if parallel.is_main():
     plots.training_curve(os.path.join(workdir, 'training.png'), curve)
-  if done < spec.steps:
+  if stop:  # after the last step too: more may follow, such as another network
     raise Stopped(
       f'stopped by {signal.Signals(stop).name} after step {done} of {spec.steps}, which is saved; '
       f'the same command goes on from there'

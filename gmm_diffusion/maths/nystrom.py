@@ -24,6 +24,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.types import Array
 
 ITERATIONS = 20
@@ -41,7 +42,16 @@ def kernel(x: Array, y: Array, alpha: float) -> Array:
 
 
 def inverse(A: Array, iterations: int = ITERATIONS, ridge: float = RIDGE) -> Array:
-  """Equation (3) of symmetric A [..., m, m] without negative eigenvalues."""
+  """Equation (3) of symmetric A [..., m, m] without negative eigenvalues.
+
+  Raises:
+    UserError: iterations is below 1, or ridge below 0.
+  """
+  if iterations < 1 or not ridge >= 0:
+    raise UserError(
+      f'the inverse of linear attention needs iterations >= 1 and ridge >= 0, got {iterations} and '
+      f'{ridge:g}'
+    )
   A = A + ridge * jnp.eye(A.shape[-1], dtype=A.dtype).reshape((1,) * (A.ndim - 2) + A.shape[-2:])
   largest = jnp.max(jnp.sum(jnp.abs(A), -2), -1)[..., None, None]
 
@@ -68,8 +78,8 @@ def attend(
     landmarks: [..., m, C].
     alpha: positive scale.
     normalise: a name in NORMALISE.
-    iterations: T.
-    ridge: rho.
+    iterations: T, at least 1.
+    ridge: rho, at least 0.
 
   Returns:
     [..., N, V], in the dtype of v.

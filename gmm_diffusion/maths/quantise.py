@@ -6,7 +6,8 @@
       R = 2^(n-1) - 1/2, or 2^n - 1 without negative values
 
 The published code shifts the signed grid by a zero point that lies at exactly one half, so that
-rounding errors decide whether its lowest value is -2^(n-1) or -2^(n-1) + 1; (1) has the first.
+rounding errors decide, for each step that is tried, whether the lowest value is -2^(n-1) or
+-2^(n-1) + 1; (1) has the first.
 """
 
 import jax

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.types import Array
 
 zero_init = nn.initializers.zeros_init()
@@ -44,6 +45,20 @@ class GroupNorm(nn.Module):
     norm = nn.GroupNorm(groups, epsilon=self.eps, name='norm')
     nn.share_scope(self, norm)  # no level of its own among the parameters
     return norm(widen(x)).astype(self.dtype)
+
+
+def labels_of(cond: Array | None, classes: int) -> Array:
+  """Labels that are there.
+
+  Raises:
+    UserError: they are None.
+  """
+  if cond is None:
+    raise UserError(
+      f'a network of {classes} labels was asked without any: give each image one of '
+      f'0..{classes - 1} as cond'
+    )
+  return cond
 
 
 def downsample(x: Array) -> Array:

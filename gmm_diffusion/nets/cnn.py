@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from gmm_diffusion.errors import UserError
-from gmm_diffusion.nets.blocks import timestep_embedding, widen, zero_init
+from gmm_diffusion.nets.blocks import labels_of, timestep_embedding, widen, zero_init
 from gmm_diffusion.types import Array
 
 FINALS = ('none', 'softmax', 'top1', 'gumbel', 'identity')
@@ -114,7 +114,8 @@ class CNN(nn.Module):
     dense = lambda name, **more: nn.Dense(self.channels, dtype=self.dtype, name=name, **more)
     emb = nn.silu(dense('time_embed')(timestep_embedding(t, self.channels).astype(self.dtype)))
     if self.classes:
-      emb = emb + nn.Embed(self.classes, self.channels, dtype=self.dtype, name='label_emb')(cond)
+      labels = labels_of(cond, self.classes)
+      emb = emb + nn.Embed(self.classes, self.channels, dtype=self.dtype, name='label_emb')(labels)
     h = conv('up')(x.astype(self.dtype))
     for i in range(self.blocks):
       inner = conv(f'conv{i}')(nn.silu(h + dense(f'time{i}')(emb)[:, None, None]))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmm_diffusion.errors import UserError
-from gmm_diffusion.nets.blocks import attend, timestep_embedding, widen, zero_init
+from gmm_diffusion.nets.blocks import attend, labels_of, timestep_embedding, widen, zero_init
 from gmm_diffusion.types import Array
 
 
@@ -106,7 +106,7 @@ class DiT(nn.Module):
     emb = dense('t_embedder.mlp.2')(nn.silu(dense('t_embedder.mlp.0')(emb)))
     emb = emb + nn.Embed(
       self.classes, self.channels, dtype=self.dtype, name='y_embedder.embedding_table'
-    )(cond)
+    )(labels_of(cond, self.classes))
 
     p, side = self.patch, H // self.patch
     h = nn.Conv(

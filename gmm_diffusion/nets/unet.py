@@ -17,6 +17,7 @@ from gmm_diffusion.nets.blocks import (
   ResBlock,
   SpatialTransformer,
   attend,
+  labels_of,
   timestep_embedding,
   upsample,
   widen,
@@ -144,12 +145,13 @@ class Encoder(nn.Module):
     emb = dense('time_embed.2')(nn.silu(dense('time_embed.0')(emb)))
     if self.context_dim and self.classes:
       return emb, nn.Embed(self.classes, self.context_dim, dtype=self.dtype, name='context_emb')(
-        cond
+        labels_of(cond, self.classes)
       )[:, None]
     if self.context_dim:
       return emb, jnp.asarray(cond, self.dtype)
     if self.classes:
-      emb = emb + nn.Embed(self.classes, width, dtype=self.dtype, name='label_emb')(cond)
+      labels = labels_of(cond, self.classes)
+      emb = emb + nn.Embed(self.classes, width, dtype=self.dtype, name='label_emb')(labels)
     return emb, None
 
   def _encode(self, x, emb, context, train):

@@ -1,13 +1,15 @@
 """Jacobians of denoisers: closed forms of Gaussians, and the exact matrices of score machines."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from gmm_diffusion import samplers
-from gmm_diffusion.denoisers import exact, geometry, score_machines
+from gmm_diffusion.denoisers import exact, geometry, network, score_machines
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import marginals, schedules
+from gmm_diffusion.nets import cnn
 from gmm_diffusion.types import Time
 from helpers import cases
 
@@ -105,6 +107,21 @@ class MeasureTest(cases.X64TestCase):
     estimated = numbers(geometry.measure(machine, x, time, np.arange(3)))
     np.testing.assert_allclose(estimated, found, rtol=0.5, atol=1e-12)
 
+  @parameterized.parameters((0.0,), ([0.3, 0.0],))
+  def test_refuses_clean_items(self, b):
+    time = Time(np.float64(0), np.ones(np.shape(b)), np.asarray(b))
+    with self.assertRaisesRegex(UserError, 'b is 0; take a time that is not clean'):
+      geometry.measure(linear(np.eye(2)), jnp.ones((2, 2)), time, np.arange(2))
+
+  def test_refuses_a_network_of_classes_without_labels(self):
+    module = cnn.CNN(channels=4, blocks=1, out_channels=1, classes=3)
+    x = jnp.ones((2, 4, 4, 1))
+    params = module.init(jax.random.key(0), x, jnp.zeros(2), jnp.zeros(2, int))
+    schedule = schedules.linear()
+    of = network.network(lambda *given: module.apply(params, *given), schedule)
+    with self.assertRaisesRegex(UserError, r'3 labels was asked without any: .* one of 0\.\.2'):
+      geometry.measure(of, x, schedule.at(500), np.arange(2))
+
   def test_items_do_not_depend_on_each_other(self):
     images = np.random.RandomState(5).rand(20, 4, 4, 1)
     denoiser, x = exact.empirical(jnp.asarray(images)), jnp.asarray(images[:6])
@@ -143,6 +160,38 @@ class GaugeTest(cases.X64TestCase):
     self.assertGreater(errors[0], 0.2)
     self.assertLess(errors[1], errors[0] / 2)
     self.assertLess(errors[2], 0.06)  # 5 standard errors of a deviation from 4,000 samples
+
+  def test_weights_and_spread_of_modes_hold_as_steps_grow_smaller(self):
+    # three narrow modes of unequal weights: a turn mixes them up in few steps, and not in many
+    centres = np.array([[0.0, 1.0], [0.87, -0.5], [-0.87, -0.5]])
+    weights, deviation, count = np.array([0.6, 0.3, 0.1]), 0.05, 4000
+    turned = geometry.gauge(
+      exact.mixture(
+        *(jnp.asarray(v, jnp.float32) for v in (centres, deviation**2, np.log(weights)))
+      ),
+      np.array([[0.0, 1.0], [-1.0, 0.0]]),
+    )
+    spread, away = [], []
+    for steps in (20, 80, 320, 1280):
+      x = np.asarray(
+        samplers.draw(
+          turned, schedules.edm(sigma_max=20.0), (2,), ids=range(count), steps=steps, grid='karras'
+        )
+      )
+      square = np.sum((x[:, None] - centres[None]) ** 2, -1)
+      nearest = square.argmin(1)
+      shares = np.bincount(nearest, minlength=3) / count
+      away.append(np.abs(shares - weights) / np.sqrt(weights * (1 - weights) / count))
+      own = [np.mean(square[nearest == j, j]) ** 0.5 for j in range(3)]
+      spread.append(np.array(own) / np.sqrt(2 * deviation**2) - 1)
+    self.assertGreater(away[0].max(), 10)  # standard errors
+    self.assertLess(away[2].max(), 4)
+    self.assertLess(away[3].max(), 4)
+    self.assertGreater(spread[0].min(), 1)
+    np.testing.assert_array_less(spread[1], spread[0] / 4)
+    np.testing.assert_array_less(spread[2], spread[1] / 3)
+    # 3 standard errors of the spread of the 400 samples of the least mode, and what is left
+    np.testing.assert_allclose(spread[3], 0, atol=3 / np.sqrt(4 * 400) + 0.02)
 
   @parameterized.parameters((np.eye(2),), (np.zeros((2, 3)),), (np.zeros(4),))
   def test_refuses_what_is_not_antisymmetric(self, J):

@@ -6,7 +6,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from gmm_diffusion import samplers
-from gmm_diffusion.denoisers import exact, inverse, network, residual
+from gmm_diffusion.denoisers import exact, guidance, inverse, network, residual
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import grids, marginals, schedules
 from gmm_diffusion.samplers.run import run
@@ -33,22 +33,53 @@ def deterministic(denoiser, grid, x, cond=None):
   return np.asarray(run(kernel, denoiser, grid, plan, jnp.asarray(x), lambda n: None, cond).x)
 
 
+def published(case, kind):
+  """(Denoiser of y, steps, states of y, x_in) of a published trajectory; of its network nothing but
+  the first output."""
+
+  def denoise(y, time, x_in):
+    f = jnp.tanh(0.6 * (y + x_in) - 0.4 * x_in + 0.1 * jnp.cos(time.t / 50))
+    if kind == 'eps':
+      return marginals.from_eps(y, f, time)
+    return marginals.from_x0(y, -f, time)  # the residual with the other sign
+
+  t, scale = GOLDEN[f'{case}_times'], case.split('_')[-2]
+  rows = lambda name, clean: np.append(GOLDEN[name].astype(float), clean)[t]  # -1 is the clean end
+  a, b = 1 - rows('alpha_bar', 0), rows(f'beta_bar_{scale}', 0)
+  grid = StepGrid(*(part.astype(float) for part in (t[:-1], t[1:], a[:-1], b[:-1], a[1:], b[1:])))
+  return denoise, grid, GOLDEN[case] - GOLDEN['xin'], jnp.asarray(GOLDEN['xin'])
+
+
 class GoldenTest(parameterized.TestCase):
   @parameterized.parameters('pred_res_1_5', 'pred_res_0.01_2')
   def test_trajectory(self, case):
-    path, t, a, b = (GOLDEN[f'{case}/{name}'] for name in ('path', 't', 'a', 'b'))
-    grid = StepGrid(t[:-1], t[1:], a[:-1], b[:-1], a[1:], b[1:])
-    x_in = jnp.asarray(GOLDEN['xin'])
-
-    def published(y, time, cond):
-      f = jnp.tanh(0.6 * (y + cond) - 0.4 * cond + 0.1 * jnp.cos(time.t / 50))
-      return marginals.from_x0(y, -f, time)  # the residual with the other sign
-
+    denoise, grid, path, x_in = published(case, 'x0')
     kernel = samplers.make('ddim', {})
     plan, _ = kernel.plan(grid, x_in.shape[1:])
-    start = jnp.asarray(b[0] * GOLDEN['noise'], jnp.float32)
-    found = run(kernel, published, grid, plan, start, lambda n: None, x_in, keep='all').path
-    np.testing.assert_allclose(np.asarray(found) + GOLDEN['xin'], path[1:], atol=5e-7)
+    start = jnp.asarray(grid.b_t[0] * GOLDEN['noise'], jnp.float32)
+    np.testing.assert_allclose(start, path[0], atol=3.5e-7)
+    found = run(kernel, denoise, grid, plan, start, lambda n: None, x_in, keep='all').path
+    np.testing.assert_allclose(found, path[1:], atol=3.5e-7)
+
+  def test_steps_of_predicted_noise(self):
+    """One by one, since the source clips x_0 and its residual to +-1 without another eps, in a sum
+    that is no longer a sum of the two: ours is the same where neither is clipped, and at the end,
+    which is x_0 itself. At the first step a = 0, and all of it is clipped."""
+    denoise, grid, path, x_in = published('pred_noise_1_5', 'eps')
+    ours = guidance.clip_x0(denoise, -1 - x_in, 1 - x_in)
+    free = 0
+    for n in range(1, len(grid.t)):
+      step = StepGrid(*(part[n : n + 1] for part in grid))
+      y = jnp.asarray(path[n])
+      time = Time(*(np.float32(part[0]) for part in step.now))
+      y0 = np.asarray(denoise(y, time, x_in).x0)
+      same = (np.abs(y0) <= 1) & (np.abs(y0 + GOLDEN['xin']) <= 1)
+      free += np.sum(same)
+      if n == len(grid.t) - 1:
+        same[:] = True
+      found = deterministic(ours, step, y, x_in)
+      np.testing.assert_allclose(found[same], path[n + 1][same], atol=3.5e-7)
+    self.assertEqual(free, 34)
 
 
 class NetworkTest(cases.X64TestCase):

@@ -1,6 +1,7 @@
 """Masked diffusion, against the enumeration of all that can be drawn."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,18 @@ def drawn(steps, order='first_hitting', count=20_000, known=None, epsilon=0.1):
   draw = jax.jit(lambda ids: reveal.sample(of, V, L, ids, 0, steps, order, known).x)
   x = np.asarray(draw(np.arange(count, dtype=np.uint32)))
   return np.bincount(x @ V ** np.arange(L)[::-1], minlength=len(ALL)), x
+
+
+def bounded_gumbel(p, most):
+  """The law of argmax_n log p_n - log(-log u_n) for u_n uniform in (0, most), of rising p: p_n
+  sum_{i <= n} beta_i [2409.02908, eq. 12]."""
+  # with s = e^-x, value j can be at most at s = -log(most) / p_j; between two of these ends as many
+  # values compete as there are from i on
+  ends = np.append(np.inf, -np.log(most) / p)
+  rest = np.cumsum(p[::-1])[::-1]
+  from_end = lambda s: np.exp(-s * rest)
+  size = most ** np.arange(len(p), 0, -1)
+  return p * np.cumsum((from_end(ends[1:]) - from_end(ends[:-1])) / size / rest)
 
 
 class ExactTest(cases.X64TestCase):
@@ -98,6 +111,48 @@ class RevealTest(parameterized.TestCase):
     broken = np.mean(x[:, 0] != x[:, 1])
     self.assertAlmostEqual(broken, p, delta=4 * np.sqrt(p * (1 - p) / 20_000))
 
+  @parameterized.parameters(
+    (5, 'ancestral', 1), (5, 'ancestral', 4), (9, 'ancestral', 6), (6, 'first_hitting', 2),
+    (6, 'first_hitting', 3), (6, 'first_hitting', 6),
+  )  # fmt: skip
+  def test_tied_bits_break_as_often_as_they_must(self, tokens, order, steps):
+    # The k bits that come first do not know of each other, and the others follow them: they are all
+    # equal with probability 2^(1 - k). All equal bits are half ones: this is the total variation.
+    of = predictors.exact(np.repeat([[0], [1]], tokens, 1), 2, 1e-6).predictor
+    draw = jax.jit(lambda ids: reveal.sample(of, 2, tokens, ids, 0, steps, order).x)
+    x = np.asarray(draw(np.arange(20_000, dtype=np.uint32)))
+    k = np.arange(1, tokens + 1)
+    if order == 'ancestral':  # the first step that reveals any is one of `steps`
+      later = np.arange(steps) / steps  # the share of the time behind a step
+      P = [np.sum(math.comb(tokens, n) * later ** (tokens - n) / steps**n) for n in k]
+    else:
+      P = k == tokens // steps
+    np.testing.assert_allclose(np.sum(P), 1)
+    p = np.sum(P * (1 - 2.0 ** (1 - k)))
+    ones = x.sum(1)
+    broken = np.mean((ones > 0) & (ones < tokens))
+    self.assertAlmostEqual(broken, p, delta=4 * np.sqrt(p * (1 - p) / 20_000))
+    self.assertAlmostEqual(np.mean(ones == tokens), (1 - p) / 2, delta=4 * 0.5 / np.sqrt(20_000))
+
+  def test_asks_in_every_step_and_reveals_in_fewer(self):
+    # of N steps, B samples of L tokens need N (1 - (1 - 1/N)^(B L)): in the others nothing is
+    # revealed. A sampler that keeps its answers asks so often, ours in every step.
+    N, B, groups = 6, 2, 2000
+    seen = []
+
+    def of(x, cond):
+      jax.debug.callback(lambda x: seen.append(np.asarray(x) == V), x, ordered=True)
+      return jnp.zeros((*x.shape, V))
+
+    found = reveal.sample(of, V, L, np.arange(B * groups, dtype=np.uint32), 0, N, 'ancestral')
+    jax.effects_barrier()
+    self.assertEqual((len(seen), found.nfe), (N, N))
+    left = np.stack([*seen, np.asarray(found.x) == V])
+    self.assertFalse(left[-1].any())
+    revealed = (left[:-1] & ~left[1:]).reshape(N, groups, B * L).any(-1).sum(0)
+    expected = N * (1 - (1 - 1 / N) ** (B * L))
+    self.assertAlmostEqual(revealed.mean(), expected, delta=4 * revealed.std() / np.sqrt(groups))
+
   def test_ancestral_in_many_steps_is_first_hitting(self):
     _, one = drawn(0, count=100)
     _, other = drawn(10_000, 'ancestral', count=100)
@@ -131,6 +186,20 @@ class RevealTest(parameterized.TestCase):
       jnp.broadcast_to(rare, (2000, 1001)), part), w.reshape(-1, 2000)))(w)  # fmt: skip
     self.assertAlmostEqual(np.mean(np.asarray(found) > 0), 1e-4, delta=4 * np.sqrt(1e-4 / 5e5))
 
+  def test_rare_values_have_their_share_of_all_uniform_numbers(self):
+    # the same 1,000 values, by counting the numbers w = n / 2^23 that a float32 draw can be
+    p = np.append(np.full(1000, 1e-7), 1 - 1e-4)
+    gumbel = bounded_gumbel(p, 1 - 2.0**-23)
+    self.assertAlmostEqual(gumbel.sum(), 1, places=9)
+    self.assertAlmostEqual(gumbel[:-1].sum(), 3.0e-5, delta=1e-6)  # what a Gumbel maximum has
+    w = 1 - np.arange(1, 2001)[::-1] / 2.0**23  # rare values come last
+    rare = jnp.asarray(p[::-1], jnp.float32)
+    found = np.asarray(reveal.inverse(jnp.broadcast_to(rare, (2000, 1001)), jnp.float32(w)))
+    self.assertEqual(found[0], 0)
+    share = np.bincount(found, minlength=1001)[1:] / 2.0**23
+    self.assertAlmostEqual(share.sum(), 1e-4, delta=1e-6)  # sums near 1 are rounded to 2^-24
+    self.assertLess(np.abs(share - 1e-7).max(), 2.0**-23)
+
   def test_network_sees_one_hot_images_and_the_share_of_masks(self):
     seen = {}
 
@@ -153,6 +222,8 @@ class RevealTest(parameterized.TestCase):
       ({'steps': -1}, 'at least 1 step'),
       ({'known': np.zeros(3)}, 'must be 4 for each sample'),
       ({'known': np.full(4, 7)}, 'in 0..3'),
+      ({'known': np.array([0, 1, 2, 0])}, 'nothing to draw: none of them is the mask, 3'),
+      ({'known': ITEMS[:2]}, 'nothing to draw'),
     ):
       with self.assertRaisesRegex(UserError, words):
         reveal.sample(of, V, L, np.arange(2), **options)

@@ -456,14 +456,14 @@ class OptionsTest(parameterized.TestCase):
       fit(broken, steps=5, stop=3, **options)
     chex.assert_trees_all_equal(fit(broken, steps=5, **options), expected)
 
-  @parameterized.parameters(signal.SIGTERM, signal.SIGINT)
-  def test_a_signal_saves_and_leaves(self, came):
+  @parameterized.product(came=(signal.SIGTERM, signal.SIGINT), done=(3, 5))
+  def test_a_signal_saves_and_leaves(self, came, done):
     whole, broken = self.create_tempdir().full_path, self.create_tempdir().full_path
     expected, before = fit(whole, steps=5), signal.getsignal(came)
     with self.assertRaisesRegex(
-      Stopped, f'stopped by {came.name} after step 3 of 5, which is saved'
+      Stopped, f'stopped by {came.name} after step {done} of 5, which is saved'
     ):
-      fit(broken, steps=5, signal_at=2, came=came, checkpoint_every=100)
+      fit(broken, steps=5, signal_at=done - 1, came=came, checkpoint_every=100)
     self.assertEqual(signal.getsignal(came), before)
     chex.assert_trees_all_equal(fit(broken, steps=5), expected)
 

@@ -6,6 +6,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from scipy.spatial import distance
 
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import mixtures, nystrom
 from helpers import cases
 
@@ -89,6 +90,15 @@ class NystromTest(cases.X64TestCase):
       np.float32(out), nystrom.attend(*(jnp.asarray(np.float32(half))[i] for i in (
         slice(None), slice(None), slice(4))), 0.5), atol=0.02)  # fmt: skip
 
+  @parameterized.parameters((0, 0.01, '0 and 0.01'), (20, -0.1, '20 and -0.1'))
+  def test_refuses_what_is_no_inverse(self, iterations, ridge, words):
+    q = jnp.ones((4, 2))
+    words = f'needs iterations >= 1 and ridge >= 0, got {words}'
+    with self.assertRaisesRegex(UserError, words):
+      nystrom.attend(q, q, q[:2], 0.5, 'rows', iterations, ridge)
+    with self.assertRaisesRegex(UserError, words):
+      nystrom.errors(q, q[:2], 0.5, iterations, ridge)
+
 
 class GoldenTest(cases.X64TestCase):
   def test_published_layer(self):
@@ -102,15 +112,22 @@ class GoldenTest(cases.X64TestCase):
     expected = spectral(golden['A'], 20, 0.01, norm)
     np.testing.assert_allclose(golden['newton'], expected, rtol=1e-7, atol=1e-7)
     found = nystrom.attend(jnp.asarray(q), jnp.asarray(v), landmarks, 1.0, 'none')
-    np.testing.assert_allclose(found, golden['out'], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found, golden['out'], rtol=1e-12, atol=1e-12)
 
   def test_published_normalisation(self):
     golden = cases.golden('g12_soft')
     q, v = jnp.asarray(golden['Q'] / 8**0.25), jnp.asarray(golden['V'])
     landmarks = jnp.asarray(golden['landmarks'])
-    # the source inverts without a ridge, until it has converged
+    # the source inverts without a ridge, until it has converged to some 1e-9
+    found = nystrom.inverse(jnp.asarray(golden['A']), 60, 0.0)
+    np.testing.assert_allclose(found, golden['norm_newton'], rtol=0, atol=3e-9)
     found = nystrom.attend(q, v, landmarks, 1.0, 'landmarks', 60, 0.0)
-    np.testing.assert_allclose(found, golden['out_norm'], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found, golden['out_norm'], rtol=0, atol=1e-9)
+    # of landmarks among themselves P is A, so that the middle alone is seen
+    whole = jnp.broadcast_to(jnp.eye(12), golden['A'].shape)
+    found = nystrom.attend(landmarks, whole, landmarks, 1.0, 'landmarks', 60, 0.0)
+    expected = golden['A'] @ golden['norm_inverse'] @ golden['A']
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
 
 
 if __name__ == '__main__':

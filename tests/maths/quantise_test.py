@@ -20,6 +20,13 @@ def best(x, bits):
   return steps[jnp.argmin(found)], quantise.limits(bits, signed)
 
 
+def zeros(largest, bits, half):
+  """The source's zero point of each candidate, in its order of float32 operations; 0 for half 0."""
+  i, levels = np.arange(1, 101, dtype=np.float32), np.float32(2**bits - 1)
+  high = np.float32(largest) / np.float32(100) * i
+  return np.round(high / ((high + high) / levels)).astype(int) if half else np.zeros(100, int)
+
+
 def wide(step, ndim):
   """Steps of channels, against an array of that rank."""
   return np.reshape(step, (1,) * (ndim - 1) + (-1,))
@@ -48,6 +55,63 @@ class GoldenTest(cases.X64TestCase):
     if low == 0:
       out = quantise.rounded(x, step, low, high)
       np.testing.assert_allclose(out, golden[f'{name}_{bits}_out'], atol=1e-6)
+
+
+class SingleGoldenTest(parameterized.TestCase):
+  """In float32, as the source. Its zero point of a signed grid, threshold / step, is 2^(n-1) - 1/2,
+  and the rounding errors of each candidate decide whether that becomes 2^(n-1), which is our grid,
+  or one less. So some candidates are judged on the other grid, from -2^(n-1) + 1 to 2^(n-1).
+  """
+
+  @parameterized.product(name=('weight', 'weight_tensor', 'act', 'act_pos'), bits=(8, 4))
+  def test_search(self, name, bits):
+    """Ours, with each candidate on the grid that the source judged it on."""
+    golden = cases.golden('g12_ptq4dm')
+    x = jnp.asarray(golden[name.removesuffix('_tensor')])
+    parts = x if name == 'weight' else x[None]
+    step, zero, out = (golden[f'{name}_{bits}_{part}'] for part in ('delta', 'zero', 'out'))
+    step, zero, out = step.reshape(-1), zero.reshape(-1).astype(int), out.reshape(parts.shape)
+    half = 0 if name == 'act_pos' else 2 ** (bits - 1)
+    for part, own_step, own_zero, own_out in zip(parts, step, zero, out):
+      largest = jnp.max(jnp.abs(part))
+      steps, judged = quantise.candidates(largest, bits, half > 0), zeros(largest, bits, half)
+      within, axes = steps.reshape((-1,) + (1,) * part.ndim), tuple(range(part.ndim))
+      found = sum(
+        np.where(judged == z, quantise.errors(part, within, -z, 2**bits - 1 - z, axes), 0)
+        for z in ((half, half - 1) if half else (0,))
+      )
+      first = np.argmin(found)
+      np.testing.assert_allclose(steps[first], own_step, rtol=3e-7)
+      self.assertEqual(judged[first], own_zero)
+      again = quantise.rounded(part, own_step, -own_zero, 2**bits - 1 - own_zero)
+      tied = np.abs(np.abs(part / own_step) % 1 - 0.5) < 1e-4
+      self.assertLessEqual(np.sum(tied), 1)
+      np.testing.assert_allclose(again[~tied], own_out[~tied], rtol=1e-6)
+
+  def test_ours_differs_where_the_other_grid_decided(self):
+    golden = cases.golden('g12_ptq4dm')
+    weight = jnp.moveaxis(jnp.asarray(golden['weight']), 0, -1)
+    for bits, same in ((8, [True] * 6), (4, [True, True, False, True, False, True])):
+      found = quantise.step_of_channels(weight, bits)
+      expected = golden[f'weight_{bits}_delta'].reshape(-1)
+      np.testing.assert_array_equal(np.isclose(found, expected, rtol=3e-7, atol=0), same)
+    # channel 2: the candidate 1.1 % below would have won, had it been judged on our grid
+    self.assertEqual(golden['weight_4_zero'].reshape(-1)[2], 8)
+    axes, within = (0, 1, 2), jnp.stack([found, jnp.asarray(expected)])[:, None, None, None]
+    ours, source = quantise.errors(weight, within, *quantise.limits(4, True), axes)[:, 2]
+    self.assertLess(ours, source)
+    # channel 4 and the activations: what won was on the other grid, which our grid has not
+    self.assertEqual((golden['weight_4_zero'].reshape(-1)[4], golden['act_4_zero']), (7, 7))
+    self.assertAlmostEqual(best(golden['act'], 4)[0] / golden['act_4_delta'], 1.074, delta=1e-3)
+    whole, _ = best(golden['weight'], 4)
+    np.testing.assert_allclose(whole, golden['weight_tensor_4_delta'], rtol=3e-7)
+
+  def test_largest_step_of_a_running_range(self):
+    # the range itself, which runs over batches and begins with the first, is not ours: we look at
+    # all calibration data at once
+    low, high, step = cases.golden('g12_ptq4dm')['moving'].T
+    np.testing.assert_array_equal(-low, high)
+    np.testing.assert_allclose(quantise.candidates(high, 8, True)[-1], step, rtol=3e-7)
 
 
 class RoundingTest(cases.X64TestCase):

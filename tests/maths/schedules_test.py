@@ -57,6 +57,32 @@ class SchedulesTest(parameterized.TestCase):
     own = schedules.power(0.5, 3.0, 0.1).at(t)
     np.testing.assert_allclose(own[1:], [(1 - t) ** 1.5, 0.1 * t**2], atol=1e-16)
 
+  @parameterized.parameters(
+    ('decreased_1', 1.0), ('decreased_0.3', 0.3), ('increased_1', 1.0), ('increased_3', 3.0),
+    ('average_1', 0.0),
+  )  # fmt: skip
+  def test_powers_are_sums_of_published_coefficients(self, name, power):
+    # not to more than their 1,000 steps: the sum of the first n lies between n - 1 and n + 1
+    total = np.cumsum(cases.golden('g12_rddm')[f'coef_{name}'].astype(float))
+    u = np.clip(np.arange(1002) / 1000, 0, 1)
+    if name.startswith('decreased'):
+      curve = 1 - schedules.power(signal_power=power).signal(u)
+    else:
+      curve = schedules.power(noise_power=power).noise(u) ** 2
+    np.testing.assert_array_less(curve[:1000], total + 1e-6)
+    np.testing.assert_array_less(total, curve[2:] + 1e-6)
+
+  @parameterized.parameters(('1', 1.0), ('0.01', 0.1))
+  def test_powers_are_the_published_levels(self, name, end):
+    # of p = q = 1: sums of whole numbers, such as 0 + .. + i = ((i + 1/2)^2 - 1/4) / 2
+    golden, i = cases.golden('g12_rddm'), np.arange(999)
+    schedule = schedules.power(1.0, 1.0, end)
+    a = 1 - golden['alpha_bar'].astype(float)
+    np.testing.assert_allclose(a[i], schedule.signal((i + 1) / 999.5), atol=5e-7)
+    b = golden[f'beta_bar_{name}'].astype(float)
+    np.testing.assert_allclose(b[i] ** 2, schedule.noise((i + 0.5) / 999.5) ** 2, atol=5e-7)
+    np.testing.assert_allclose([a[-1], b[-1]], [0, end], rtol=1e-7)
+
   def test_powers_at_the_ends(self):
     schedule = schedules.power(2.0, 3.0, 0.1)
     np.testing.assert_allclose(schedule.time_of_log_snr([-np.inf, np.inf]), [1, 0], atol=1e-300)

@@ -30,6 +30,16 @@ class UNetTest(parameterized.TestCase):
       jax.jit(net.apply)(params, x, jnp.ones(2)), jnp.zeros((2, 8, 8, 1))
     )  # zero-initialised output
 
+  @parameterized.parameters(
+    (UNet, dict(blocks=1, attention=(), classes=5)),
+    (UNet, dict(blocks=1, attention=(), classes=5, context_dim=4)),
+    (DiT, dict(blocks=1, heads=2, classes=5)),
+  )
+  def test_refuses_to_do_without_its_labels(self, kind, options):
+    net, x = kind(1, channels=8, **options), jnp.ones((2, 8, 8, 1))
+    with self.assertRaisesRegex(UserError, r'of 5 labels was asked without any: .* of 0\.\.4 as'):
+      jax.eval_shape(net.init, jax.random.key(0), x, jnp.ones(2), None)
+
   def test_dropout_only_in_training(self):
     net = UNet(
       1, channels=8, multipliers=(1,), blocks=1, attention=(), head_channels=8, dropout=0.5

@@ -35,7 +35,7 @@ from gmm_diffusion.samplers import one_step
 from gmm_diffusion.types import Array, Prediction, Time
 
 EDGE = 0.02  # share of the times at either end that (2) leaves out
-_NOISIEST = 20.0  # largest b / a of t* where x_0 is a difference of two large numbers
+_NOISIEST = 10.0  # largest b / a of t* where x_0 is a difference of two large numbers
 
 
 def distill(spec: specs.Spec, data: base.Data, workdir: str) -> None:

@@ -76,7 +76,8 @@ def ranges(
   bind, pairs = build.denoiser(plain, data), _pairs(model, made, own)
   model = model.on(plain)
   seen = model.ask('extent', bind, _extent, pairs)
-  if bad := [path for path, (largest, _) in seen.items() if not np.isfinite(largest).all()]:
+  order = build.layers(spec, data)  # what follows the first of them is not finite either
+  if bad := [path for path in order if not np.isfinite(seen[path][0]).all()]:
     raise UserError(f'what enters layer {bad[0]!r} is not finite; check the weights')
   steps, signed = {}, {}
   for path, (largest, least) in seen.items():

@@ -1,6 +1,8 @@
 """--mode=distill: its gradients in closed form, its fixed point, and the command."""
 
 import os
+import signal
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -167,13 +169,36 @@ class CommandTest(parameterized.TestCase):
     self.assertEqual(code, 0, error)
     np.testing.assert_array_equal(self.draw('again'), self.draw('once'))
 
+  def test_goes_on_within_each_network_of_the_way_back(self):
+    # stopped within the first half of the steps, in its last step, and within the second half
+    options = '--config.distill.steps=6', '--config.distill.nodes=2', '--config.distill.record=2'
+    code, _, error = self.distill('whole_way', *options)
+    self.assertEqual(code, 0, error)
+    labels, left = distill.Losses.labels, [1, 2, 4]
+
+    def stop(losses, step):
+      if left and step == left[0]:
+        left.pop(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+      return labels(losses, step)
+
+    with mock.patch.object(distill.Losses, 'labels', stop):
+      for done in (2, 3, 5):
+        code, _, error = self.distill('in_parts', *options)
+        self.assertEqual(code, 75, error)
+        with Store(os.path.join(self.root, 'in_parts')) as store:
+          self.assertEqual(store.latest(), done)
+      code, _, error = self.distill('in_parts', *options)
+      self.assertEqual(code, 0, error)
+    np.testing.assert_array_equal(self.draw('in_parts'), self.draw('whole_way'))
+
   @parameterized.parameters(
     (('--config.distill.start=',), 'distill.start is not set'),
     (('--config.distill.record=5',), 'distill.nodes is 0'),
     (('--config.distill.nodes=9', '--config.distill.record=5'), 'must be at least distill.nodes 9'),
     (('--config.sampler.steps=5',), 'reads sampler.level'),
     (('--config.distill.nodes=3', '--config.distill.steps=2'), 'must be at least distill.nodes 3'),
-    (('--config.sampler.level=50',), 'too noisy'),
+    (('--config.sampler.level=10.5',), 'too noisy for a network that predicts eps'),
     (('--config.sampler.level=0',), 'sampler.level'),
     (('--config.denoiser.name=empirical',), 'exact'),
     (('--config.train.learning_rate=1e-3',), 'reads the section distill'),
@@ -183,6 +208,17 @@ class CommandTest(parameterized.TestCase):
     self.assertEqual(code, 1)
     self.assertIn(words, error.splitlines()[-1])
     self.assertFalse(os.path.exists(os.path.join(self.root, 'never', 'checkpoints')))
+
+  def test_the_noisiest_level_of_predicted_noise(self):
+    data, limits = sources.load(specs.Data()), {'eps': 10, 'score': 10, 'x0': 500, 'v': 500}
+    for prediction, level in limits.items():
+      spec = specs.Spec(
+        net=NET,
+        sampler=specs.Sampler(name='one_step', level=float(level)),
+        denoiser=specs.Denoiser(prediction=prediction),
+        distill=task_specs.Distill(start=self.start),
+      )
+      distill._check(spec, data, os.path.join(self.root, 'never'))
 
   def test_options_without_effect(self):
     code, _, error = cli.here(

@@ -9,6 +9,8 @@ from gmm_diffusion import specs, task_specs
 from gmm_diffusion.checkpoints.store import Store
 from gmm_diffusion.data import sources
 from gmm_diffusion.engine import build, drawing
+from gmm_diffusion.errors import UserError
+from gmm_diffusion.nets import quantised
 from gmm_diffusion.tasks.diffusion import quantise
 from helpers import cases, cli
 
@@ -42,6 +44,21 @@ class RangesTest(parameterized.TestCase):
     again = quantise.ranges(smaller, made, task_specs.Quantise(activations=8, count=16))
     for path, values in found.items():  # however they are batched
       np.testing.assert_allclose(again[path], values, rtol=1e-6)
+
+  @parameterized.parameters(
+    ('noise', 'time_embed.0', 'time_embed.2'),
+    ('noise', 'middle_block.0/in_layers.2', 'middle_block.0/out_layers.3'),
+    ('uniform', 'middle_block.0/in_layers.2', 'input_blocks.0.0'),  # the samples are no numbers
+  )
+  def test_names_the_first_layer_that_no_numbers_enter(self, times, broken, named):
+    spec = specs.Spec(net=NET, sampler=specs.Sampler(name='ddim', steps=2))
+    data = sources.load(spec.data)
+    weights = build.random_weights(build.template(spec, data), 0)
+    layer = quantised._at(weights['net']['params'], broken)
+    layer['bias'] = np.full_like(layer['bias'], np.nan)
+    model, made = drawing.Model(spec, data, weights), drawing.prepare(spec, spec.sampler, data)
+    with self.assertRaisesRegex(UserError, f"what enters layer '{named}' is not finite"):
+      quantise.ranges(model, made, task_specs.Quantise(activations=8, count=8, times=times))
 
 
 class CommandTest(parameterized.TestCase):
