@@ -143,6 +143,7 @@ class Inverse:
   factor: int = option(2, 'box: pixels that become one, each way', '[1, 16384]')
   width: float = option(1.0, 'blur: deviation in pixels', '(0, 1e4]')
   images: str = option('', "folder of images to measure; '': the test images")
+  measured: bool = option(False, 'the images of that folder are the measurements')
   draws: int = option(1, 'samples for each image', COUNT)
 
 

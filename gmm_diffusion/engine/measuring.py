@@ -49,9 +49,13 @@ def check(spec: specs.Spec, data: base.Data) -> None:
 
 def with_images(spec: specs.Spec, data: base.Data) -> base.Data:
   """The data with the images of inverse.images, if there are any, in the place of the test set."""
-  if not spec.inverse.images:
+  own = spec.inverse
+  if not own.images:
+    if own.measured:
+      raise UserError('inverse.measured needs inverse.images, the folder of the measurements')
     return data
-  images = images_like(data, spec.inverse.images, 'inverse.images')
+  smaller = own.factor if own.measured and own.operator == 'box' else 1
+  images = images_like(data, own.images, 'inverse.images', smaller)
   return data._replace(test=images, test_labels=np.zeros(len(images), np.int32))
 
 
@@ -134,7 +138,8 @@ def facts(spec: specs.Spec, data: base.Data) -> list[Any]:
 
 
 def originals(spec: specs.Spec, data: base.Data, ids: np.ndarray) -> np.ndarray:
-  """The images behind samples, uint8 [N, H, W, C]."""
+  """The images behind samples, or with inverse.measured what is known of them: uint8 [N, H, W,
+  C]."""
   return data.test[numbers(spec, data, ids)]
 
 
@@ -153,10 +158,12 @@ def measured(own: specs.Inverse, x: Array, keys: Key) -> Array:
 
 
 def measure(spec: specs.Spec, data: base.Data, ids: np.ndarray) -> np.ndarray:
-  """`measured` of the images behind samples, float32 [N, ...]."""
+  """`measured` of the images behind samples, or what was measured of them: float32 [N, ...]."""
+  own, x = spec.inverse, base.to_model(originals(spec, data, ids))
+  if own.measured:
+    return x * known(own.hidden, data.shape) if own.operator == 'mask' else x
   keys = noise.sample_keys(spec.seed, numbers(spec, data, ids))
-  clean = jnp.asarray(base.to_model(originals(spec, data, ids)))
-  return np.asarray(measured(spec.inverse, clean, keys))
+  return np.asarray(measured(own, jnp.asarray(x), keys))
 
 
 def as_image(y: Array, shape: tuple[int, ...]) -> Array:

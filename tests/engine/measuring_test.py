@@ -160,6 +160,43 @@ class CommandTest(absltest.TestCase):
     self.assertEqual((found['PSNR']['n'], found['PSNR']['nfe']), (6, 10))
     self.assertBetween(found['SSIM']['value'], *found['SSIM']['interval'])
 
+  def test_measurements_of_ones_own(self):
+    """Small images are made large again; what they were is known to nobody."""
+    root = self.create_tempdir().full_path
+    folder, workdir = os.path.join(root, 'small'), os.path.join(root, 'run')
+    os.makedirs(folder)
+    known = DATA.train[:3].astype(float).reshape(3, 4, 2, 4, 2).mean((2, 4)).round()
+    for i, image in enumerate(known.astype(np.uint8)):
+      Image.fromarray(image).save(f'{folder}/{i}.png')
+    settings = (
+      '--config.denoiser.name=empirical', '--config.sampler.name=ddim', '--config.sampler.steps=20',
+      '--config.sample.count=3', '--config.inverse.operator=box', '--config.inverse.method=exact',
+      f'--config.inverse.images={folder}', '--config.inverse.measured=True',
+      '--config.inverse.noise=0.02', '--config.data.limit=500',
+    )  # fmt: skip
+    code, out, error = cli.here('digits.py:runlocal', 'sample', workdir, *settings)
+    self.assertEqual(code, 0, error[-2000:])
+    self.assertNotIn('PSNR', out)
+    path = out[out.index('\nmeasured, restored: ') + 21 :].split('\n')[0]
+    self.assertEqual(Image.open(path).size, (3 * 34, 2 * 34))
+    (name,) = [one for one in os.listdir(os.path.join(workdir, 'samples')) if one.endswith('.npz')]
+    with np.load(os.path.join(workdir, 'samples', name)) as file:
+      found = file[file.files[0]]
+    np.testing.assert_allclose(found, DATA.train[:3], atol=2)  # which alone fit the measurements
+    code, _, error = cli.here('digits.py:runlocal', 'sample', workdir, *settings[:6],
+                              '--config.inverse.measured=True')  # fmt: skip
+    self.assertEqual(code, 1)
+    self.assertEqual(
+      error,
+      'error: inverse.measured needs inverse.images, the folder of the measurements\n',
+    )
+
+  def test_hidden_pixels_of_measurements_do_not_count(self):
+    spec = spec_of(operator='mask', hidden='right', images='x', measured=True)
+    x = measuring.measure(spec, DATA, np.arange(2))
+    np.testing.assert_array_equal(x[:, :, :4], base.to_model(DATA.test[:2])[:, :, :4])
+    self.assertEqual(np.abs(x[:, :, 4:]).max(), 0)
+
   def test_latents_are_refused(self):
     code, _, error = cli.here(
       'digits.py:runlocal',
