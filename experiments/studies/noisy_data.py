@@ -30,12 +30,14 @@ def main():
   parser.add_argument('--count', type=int, default=1000, help='samples of each')
   parser.add_argument('--level', type=float, default=0.2, help='of the noise')
   parser.add_argument('--seeds', type=int, nargs='*', default=[0, 1], help='of the samples')
+  parser.add_argument('--variants', nargs='+', default=list(VARIANTS), choices=VARIANTS)
   args = parser.parse_args()
   base = common.spec_of(
     args.config, ['sampler.name=unipc', 'sampler.steps=20', 'evaluate.metrics=()', *args.set]
   )
   rows = []
-  for name, (share, alone, weight) in tqdm(VARIANTS.items(), desc='noisy data', unit='model'):
+  for name in tqdm(args.variants, desc='noisy data', unit='model'):
+    share, alone, weight = VARIANTS[name]
     settings = dataclasses.replace(
       base.train, noisy=0.0 if alone else share, noise_level=args.level, consistency=weight
     )
@@ -54,7 +56,7 @@ def main():
   settings = {'count': args.count, 'level': args.level, 'steps': base.train.steps}
   common.save(args.workdir, 'noisy_data', {**settings, 'rows': rows})
   frechet = [row for row in rows if row['metric'] == 'frechet']
-  for name in VARIANTS:
+  for name in args.variants:
     values = [row['value'] for row in frechet if row['data'] == name]
     print(f'{name}: frechet {np.mean(values):.3f}')
 
