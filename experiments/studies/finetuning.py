@@ -4,11 +4,13 @@ updates of the plain loss.
   python -m experiments.studies.finetuning --workdir=runs/finetuning --start=runs/digits
 
 after `python -m gmm_diffusion.main --config=configs/digits.py --mode=train --workdir=runs/digits`.
-Every network is sampled by both samplers in the few steps, and by UniPC in 20. What judges is the
-classifier of another seed than that of the features.
+Every network is sampled by both samplers in the few steps, and by UniPC in 20; with --tuned also by
+the sampler that --mode=tune found for so many calls, for which the network is fine-tuned too. What
+judges is the classifier of another seed than that of the features, and histograms of gradients.
 """
 
 import dataclasses
+import itertools
 import os
 import shutil
 
@@ -28,6 +30,7 @@ VARIANTS = {  # sampler, kernel, features
   'unipc, energy, pixels': ('unipc', 'energy', 'identity'),
   'ddim, polynomial, pixels': ('ddim', 'polynomial', 'identity'),
   'ddim, energy, classifier': ('ddim', 'energy', 'classifier'),
+  'tuned, energy, pixels': ('tuned', 'energy', 'identity'),
 }
 
 
@@ -37,34 +40,47 @@ def main():
   parser.add_argument('--start', default='runs/digits', help='workdir of the trained network')
   parser.add_argument('--steps', type=int, default=5, help='of the samplers')
   parser.add_argument('--updates', type=int, default=100)
+  parser.add_argument('--tuned', default='', help='the file of --mode=tune for so many calls')
+  parser.add_argument('--variants', nargs='+', default=list(VARIANTS), choices=VARIANTS)
   parser.add_argument('--count', type=int, default=1000, help='samples of each')
   parser.add_argument('--seeds', type=int, nargs='*', default=[0, 1, 2], help='of the samples')
   args = parser.parse_args()
+  samplers = {**SAMPLERS, **({'tuned': _tuned(args.tuned)} if args.tuned else {})}
   own = [f'finetune.start={args.start}', f'finetune.steps={args.updates}', *args.set]
 
   def spec_of(sampler, steps, *changes):
     return common.spec_of(
       args.config,
-      [*SAMPLERS[sampler], f'sampler.steps={steps}', 'evaluate.metrics=()', *own, *changes],
+      [*samplers[sampler], f'sampler.steps={steps}', 'evaluate.metrics=()', *own, *changes],
     )
 
   rows, data = [], sources.load(spec_of('ddim', args.steps).data)
   networks = {'before': args.start, 'plain loss': _plain(spec_of('ddim', args.steps), data, args)}
-  for name, (sampler, kernel, features) in tqdm(VARIANTS.items(), desc='networks', unit='network'):
+  chosen = {name: VARIANTS[name] for name in args.variants if VARIANTS[name][0] in samplers}
+  for name, (sampler, kernel, features) in tqdm(chosen.items(), desc='networks', unit='network'):
     networks[name] = os.path.join(args.workdir, name.replace(', ', '_'))
     spec = spec_of(
       sampler, args.steps, f'finetune.kernel={kernel}', f'finetune.features={features}'
     )
     finetune.finetune(spec, data, networks[name])
-  for name, workdir in networks.items():
-    for sampler, steps in (('ddim', args.steps), ('unipc', args.steps), ('unipc', 20)):
-      spec = spec_of(sampler, steps)
-      subject = common.load_subject(spec, workdir, args.count)
-      title = f'{sampler} {steps}'
-      found = common.over_seeds(subject, spec.sampler, args.count, args.seeds, f'{name}, {title}')
-      rows += [{'network': name, 'sampler': title, **row} for row in found]
+  asked = [*((sampler, args.steps) for sampler in samplers), ('unipc', 20)]
+  judges = [], ['evaluate.features=gradients', "evaluate.metrics=('frechet',)"]
+  for (name, workdir), (sampler, steps), judge in itertools.product(
+    networks.items(), asked, judges
+  ):
+    spec = spec_of(sampler, steps, *judge)
+    subject = common.load_subject(spec, workdir, args.count)
+    title = f'{sampler} {steps}'
+    found = common.over_seeds(subject, spec.sampler, args.count, args.seeds, f'{name}, {title}')
+    about = {'network': name, 'sampler': title, 'features': spec.evaluate.features}
+    rows += [{**about, **row} for row in found]
   settings = {'count': args.count, 'steps': args.steps, 'updates': args.updates}
   common.save(args.workdir, 'finetuning', {**settings, 'rows': rows})
+
+
+def _tuned(path: str) -> list[str]:
+  """Settings of the sampler of a file of --mode=tune."""
+  return ['sampler.name=tuned', f'sampler.path={path}']
 
 
 def _plain(spec, data, args) -> str:

@@ -7,6 +7,7 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl.testing import absltest
 
 from configs import digits
@@ -24,10 +25,13 @@ from experiments.studies import (
   inverse_problems,
   samplers_as_tables,
 )
-from gmm_diffusion import tasks
+from gmm_diffusion import files, tasks
 from gmm_diffusion.data import sources
+from gmm_diffusion.maths import schedules
 from gmm_diffusion.metrics import features
 from gmm_diffusion.nets import UNet
+from gmm_diffusion.samplers import tuned
+from gmm_diffusion.tune import race
 from helpers import cases, released_files
 
 
@@ -39,21 +43,33 @@ class ExperimentsTest(absltest.TestCase):
     config.train.steps = 2
     config.net.update(name='cnn', channels=8)
     tasks.run('train', start, config, 'test')
+    file, process = os.path.join(root, 'tuned.json'), schedules.linear()
+    table = race.embedded('dpmpp', {}, process, np.array([999.0, 300.0]), 'times').table
+    files.write_json(file, tuned.content(table, (8, 8, 1), 'other weights'))
+    variants = {one: (one, 'energy', 'identity') for one in ('ddim', 'tuned')}
     with (
-      mock.patch.object(finetuning, 'VARIANTS', {'one': ('ddim', 'energy', 'identity')}),
+      mock.patch.object(finetuning, 'VARIANTS', variants),
       mock.patch.dict(features.SETTINGS, steps=10),
     ):
       cases.call(
         finetuning.main, f'--workdir={workdir}', f'--start={start}', '--config=digits:runlocal',
-        '--steps=2', '--updates=2', '--count=30', '--seeds', '0', '1', '--set', 'train.steps=2',
+        f'--tuned={file}',
+        '--steps=2', '--updates=2', '--count=60', '--seeds', '0', '1', '--set', 'train.steps=2',
         'net.name=cnn', 'net.channels=8',
       )  # fmt: skip
     with open(os.path.join(workdir, 'finetuning.json'), encoding='utf-8') as file:
       rows = json.load(file)['rows']
-    found = {(row['network'], row['sampler'], row['seed']): row for row in rows}
-    self.assertLen(found, 3 * 3 * 2)
-    values = {name: found[name, 'ddim 2', 0]['value'] for name in ('before', 'plain loss', 'one')}
-    self.assertLen(set(values.values()), 3)  # three networks
+    found = {
+      (row['network'], row['sampler'], row['features'], row['seed']): row['value']
+      for row in rows
+      if row['metric'] == 'frechet'
+    }
+    self.assertLen(found, 4 * 4 * 2 * 2)
+    for sampler in ('ddim 2', 'tuned 2'):
+      values = [
+        found[name, sampler, 'gradients', 0] for name in ('before', 'plain loss', *variants)
+      ]
+      self.assertLen(set(values), 4)  # four networks
     self.assertIn('recall', {row['metric'] for row in rows})
 
   def test_training_profile(self):
