@@ -15,10 +15,8 @@ from tqdm import tqdm
 from experiments.lib import common, paired
 from experiments.studies import posterior_kernels, transfer
 from gmm_diffusion.maths import grids
-from gmm_diffusion.tasks.diffusion import tune
 from gmm_diffusion.tune import tiers
 
-JUDGES = 'classifier', tune.SECOND
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
   'DPM-Solver++ 2M': ('dpmpp', {'order': 2}),
   'DPM-Solver++ 3M': ('dpmpp', {'order': 3}),
@@ -46,10 +44,9 @@ def row_of(calls: int, label: str, args, judge, subject) -> dict[str, Any]:
     tried = {grid: values(grid, args.seeds, extrapolate)[0] for grid in args.grids}
     best = min(tried, key=lambda grid: tried[grid])
     found = np.array([values(best, seed, extrapolate) for seed in range(args.seeds)]).T
-    row[str(extrapolate)] = {
-      'grid': best, 'choosing': tried, **dict(zip(JUDGES, found.tolist(), strict=True))
-    }  # fmt: skip
-  for one in JUDGES:
+    by = dict(zip(posterior_kernels.JUDGES, found.tolist(), strict=True))
+    row[str(extrapolate)] = {'grid': best, 'choosing': tried, **by}
+  for one in posterior_kernels.JUDGES:
     without, with_line = (row[str(extrapolate)][one] for extrapolate in (False, True))
     away = paired.difference(with_line, without)
     row[f'{one} minus'] = away._asdict()
@@ -70,7 +67,7 @@ def main():
   parser.add_argument('--seeds', type=int, default=4)
   args = parser.parse_args()
   here = posterior_kernels.lab(args)
-  judge = common.judges(JUDGES, here.data, args.workdir)
+  judge = here.judges
   every = [(calls, label) for calls in args.calls for label in args.samplers]
   bar = tqdm(every, desc='last step', unit='sampler', dynamic_ncols=True)
   rows = [row_of(calls, label, args, judge, here.subject) for calls, label in bar]

@@ -19,10 +19,7 @@ from experiments.studies import posterior_kernels, transfer
 from gmm_diffusion import samplers
 from gmm_diffusion.maths import grids
 from gmm_diffusion.samplers.mixture import LAST_STEPS
-from gmm_diffusion.tasks.diffusion import tune
 from gmm_diffusion.tune import tiers
-
-JUDGES = 'classifier', tune.SECOND
 
 
 def arms(args) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -57,14 +54,17 @@ def rows_of(args, here, judge, calls: int, grid: str, eta: float) -> list[dict[s
     row = {'calls': calls, 'grid': grid, 'eta': eta, 'sampler': name, **options}
     control = samplers.control_of(name)
     others = {'minus_ddim': 'ddim', 'minus_control': control and label.replace(name, control)}
-    for i, one in enumerate(JUDGES):
+    for i, one in enumerate(posterior_kernels.JUDGES):
       own = [each[i] for each in values[label]]
       row[one] = {'mean': float(np.mean(own)), 'values': own}
       for key, other in others.items():
         if other and other != label:
           row[one][key] = paired.difference(own, [each[i] for each in values[other]])._asdict()
     rows.append(row)
-    print(f'{title}: {label}  ' + '  '.join(f'{one} {row[one]["mean"]:.3f}' for one in JUDGES))
+    print(
+      f'{title}: {label}  '
+      + '  '.join(f'{one} {row[one]["mean"]:.3f}' for one in posterior_kernels.JUDGES)
+    )
   return rows
 
 
@@ -81,7 +81,7 @@ def main():
   parser.add_argument('--seeds', type=int, default=4)
   args = parser.parse_args()
   here = posterior_kernels.lab(args)
-  judge, rows = common.judges(JUDGES, here.data, args.workdir), []
+  judge, rows = here.judges, []
   for calls in args.calls:
     for grid in args.grids:
       for eta in args.etas:

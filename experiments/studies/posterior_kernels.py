@@ -44,6 +44,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 # what each adds to the one before, at the settings of the mixture
 PARTS = ('DDIM', 'isotropic', 'Gaussian', 'mixture, axes')
 MOST_CORNERS = 16
+JUDGES = 'classifier', tune.SECOND  # of Lab.judges
 
 
 class Lab(NamedTuple):
@@ -54,7 +55,8 @@ class Lab(NamedTuple):
     measured: the same with the labels of `items`.
     items: training data in its range.
     learned: features for choosing.
-    judge: samples -> Frechet distance to held-out items.
+    judge: samples -> Frechet distance to held-out items, on features of a classifier.
+    judges: the same by each of JUDGES.
     mark: hash of the weights.
     data: with the held-out items.
   """
@@ -64,6 +66,7 @@ class Lab(NamedTuple):
   items: np.ndarray
   learned: list[Callable[[Any], Any]]
   judge: Callable[[np.ndarray], float]
+  judges: Callable[[np.ndarray], list[float]]
   mark: str
   data: base.Data
 
@@ -88,9 +91,9 @@ def lab(args) -> Lab:
     measured = tune.subject_of(model, bind, own)
     mark = drawing.denoiser_mark(spec, model.hash)
   seen = [network.features for network in features_lib.for_tuning(data, args.workdir)]
-  judges = common.judges(['classifier'], data, args.workdir)
-  judge = lambda x: judges(x)[0]
-  return Lab(subject, measured, base.to_model(data.train), seen, judge, mark, data)
+  judges, one = (common.judges(names, data, args.workdir) for names in (JUDGES, JUDGES[:1]))
+  judge = lambda x: one(x)[0]
+  return Lab(subject, measured, base.to_model(data.train), seen, judge, judges, mark, data)
 
 
 def settings_of(args, kind: str) -> list[dict[str, Any]]:

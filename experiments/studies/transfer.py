@@ -33,20 +33,20 @@ def samplers_of(path: str, calls: int, here) -> dict[str, Any]:
   }
 
 
-def values(args, here, table, bar) -> list[float]:
-  """Frechet distance for each seed."""
+def values(args, here, table, bar) -> list[list[float]]:
+  """Frechet distances by both judges for each seed."""
   count, out = table.keep.shape[1], []
   transform = bands.make(here.subject.shape, count) if count > 1 else None
   for seed in range(args.seeds):
 
     def make(seed=seed):
       ids = np.arange(args.count)
-      return {'value': here.judge(here.subject.draw(table, seed, ids, transform))}
+      return {'values': np.array(here.judges(here.subject.draw(table, seed, ids, transform)))}
 
-    name = f'{tiers.hash_of(table)}-{args.count}-{seed}.npz'
+    name = f'{tiers.hash_of(table)}-{args.count}-{seed}-both.npz'
     path = os.path.join(args.workdir, 'transfer', name)
     mark = f'{here.mark} {args.config} {args.set} {args.weights} {args.path}'
-    out.append(float(files.kept(path, mark, make)['value']))
+    out.append(files.kept(path, mark, make)['values'].tolist())
     bar.update()
   return out
 
@@ -62,17 +62,20 @@ def arguments(out, start: str) -> None:
   out.add_argument('--batch', type=int, default=64, help='samples at a time')
 
 
-def rows_of(calls: int, own: dict[str, list[float]], base: str, key: str) -> list[dict[str, Any]]:
-  """A row for each sampler, printed: its values, and under `key` their difference to those of
-  `base`."""
+def rows_of(
+  calls: int, own: dict[str, list[list[float]]], base: str, key: str
+) -> list[dict[str, Any]]:
+  """A row for each sampler, printed: its values by each judge, and under `key` their difference to
+  those of `base`."""
   rows = []
   for name, found in own.items():
-    away = paired.difference(found, own[base]) if name != base else None
-    rows.append({
-      'calls': calls, 'what': name, 'mean': float(np.mean(found)), 'values': found,
-      key: away and away._asdict(),
-    })  # fmt: skip
-    print(f'{calls} calls, {name}: {np.mean(found):.4f}', away or '', flush=True)
+    row: dict[str, Any] = {'calls': calls, 'what': name}
+    for judge, mine, others in zip(posterior_kernels.JUDGES, zip(*found), zip(*own[base])):
+      away = paired.difference(mine, others) if name != base else None
+      mean = float(np.mean(mine))
+      row[judge] = {'mean': mean, 'values': list(mine), key: away and away._asdict()}
+      print(f'{calls} calls, {name}, {judge}: {mean:.4f}', away or '', flush=True)
+    rows.append(row)
   return rows
 
 
