@@ -171,6 +171,7 @@ class ExperimentsTest(absltest.TestCase):
     error = lambda method: abs(rows[method, 'variance']['value'] - known)
     self.assertLess(error('geometric'), 0.3 * error('without weights'))
     self.assertGreater(found['hallucinations'][0]['auc'], 0.7)
+    self.assertGreater(found['hallucinations'][0]['removed']['value'], 0.1)  # chance has 0.04
     self.assertTrue(os.path.exists(os.path.join(workdir, 'beyond_sampling.png')))
 
   def test_table_of_inverse_problems(self):
