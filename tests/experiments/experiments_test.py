@@ -184,6 +184,18 @@ class ExperimentsTest(absltest.TestCase):
     self.assertEqual(table[0], '| problem | method | coverage | spread |')
     self.assertEqual(table[3], '| blur | dps | 0.50 ± 0.10 | 0.50 ± 0.10 |')
 
+  def test_draws_of_an_inverse_problem(self):
+    """Two draws around each of two images: one image is between them, the other above both."""
+    true = np.full((2, 12, 12, 1), 100, np.uint8)
+    x = np.stack([true + 20, true - 10, true - 20, true - 30], 1)[:, :, ...]
+    x = np.concatenate([x[0, :2], x[1, 2:]])
+    rows = inverse_problems._of_draws('blur', 'dps', x, true, 2)
+    found = {row['metric']: row['value'] for row in rows}
+    self.assertEqual(found['coverage'], 0.5)
+    of = lambda *away: np.mean([20 * np.log10(255 / abs(one)) for one in away])
+    self.assertAlmostEqual(found['PSNR'], of(20, 10, 20, 30), places=4)
+    self.assertAlmostEqual(found['PSNR of the mean'], of(5, 25), places=4)
+
   def test_samplers_as_tables(self):
     workdir = self.create_tempdir().full_path
     large = 'DDPM, large variance'
