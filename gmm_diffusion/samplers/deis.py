@@ -41,7 +41,9 @@ def deis(
   Args:
     order: 1 (DDIM) to 4; the source's tAB-r is order r + 1.
     schedule: the schedule of the grid.
-    ratios, compensate, extrapolate: see compensation.Compensation.
+    ratios, compensate: see compensation.Compensation.
+    extrapolate: the last step to clean data follows the line through the last two predictions, see
+      there; it helps where that step is large, as on the grid trailing.
 
   Raises:
     UserError: on other orders, or without a schedule.

@@ -55,7 +55,9 @@ def dpmpp(
     lower_final: 'always', 'never' or 'source' (below 10 steps only, where 3M with large last steps
       can go wrong: on the grids leading and uniform at 10 steps it loses to DDIM); see
       multistep.log_snr_orders.
-    ratios, compensate, extrapolate: see compensation.Compensation.
+    ratios, compensate: see compensation.Compensation.
+    extrapolate: the last step to clean data follows the line through the last two predictions, see
+      there; it helps where that step is large, as on the grid trailing.
 
   Raises:
     UserError: on other values.

@@ -27,7 +27,9 @@ def ipndm(
 
   Args:
     order: 1 (DDIM) to 4.
-    ratios, compensate, extrapolate: see compensation.Compensation.
+    ratios, compensate: see compensation.Compensation.
+    extrapolate: the last step to clean data follows the line through the last two predictions, see
+      there; it helps where that step is large, as on the grid trailing.
 
   Raises:
     UserError: on other values.

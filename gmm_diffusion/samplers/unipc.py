@@ -60,7 +60,9 @@ def unipc(
     order: p = 1, 2 or 3.
     bh: 'bh1' or 'bh2'.
     lower_final: 'always' (as the 'source') or 'never'; see multistep.log_snr_orders.
-    ratios, compensate, extrapolate: see compensation.Compensation.
+    ratios, compensate: see compensation.Compensation.
+    extrapolate: the last step to clean data follows the line through the last two predictions, see
+      there; it helps where that step is large, as on the grid trailing.
 
   Raises:
     UserError: on other values.
