@@ -72,7 +72,7 @@ class Found:
 
   Attributes:
     best: the table to use.
-    fixed: the best untuned sampler, on its best grid.
+    fixed: the winner of the race: the best untuned sampler by the score, on its best grid.
     evidence: one dict for each proposal: tier, what, tuning score and selection score by (1) of
       scores.py, gain over the best before it with its standard error, the blocks of the score that
       are shown to be worse, and whether it was kept.

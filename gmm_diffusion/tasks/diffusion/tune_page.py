@@ -97,7 +97,7 @@ def _differences(best, one):
 
 
 def _by_second(values, fixed):
-  """What the second judge says of a sampler, and of its difference to the best untuned one."""
+  """What the second judge says of a sampler, and of its difference to the winner of the race."""
   value, away = of_mean(values), of_mean(np.subtract(values, fixed))
   return {
     'mean': value.value, 'interval': [value.low, value.high], 'values': values,
@@ -114,7 +114,7 @@ def verdict(found: dict[str, Any]) -> str:
   others = _other_opinions(found)
   if best is fixed:
     return (
-      f'{calls} calls: nothing is shown to beat the best untuned sampler, {fixed["what"]}, with a '
+      f'{calls} calls: nothing is shown to beat the winner of the race, {fixed["what"]}, with a '
       f'{called(name)} of {_estimate(fixed)}.{others}'
     )
   sure = best['p'] < 0.05
@@ -122,8 +122,8 @@ def verdict(found: dict[str, Any]) -> str:
   better = (best['minus_fixed'] < 0) == lower
   word = ('better than' if better else 'worse than') if sure else 'not shown to differ from'
   return (
-    f'{calls} calls: the tuned sampler has a {called(name)} of {_estimate(best)}, {word} the best '
-    f'untuned one, {fixed["what"]}, with {_estimate(fixed)}.'
+    f'{calls} calls: the tuned sampler has a {called(name)} of {_estimate(best)}, {word} the winner '
+    f'of the race, {fixed["what"]}, with {_estimate(fixed)}.'
     f'{_second_opinion(best, fixed, found)}{others}'
   )
 
@@ -135,17 +135,16 @@ def _other_opinions(found):
   for row in about['rows']:
     if row['fixed'] or 'first_by' not in row:
       continue
-    for name in row['first_by']:
-      k = names.index(name)
+    words = []
+    for k, name in enumerate(names):
       higher = k == 0 and not metrics.LOWER_IS_BETTER[about['metric']]
       _, low, high = row['best_minus'][k]
       worse, better = (high < 0, low > 0) if higher else (low > 0, high < 0)
       word = 'worse than' if worse else 'better than' if better else 'not shown to differ from'
-      value = _estimate(row['second'] if k else row)
-      out += (
-        f' Of the finalists of the race, {_kind(name)} ranks {row["what"]} first, with {value}; '
-        f'the result is {word} that.'
-      )
+      words.append(f'{word} {_estimate(row["second"] if k else row)} by {_kind(name)}')
+    first = ' and '.join(map(_kind, row['first_by']))
+    out += f' Of the finalists of the race, {row["what"]} is the first by {first}: '
+    out += f'the result is {" and ".join(words)}.'
   return out
 
 
@@ -176,7 +175,7 @@ def _table(found):
   name = found['report']['metric']
   arrow = '↓' if metrics.LOWER_IS_BETTER[name] else '↑'
   second = found['report'].get('second')
-  head = ['tier: sampler', f'{name} {arrow}', 'minus best untuned', 'p']
+  head = ['tier: sampler', f'{name} {arrow}', 'minus winner of the race', 'p']
   head += [f'{second} ↓'] if second else []
   head += ['tuning score', 'selection score', 'gain', 'kept']
   body, kinds = [], []
@@ -234,13 +233,14 @@ def _short(text, most=30):
 
 
 def tables_of(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-  """The tables in a file with their names: one where nothing beat the best untuned sampler."""
+  """The tables in a file with their names: one where nothing beat the winner of the race."""
   fixed, best = found['fixed']['table'], found['table']
-  return [('best untuned', fixed)] if fixed == best else [('best untuned', fixed), ('tuned', best)]
+  first = 'winner of the race', fixed
+  return [first] if fixed == best else [first, ('tuned', best)]
 
 
 def _pictures(found):
-  """Times of the calls and coefficients, of the best untuned sampler and the tuned one."""
+  """Times of the calls and coefficients, of the winner of the race and the tuned sampler."""
   tables = tables_of(found)
   figure, axes = plots.new(1, 1 + len(tables), (3.7 + 3.7 * len(tables), 3.2))
   for (name, table), style in zip(tables, ('o--', 's-'), strict=False):

@@ -252,15 +252,15 @@ class PageTest(parameterized.TestCase):
       judged, found, {'metric': 'frechet', 'features': 'pixels', 'second': 'gradients'}
     )
     said = tune_page.verdict({'calls': 2, 'report': report})
-    self.assertIn('better than the best untuned one', said)
+    self.assertIn('better than the winner of the race', said)
     self.assertEqual('A second judge' in said, bool(second))
     self.assertIn(words, said)
 
   @parameterized.parameters(
-    ([0.5, 0.71], 'a', 'is worse than that'),
-    ([0.9, 1.3], 'a', 'is not shown to differ from that'),
-    ([9.0, 9.21], 'a', 'is better than that'),
-    ([5.0, 5.11], 'b', 'is better than that'),
+    ([0.5, 0.71], 'a', ' ± 1.3 by pixels and worse than 1.0000 ± 0.0000 by gradients.'),
+    ([0.9, 1.3], 'a', 'is not shown to differ from 1.1 ± 2.5 by pixels and worse than 1'),
+    ([9.0, 9.21], 'a', 'is better than 9.1 ± 1.3 by pixels and worse than 1'),
+    ([5.0, 5.11], 'b', 'is better than 5.05 ± 0.70 by pixels and worse than 1'),
   )
   def test_the_untuned_sampler_that_a_judge_ranks_first(self, values, best, words):
     """The winner of the race is not always the strongest untuned sampler."""
@@ -279,9 +279,9 @@ class PageTest(parameterized.TestCase):
     about = {'metric': 'frechet', 'features': 'pixels', 'second': 'gradients'}
     report = tune_page.report(judged, found, about)
     said = tune_page.verdict({'calls': 2, 'report': report})
-    self.assertIn('Of the finalists of the race, pixels ranks c first, with ', said)
+    self.assertIn('Of the finalists of the race, c is the first by pixels: the result is ', said)
     self.assertIn(words, said)
-    self.assertNotIn('gradients ranks', said)  # the winner of the race, which was named already
+    self.assertNotIn('first by gradients', said)  # the winner of the race, named already
     page = tune_page._table({'report': report, 'evidence': []})
     self.assertIn('untuned, first by pixels', re.sub('<br>', ' ', page))
 
