@@ -2,6 +2,7 @@
 processes, and the one cache: `kept`."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -54,10 +55,9 @@ def _remove_abandoned(folder, now):
 
 
 def _refused(path, error):
-  return (
-    f'cannot write {path}: {error.strerror or error}; free space or remove what is in the way, or '
-    f'give another --workdir'
-  )
+  closed = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+  remedy = 'make its folder writable' if closed else 'free space or remove what is in the way'
+  return f'cannot write {path}: {error.strerror or error}; {remedy}, or give another --workdir'
 
 
 @contextlib.contextmanager

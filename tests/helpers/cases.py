@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import unittest
 import warnings
 from unittest import mock
 
@@ -39,6 +40,24 @@ class X64TestCase(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     self.enter_context(jax.enable_x64(True))
+
+
+@contextlib.contextmanager
+def read_only(folder):
+  """A folder in which the system lets this process write nothing; skips where it would."""
+  mode, is_root = os.stat(folder).st_mode, hasattr(os, 'geteuid') and os.geteuid() == 0
+  with contextlib.ExitStack() as stack:
+    stack.callback(os.chmod, folder, mode)
+    os.chmod(folder, 0o555)
+    if is_root:  # whom no permission binds: all threads are another user for a while
+      try:
+        os.seteuid(65534)
+      except OSError as error:
+        raise unittest.SkipTest(f'root cannot become another user here: {error}') from error
+      stack.callback(os.seteuid, 0)
+    if os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+      raise unittest.SkipTest('permissions do not bind this user')
+    yield
 
 
 def golden(name):

@@ -13,17 +13,17 @@ MODULE = model.Segmenter('scratch', 8, 1, 1, 8, key_steps=1, value_steps=1)
 
 
 @functools.cache
-def parameters():
+def parameters(module=MODULE):
   clicks = model.Clicks(np.zeros((1, 6, 2), np.int32), np.zeros((1, 6), np.int32))
   shapes = jax.eval_shape(
-    MODULE.init, jax.random.key(0), np.zeros((1, *SHAPE, 3), np.float32), clicks
+    module.init, jax.random.key(0), np.zeros((1, *SHAPE, 3), np.float32), clicks
   )
   random = np.random.RandomState(0)  # zero layers would hide what is wrong
   return jax.tree.map(lambda x: np.asarray(0.4 * random.randn(*x.shape), np.float32), shapes)
 
 
-def network():
-  return networks.Network(MODULE, parameters(), 64, 20)
+def network(module=MODULE):
+  return networks.Network(module, parameters(module), 64, 20)
 
 
 def image(shape=(*SHAPE, 3), seed=0):

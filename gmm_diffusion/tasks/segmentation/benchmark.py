@@ -159,16 +159,16 @@ def predictor(
 ) -> Predict:
   """Masks by a network, over all devices with one trace for each shape of image."""
   slots, params = objects.slots, parallel.replicate(params, local=True)
-  tokens = module.clicks == 'tokens'
+  once = module.clicks != 'channels'
   update = parallel.map_batches(
     lambda p, b: module.apply(
-      p, b[0], Clicks(*b[1]), b[2], method='update' if tokens else '__call__'
+      p, b[0], Clicks(*b[1]), b[2], method='update' if once else '__call__'
     ),
     batch,
   )
   images = dict(zip(objects.images, objects.inputs))
   first = dict(images)  # what the network starts from, image by image
-  if tokens:  # an image is encoded once for all of its objects
+  if once:  # an image is encoded once for all of its objects
     encode = parallel.map_batches(lambda p, image: module.apply(p, image, method='encode'), batch)
     for shape in objects.groups:
       these = [i for i, image in images.items() if image.shape == shape]

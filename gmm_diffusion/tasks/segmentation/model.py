@@ -9,7 +9,9 @@ value. Per click, key adaptation [PA section 3; maths/em.py eq. 4] moves all uni
 propagation [eq. 5] changes the values of the image's; then every token reads the units [eq. 3],
 residual blocks join what neighbours read, and a second EM over colour and place (pixels.py) brings
 it to the pixels, which decide at full resolution. With clicks='channels' the network is the
-baseline: plain dot-product attention, and clicks drawn into the input of the encoder.
+baseline: plain dot-product attention, and clicks drawn into the input of the encoder. With
+clicks='values' it is the setting of PA: a click is no unit, holds no token and is drawn nowhere; it
+changes the values of the image's units by propagation, and nothing else.
 """
 
 import math
@@ -117,8 +119,8 @@ def draw(clicks: Clicks, shape: tuple[int, int], stride: int) -> Array:
 class Segmenter(nn.Module):
   """Attributes: encoder, a name in encoders.ENCODERS; channels at stride 4; residual blocks per
   level of the encoder and after the read; heads of head_channels entries; iterations of EM; pixels:
-  whether they read tokens by colour and place (pixels.py), or by place alone; clicks 'tokens' or
-  'channels'."""
+  whether they read tokens by colour and place (pixels.py), or by place alone; clicks 'tokens',
+  'values' or 'channels'."""
 
   encoder: str = 'scratch'
   channels: int = 32
@@ -171,10 +173,11 @@ class Segmenter(nn.Module):
     """Logits [B, H, W] of the object; `on`: scalars, or [B], that switch key adaptation and value
     propagation."""
     B, h, w, _ = features.fine.shape
-    if self.clicks == 'tokens':
-      read, draws = self._read(features, clicks, on), True
+    if self.clicks == 'channels':
+      read = self._dot_product(features)
     else:
-      read, draws = self._dot_product(features), False
+      read = self._read(features, clicks, on)
+    draws = self.clicks == 'tokens'
     drawn = lambda stride: [draw(clicks, (4 * h, 4 * w), stride)] if draws else []
     x = jnp.concatenate([features.fine, read.reshape(B, h, w, -1), *drawn(4)], -1)
     x = nn.silu(self.mix(x))
@@ -212,7 +215,10 @@ class Segmenter(nn.Module):
     on = tuple(jnp.broadcast_to(jnp.asarray(flag), (B,)) for flag in on)
     per_head = jax.vmap(self._read_head, (Attended(2, 2, 2, 1, 1), None, None, 0), 1)
     read = jax.vmap(per_head, (0, 0, 0, None))(attended, clicked, on, numbers)
-    return jax.vmap(_hold)(read.reshape(B, h, w, H, C), cell, known, clicked.used)
+    read = read.reshape(B, h, w, H, C)
+    if self.clicks == 'values':
+      return read
+    return jax.vmap(_hold)(read, cell, known, clicked.used)
 
   def _read_head(self, attended, clicked, on, numbers):
     """Values that the tokens of one head of one item read, [h w, V]."""
@@ -225,19 +231,22 @@ class Segmenter(nn.Module):
     rows, columns, _ = attended.pooled.shape
     keys = place(flat(attended.pooled), flat(_grid((rows, columns), 4 * h // rows)))
     J, S, held = len(keys), len(clicks), clicked.used.astype(keys.dtype)
-    # clicks are tokens and units: their keys adapt, their values are known
+    # clicks are tokens and units: their keys adapt, their values are known; with 'values' they are
+    # neither before the values are propagated
+    joins = clicked.used & (self.clicks == 'tokens')
+    joined = joins.astype(keys.dtype)
     units = em.memory(
       jnp.concatenate([keys, clicks]),
       jnp.concatenate([flat(attended.values), attended.known]),
       alpha,
       beta,
-      jnp.concatenate([jnp.zeros(J), jnp.where(clicked.used, prior, -jnp.inf)]),
+      jnp.concatenate([jnp.zeros(J), jnp.where(joins, prior, -jnp.inf)]),
     )
     everyone = em.Tokens(
       jnp.concatenate([clicks, queries]),
       jnp.concatenate([attended.known, jnp.zeros((len(queries), C))]),
-      jnp.concatenate([held, jnp.zeros(len(queries))]),
-      present=jnp.concatenate([held, jnp.ones(len(queries))]),
+      jnp.concatenate([joined, jnp.zeros(len(queries))]),
+      present=jnp.concatenate([joined, jnp.ones(len(queries))]),
     )
     theta = jnp.concatenate([jnp.full((J, 1), trust.keys), jnp.full((S, 1), trust_clicks)])
     units = em.infer(units, everyone, trust=em.Trust(theta), key_steps=self.key_steps, on=on).memory

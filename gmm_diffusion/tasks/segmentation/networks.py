@@ -58,7 +58,7 @@ def load(network: str) -> Network:
   if os.path.isfile(network):
     about, params = weights.read(network)
     try:
-      module = Segmenter(**about['segmentation'])
+      module = Segmenter(**about['segmentation'], clicks=about['clicks'])
       out = Network(module, params, about['size'], about['slots'])
     except (KeyError, TypeError) as error:
       raise UserError(f'{network} is of another version ({error}); train it again') from error

@@ -27,7 +27,7 @@ NETWORK = (  # the options that a network consists of
 
 
 def network(spec: task_specs.Segmentation, clicks: str = 'tokens') -> Segmenter:
-  """The network of a spec; clicks 'channels' is the baseline."""
+  """The network of a spec; clicks as of Segmenter, 'channels' is the baseline."""
   return Segmenter(
     encoder=spec.encoder,
     channels=spec.channels,

@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from gmm_diffusion.tasks.segmentation import use
-from helpers import segmenter
+from helpers import cases, segmenter
 
 BROWSER = next(
   filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None
@@ -70,13 +70,13 @@ class BrowserTest(parameterized.TestCase):
     """Waits until the page shows the image at hand, and neither draws nor moves it."""
     self.until(tab, READY)
 
-  def place(self, tab, row, column):
+  def place(self, tab, row, column, size=SIZE):
     """Where the middle of a pixel of the image is on the screen."""
     self.ready(tab)
     box = tab.locator('canvas').bounding_box()
     return (
-      box['x'] + (column + 0.5) / SIZE[1] * box['width'],
-      box['y'] + (row + 0.5) / SIZE[0] * box['height'],
+      box['x'] + (column + 0.5) / size[1] * box['width'],
+      box['y'] + (row + 0.5) / size[0] * box['height'],
     )
 
   def click(self, tab, row, column, button='left'):
@@ -243,6 +243,45 @@ class BrowserTest(parameterized.TestCase):
     self.until(tab, '!message.hidden')
     self.assertRegex(tab.inner_text('#message'), 'cannot write .*a.json: .*; free space')
     self.assertEqual(tab.evaluate('states.get(0).strokes.length'), 1)
+
+  def test_a_folder_that_may_only_be_read_is_said_on_the_page(self):
+    tab = self.tab()
+    self.click(tab, 20, 30)
+    shown = self.shown(tab)
+    with cases.read_only(os.path.join(self.work, 'annotations')):
+      tab.mouse.click(*self.place(tab, 9, 9))
+      self.until(tab, '!message.hidden')
+      self.assertRegex(
+        tab.inner_text('#message'), r'cannot write .*a\.json: .*; make its folder writable'
+      )
+      self.assertEqual(self.shown(tab), shown)  # the click that is not on disk is not shown
+    self.click(tab, 40, 6, 'right')
+    self.until(tab, 'message.hidden')
+    self.assertEqual(self.kept(), [([[20, 30]], True), ([[40, 6]], False)])
+
+  def test_a_photograph_of_40_megapixels(self):
+    self.server.close()
+    size, path = (5500, 7300), os.path.join(self.images, '0.jpg')  # the first of the list
+    slope = np.linspace(0, 255, size[1]).astype(np.uint8)
+    Image.fromarray(np.broadcast_to(slope, size)).save(path, quality=60)
+    self.server = use.annotate(self.images, self.work, segmenter.network())
+    tab = self.tab()
+    self.assertEqual(
+      tab.evaluate('[states.get(0).height, states.get(0).width, picture.naturalWidth]'),
+      [*size, 1600],
+    )
+    self.assertEqual(self.shown(tab), 0)
+    tab.mouse.click(*self.place(tab, 2000, 3000, size))
+    self.until(tab, 'states.get(at).strokes.length === 1')
+    self.assertGreater(self.shown(tab), 0)
+    tab.click('#save')
+    self.until(tab, 'states.get(at).saved')
+    ((pixels, positive),) = self.kept('0')
+    np.testing.assert_allclose(pixels, [[2000, 3000]], atol=8)  # a pixel of the screen is 9 here
+    mask = np.asarray(Image.open(os.path.join(self.work, 'annotations', '0.png')))
+    wanted = use.segment(path, [(*pixels[0], positive)], segmenter.network())
+    self.assertBetween(wanted.mean(), 0.01, 0.99)
+    np.testing.assert_array_equal(mask, 255 * wanted)
 
   def test_by_touch(self):
     tab = self.tab(has_touch=True, is_mobile=True, viewport={'width': 390, 'height': 844})

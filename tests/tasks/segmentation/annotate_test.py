@@ -20,7 +20,7 @@ from PIL import Image
 from gmm_diffusion import specs
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.tasks.segmentation import modes, networks, use
-from helpers import cli, segmenter
+from helpers import cases, cli, segmenter
 
 THERE = all(importlib.util.find_spec(name) for name in ('starlette', 'uvicorn'))
 NAMES = ('a', 'broken', 'größe & <b>', 'link')  # in the order of the page
@@ -242,6 +242,20 @@ class ServerTest(parameterized.TestCase):
     self.assertEqual(status, 400)
     self.assertRegex(found['error'], 'cannot write .*a.json: File exists; free space or remove')
     self.assertEqual(self.client.get('/api/images/0')[1]['clicks'], 0)
+
+  def test_a_folder_that_may_only_be_read(self):
+    _, known = self.client.click(0, 20, 30)
+    with cases.read_only(self.file('')):
+      status, found = self.client.click(0, 1, 2)
+      self.assertEqual(status, 400)
+      self.assertRegex(found['error'], r'/a\.json: Permission denied; make its folder writable')
+      status, found = self.client.post('/api/images/0/save', version=known['version'])
+      self.assertEqual(status, 400)
+      self.assertRegex(found['error'], r'cannot write .*/a\.png: Permission denied; make')
+    self.assertEqual(os.listdir(self.file('')), ['a.json'])
+    self.assertEqual(self.client.get('/api/images/0')[1], known)  # as if nothing had been asked
+    status, found = self.client.click(0, 1, 2)
+    self.assertEqual((status, found['clicks']), (200, 2))
 
   def test_a_folder_and_a_port_are_for_one_page(self):
     network = segmenter.network()

@@ -122,6 +122,30 @@ class SessionTest(parameterized.TestCase):
       float(np.abs(read[0, 0, 0] - labels[scenes.BACKGROUND]).max()), 1e-3
     )  # the unused slots hold nothing
 
+  def test_clicks_that_enter_through_propagated_values_alone(self):
+    module = MODULE.clone(clicks='values')
+    encode, update = session.compiled(module)
+    params = parameters(module)
+    features = encode(params, session.to_network(image(), 64)[None])
+
+    def logits(clicks, arm, params=params):
+      packed = jax.tree.map(lambda x: x[None], session.pack(clicks, SHAPE, 64, 6))
+      return np.asarray(update(params, features, packed, tuple(map(jnp.asarray, model.ARMS[arm]))))
+
+    clicks = [Click(20, 30, True), Click(5, 6, False)]
+    for arm in ('none', 'keys'):  # without propagation
+      np.testing.assert_array_equal(logits(clicks, arm), logits([], arm))
+    self.assertGreater(np.abs(logits([], 'keys') - logits([], 'none')).max(), 1e-3)
+    for arm in ('values', 'both'):
+      for more, fewer in ((clicks, clicks[:1]), (clicks[:1], [])):
+        self.assertGreater(np.abs(logits(more, arm) - logits(fewer, arm)).max(), 0.1)
+    # values that are sure of themselves learn nothing, and then nothing is left of the clicks
+    sure = jax.tree.map(np.copy, params)
+    sure['params']['precisions']['log_trust_values'] += 40
+    np.testing.assert_allclose(
+      logits(clicks, 'both', sure), logits([], 'both'), rtol=1e-4, atol=1e-2
+    )
+
   @parameterized.parameters(((160, 240), 600), ((240, 320), 1200), ((320, 480), 600))
   def test_large_images_have_fewer_units_per_pixel(self, shape, units):
     found, real = [], model.em.memory

@@ -30,6 +30,11 @@ class WeightsTest(parameterized.TestCase):
     mask = gmm_diffusion.segment(segmenter.image(), clicks, self.path)
     np.testing.assert_array_equal(mask, gmm_diffusion.segment(segmenter.image(), clicks, known))
 
+  def test_how_clicks_enter_is_in_the_file(self):
+    network = segmenter.network(segmenter.MODULE.clone(clicks='values'))
+    network.save(self.path)
+    self.assertEqual(networks.load(self.path).module, network.module)
+
   def test_in_the_place_of_a_workdir(self):
     config = config_lib.get_config('runlocal')
     config.segmentation.update({name: getattr(segmenter.MODULE, name) for name in NAMES})
