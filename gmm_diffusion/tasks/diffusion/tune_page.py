@@ -122,8 +122,8 @@ def verdict(found: dict[str, Any]) -> str:
   better = (best['minus_fixed'] < 0) == lower
   word = ('better than' if better else 'worse than') if sure else 'not shown to differ from'
   return (
-    f'{calls} calls: the tuned sampler has a {called(name)} of {_estimate(best)}, {word} the winner '
-    f'of the race, {fixed["what"]}, with {_estimate(fixed)}.'
+    f'{calls} calls: the tuned sampler has a {called(name)} of {_estimate(best)}, {word} the '
+    f'winner of the race, {fixed["what"]}, with {_estimate(fixed)}.'
     f'{_second_opinion(best, fixed, found)}{others}'
   )
 
