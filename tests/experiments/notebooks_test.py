@@ -1,5 +1,6 @@
 """The notebooks at a small size, their first cell as on Colab, and the outputs stored in them."""
 
+import configparser
 import json
 import os
 import re
@@ -8,10 +9,14 @@ import sys
 from unittest import mock
 
 import numpy as np
+import PIL.Image
 from absl.testing import absltest, parameterized
 
+import gmm_diffusion
+from gmm_diffusion import specs
 from gmm_diffusion.metrics import features
 from gmm_diffusion.tasks.diffusion import jacobian
+from gmm_diffusion.tasks.segmentation import scenes
 from helpers import cases, creativity_config
 
 FOLDER = os.path.join(cases.ROOT, 'experiments', 'notebooks')
@@ -23,11 +28,15 @@ def cells(name):
     return json.load(file)['cells']
 
 
+def tags(cell):
+  return cell['metadata'].get('tags', [])
+
+
 def code(name, by_tag=(), replace=('', '')):
   """The sources of a notebook's code without the installation and the imports of displays; cells
   with a tag in by_tag become what it says, in others one text is replaced."""
   for cell in cells(name):
-    tag, source = ''.join(cell['metadata'].get('tags', [])), ''.join(cell['source'])
+    tag, source = ''.join(tags(cell)), ''.join(cell['source'])
     if cell['cell_type'] == 'code' and tag != 'install':
       source = dict(by_tag).get(tag, source.replace(*replace) if replace[0] else source)
       yield re.sub(r'from IPython\..*\n', '', source)
@@ -78,6 +87,8 @@ class NotebooksTest(parameterized.TestCase):
     self.assertIn('100% of the tokens on the right side', out)
     self.assertRegex(out, r'shown: \d{4,}\n(.*\n)*shown: \(96, 96\)')
     self.assertRegex(out, r'both +IoU@1 [\d.]+ ± [\d.]+ .*NoC@85')
+    self.assertIn('the same mask from the file: True True\n', out)
+    self.assertIn("page = gmm_diffusion.annotate('runs/photos', 'runs/segmentation')", out)
     workdir = os.path.join(folder, 'runs', 'segmentation')
     with open(os.path.join(workdir, 'results.json'), encoding='utf-8') as file:
       records = {(record['sampler'], record['metric']): record for record in json.load(file)}
@@ -88,6 +99,30 @@ class NotebooksTest(parameterized.TestCase):
       self.assertGreaterEqual(file.read().count('<figure>'), 4 * 5)
     self.assertTrue(os.path.exists(os.path.join(workdir, 'curve.png')))
     self.assertTrue(os.path.exists(os.path.join(workdir, 'training.png')))
+
+  def test_the_page_on_colab(self):
+    """The images are there when it is served, and the notebook shows the port that it is served
+    on."""
+    name = 'probabilistic_attention_colab.ipynb'
+    (source,) = [''.join(one['source']) for one in cells(name) if 'page' in tags(one)]
+    self.addCleanup(os.chdir, os.getcwd())
+    os.chdir(self.create_tempdir().full_path)
+    spec, colab, seen = specs.from_config({'task': 'segmentation'}), mock.Mock(), []
+
+    def annotate(images, workdir):
+      seen.extend([np.asarray(PIL.Image.open(path)) for path in scenes.listing(images).values()])
+      return mock.Mock(port=1234)
+
+    scope = {'os': os, 'sys': sys, 'PIL': PIL, 'spec': spec, 'data': scenes}
+    with (
+      mock.patch.dict(sys.modules, {'google.colab': colab}),
+      mock.patch.object(gmm_diffusion, 'annotate', autospec=True, side_effect=annotate) as served,
+    ):
+      exec(compile(source, name, 'exec'), scope | {'gmm_diffusion': gmm_diffusion})  # pylint: disable=exec-used
+    served.assert_called_once()
+    colab.output.serve_kernel_port_as_iframe.assert_called_once_with(1234, height=800)
+    wanted = [scene.image for scene in scenes.load(spec.data, ('test',)).test[:3]]
+    np.testing.assert_array_equal(seen, wanted)
 
   @parameterized.parameters(*NAMES)
   def test_first_cell_on_colab(self, name):
@@ -111,6 +146,10 @@ class NotebooksTest(parameterized.TestCase):
     (clone, _), (install, check) = commands
     self.assertEqual((clone[:2], check), (['git', 'clone'], True))
     self.assertEqual(install[:4], [sys.executable, '-m', 'pip', 'install'])
+    known = configparser.ConfigParser()
+    known.read(os.path.join(cases.ROOT, 'setup.cfg'))
+    extras = re.fullmatch(r'\.(?:\[([a-z,]+)\])?', install[install.index('-e') + 1]).group(1)
+    self.assertContainsSubset((extras or 'dev').split(','), known['options.extras_require'])
     with open(install[install.index('-c') + 1], encoding='utf-8') as file:
       self.assertRegex(file.read(), r'(?m)^jax==[\d.]+$')
     self.assertEqual(os.path.basename(os.getcwd()), 'gmm_diffusion')
