@@ -70,7 +70,7 @@ class Model:
     Raises:
       UserError: a bad value, or an option that the sampler does not take.
     """
-    spec, made = self._prepared(count, sampler, labels, seed, options)
+    spec, made = self._prepared(self.spec, count, sampler, labels, seed, options)
     return self._model.on(spec).sample(made, count, spec.seed).x
 
   def change(
@@ -88,7 +88,7 @@ class Model:
     Args:
       images: uint8 [B, H, W, C] of the size that `sample` gives.
       strength: the share of the steps that are taken, in (0, 1]: small changes little.
-      sampler, labels, seed, **options: as of `sample`.
+      sampler, labels, seed, **options: as of `sample`; any sampler but 'tuned'.
 
     Returns:
       uint8 [B, H, W, C].
@@ -104,25 +104,28 @@ class Model:
         f'images to change are an array [B, {", ".join(map(str, self.data.shape))}] of uint8, got '
         f'{list(found.shape)} of {found.dtype}'
       )
-    spec, made = self._prepared(len(found), sampler, labels, seed, options)
-    spec = dataclasses.replace(spec, inverse=specs.Inverse())
+    plain = dataclasses.replace(self.spec, inverse=specs.Inverse())
+    spec, made = self._prepared(plain, len(found), sampler, labels, seed, options)
+    if spec.sampler.name == 'tuned':
+      raise UserError('a tuned sampler has one grid, and cannot begin later; change with another')
     grid = samplers.later(made.grid, strength)
     plan, _ = made.kernel.plan(grid, made.shape)
 
-    def measure(denoiser, x, ids, cond):
-      keys = noise.sample_keys(spec.seed, ids)
+    def measure(denoiser, x, ids, seeds, cond):
+      keys = noise.sample_keys(seeds[0], ids)
       start = initial_state(grid, keys, made.shape, x0=x)
       at_step = lambda n: noise.at_step(keys, n, made.shape)
       return run(made.kernel, denoiser, grid, plan, start, at_step, cond).x
 
     ids = np.arange(len(found), dtype=np.uint32)
-    batch = base.to_model(found), ids, drawing.labels_of(spec, self.data, ids)
-    what = f'change {drawing.settings(spec.sampler)} {strength} {spec.seed}'
+    seeds = np.full(len(found), spec.seed, np.uint32)
+    batch = base.to_model(found), ids, seeds, drawing.labels_of(spec, self.data, ids)
+    what = f'change {drawing.settings(spec.sampler)} {strength}'
     x = self._model.on(spec).ask(what, made.bind, measure, batch)
     return base.to_image(x)
 
-  def _prepared(self, count, sampler, labels, seed, options):
-    """(the spec with what was asked for, the sampler)."""
+  def _prepared(self, spec, count, sampler, labels, seed, options):
+    """(the spec with what is asked for, the sampler)."""
     changes: dict[str, Any] = {'sampler': {**options, **({'name': sampler} if sampler else {})}}
     changes['sample'] = {'count': count}
     if seed is not None:
@@ -131,7 +134,7 @@ class Model:
     text = labels if isinstance(labels, str) else ','.join(str(label) for label in labels)
     if text:
       changes['sample']['label'] = text
-    spec = _changed(self.spec, changes)
+    spec = _changed(spec, changes)
     spec = modes.located(spec, self._workdir)
     taken = drawing.settings(spec.sampler)
     for name in options:

@@ -170,6 +170,19 @@ class BetweenTest(parameterized.TestCase):
     )  # fmt: skip
     np.testing.assert_allclose(x.astype(int), base.to_image(same).astype(int), atol=1)
 
+  def test_changing_does_not_restore(self):
+    config = exact()
+    config.inverse.operator = 'box'  # which would need a measurement
+    x = gmm_diffusion.load(config).change(IMAGES[:2], 0.5)
+    np.testing.assert_array_equal(x, gmm_diffusion.load(exact()).change(IMAGES[:2], 0.5))
+
+  def test_another_seed_changes_otherwise_without_another_trace(self):
+    model = gmm_diffusion.load(exact())
+    one = model.change(IMAGES[:2], 0.8, seed=1)
+    kept = len(model._model._kept)
+    self.assertTrue(np.any(model.change(IMAGES[:2], 0.8, seed=2) != one))
+    self.assertLen(model._model._kept, kept)
+
   def test_changing_what_does_not_fit(self):
     model = gmm_diffusion.load(exact())
     for images, strength, words in (

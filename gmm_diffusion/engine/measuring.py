@@ -55,26 +55,35 @@ def with_images(spec: specs.Spec, data: base.Data) -> base.Data:
       raise UserError('inverse.measured needs inverse.images, the folder of the measurements')
     return data
   smaller = own.factor if own.measured and own.operator == 'box' else 1
-  images = images_like(data, own.images, 'inverse.images', smaller)
+  images = images_like(data, own.images, 'inverse.images', smaller, own.measured)
   return data._replace(test=images, test_labels=np.zeros(len(images), np.int32))
 
 
-def images_like(data: base.Data, path: str, key: str, factor: int = 1) -> np.ndarray:
+def images_like(
+  data: base.Data, path: str, key: str, factor: int = 1, as_they_are: bool = False
+) -> np.ndarray:
   """The images of a folder, which a key names, cropped to the size of the data, or so many times
-  smaller: uint8 [N, H, W, C]."""
+  smaller: uint8 [N, H, W, C]. With `as_they_are` they must have that size."""
   if not data.is_image or data.shape[0] != data.shape[1]:
     raise UserError(f'{key} needs a model of square images')
   if not os.path.isdir(os.path.expanduser(path)):
     raise UserError(f'there is no folder {path!r}; set {key} to a folder of images')
+  side = data.shape[0] // factor
   own = specs.Data(
     name='folder',
     path=path,
-    size=data.shape[0] // factor,
+    size=0 if as_they_are else side,
     colour='grey' if data.shape[-1] == 1 else 'rgb',
     labels='none',
   )
   found = folders.load(own)
-  return np.concatenate([np.asarray(found.train), np.asarray(found.test)])
+  images = np.concatenate([np.asarray(found.train), np.asarray(found.test)])
+  if images.shape[1:3] != (side, side):  # another size would change what was measured
+    raise UserError(
+      f'{key} has measurements of {images.shape[1]} x {images.shape[2]} pixels, and those of this '
+      f'model have {side} x {side}; give images of that size'
+    )
+  return images
 
 
 def operator(own: specs.Inverse, shape: tuple[int, ...]) -> inverse.Operator:

@@ -257,6 +257,7 @@ def fit(
           show(done, parallel.unreplicate(state.ema))
         if stop:
           break
+      stop = stop or agreed(stopped[0] if stopped else 0)  # during the last save
   if parallel.is_main():
     plots.training_curve(os.path.join(workdir, 'training.png'), curve)
   if stop:  # after the last step too: more may follow, such as another network

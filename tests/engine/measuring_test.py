@@ -191,6 +191,17 @@ class CommandTest(absltest.TestCase):
       'error: inverse.measured needs inverse.images, the folder of the measurements\n',
     )
 
+  def test_measurements_keep_their_size(self):
+    """Cropping or scaling would change what was measured."""
+    folder = self.create_tempdir().full_path
+    Image.fromarray(DATA.test[0, ..., 0]).save(f'{folder}/x.png')
+    spec = spec_of(operator='box', images=folder, measured=True)
+    message = 'inverse.images has measurements of 8 x 8 pixels, and those of this model have 4 x 4'
+    with self.assertRaisesRegex(UserError, message):
+      measuring.with_images(spec, DATA)
+    spec = spec_of(operator='mask', images=folder, measured=True)
+    np.testing.assert_array_equal(measuring.with_images(spec, DATA).test, DATA.test[:1])
+
   def test_hidden_pixels_of_measurements_do_not_count(self):
     spec = spec_of(operator='mask', hidden='right', images='x', measured=True)
     x = measuring.measure(spec, DATA, np.arange(2))

@@ -467,6 +467,19 @@ class OptionsTest(parameterized.TestCase):
     self.assertEqual(signal.getsignal(came), before)
     chex.assert_trees_all_equal(fit(broken, steps=5), expected)
 
+  def test_a_signal_during_the_last_save(self):
+    """Nothing looks at it in another step, and more may follow, such as another network."""
+    workdir, real = self.create_tempdir().full_path, trainer._save
+
+    def save(store, step, *rest):
+      real(store, step, *rest)
+      if step == 4:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with mock.patch.object(trainer, '_save', save):
+      with self.assertRaisesRegex(Stopped, 'stopped by SIGTERM after step 4 of 4, which is saved'):
+        fit(workdir)
+
   def test_a_gradient_that_is_not_finite(self):
     """The loss is finite, and the weights after the step would not be: they are not saved."""
     workdir, real = self.create_tempdir().full_path, trainer.updater

@@ -57,13 +57,15 @@ def judged(
   signs = np.where(list(judges.values()), 1, -1)
   first = [tuner.finalists[i] for i in np.argmin(signs * ranked, 0)]
   ranks = [(name, tiers.hash_of(one.table)) for name, one in zip(judges, first, strict=True)]
-  out = []
-  for key, one in {tiers.hash_of(one.table): one for one in reversed([*some, *first])}.items():
+  out, known = [], {}
+  for one in (*some, *first):  # in this order, each once
+    known.setdefault(tiers.hash_of(one.table), one)
+  for key, one in known.items():
     bar = tqdm(range(seeds), desc='report', unit='seed', dynamic_ncols=True)
     each = np.array([of(one, seed) for seed in bar]).T.tolist()
     by = tuple(name for name, other in ranks if other == key)
     out.append(Judged(str(one), key, each[0], each[1] if len(each) > 1 else None, by))
-  return out[::-1]
+  return out
 
 
 def long_run(subject: Subject) -> tuple[str, StepGrid]:

@@ -18,7 +18,8 @@ HOW = (
   'zero and no part of the score is shown to be worse. Values of the report are means over seeds '
   'with 95 % t intervals, differences are paired by seed, and p values are corrected for all '
   'comparisons of this table [Holm 1979]. The race ranks by its own score, so each judge also '
-  'ranks the finalists, on noise that the report does not have, and its first is in the table.'
+  'ranks the finalists, on noise that the report does not have, and its first is in the table. '
+  'The words about finalists go by 95 % intervals that are not corrected.'
 )
 LIMITS = (
   "Rows of the tier 'limit' are no samplers for so many calls: as many training items as there are "
@@ -114,7 +115,8 @@ def verdict(found: dict[str, Any]) -> str:
   others = _other_opinions(found)
   if best is fixed:
     return (
-      f'{calls} calls: nothing is shown to beat the winner of the race, {fixed["what"]}, with a '
+      f'{calls} calls: nothing that was tuned is shown to beat the winner of the race, '
+      f'{fixed["what"]}, with a '
       f'{called(name)} of {_estimate(fixed)}.{others}'
     )
   sure = best['p'] < 0.05

@@ -21,6 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gmm_diffusion.errors import UserError
 from gmm_diffusion.maths import em
 from gmm_diffusion.nets.blocks import ResBlock
 from gmm_diffusion.nets.em_attention import Precisions
@@ -35,6 +36,7 @@ ARMS = {
   'values': (False, True),
   'both': (True, True),
 }
+CLICKS = 'tokens', 'channels', 'values'  # how they enter
 REACH = 32.0  # pixels to one unit of position
 MOST = 1200  # units of an image; a larger one has fewer per pixel, or reading would take too long
 RADIUS = {1: 4, 4: 16}  # of a click that is drawn at a stride, in pixels of the image
@@ -133,6 +135,8 @@ class Segmenter(nn.Module):
   clicks: str = 'tokens'
 
   def setup(self):
+    if self.clicks not in CLICKS:
+      raise UserError(f'unknown clicks {self.clicks!r}; valid: {", ".join(CLICKS)}')
     C, constant = self.channels, nn.initializers.constant
     conv = lambda width, size=3: nn.Conv(width, (size, size))
     self.encoding = ENCODERS[self.encoder](C, self.blocks)

@@ -230,6 +230,42 @@ class JudgesTest(parameterized.TestCase):
     np.testing.assert_array_less(floor, far)
 
 
+class JudgingTest(parameterized.TestCase):
+  @parameterized.parameters((True, 'b', 'a'), (False, 'c', 'a'))
+  def test_each_judge_ranks_the_finalists_by_noise_of_its_own(self, lower, first, second):
+    """By the first judge b has the least and c the most, by the second a has the least; on the
+    seeds of the report it is the other way round."""
+    times = [[999.0, 500.0], [999.0, 400.0], [999.0, 300.0], [999.0, 200.0]]
+    tables = [race.embedded('ddim', {}, schedules.linear(), np.array(t), '').table for t in times]
+    a, b, c, ddim = (race.Candidate('', (), name, table) for name, table in zip('abcd', tables))
+    ranks = {'a': (2.0, 1.0), 'b': (1.0, 2.0), 'c': (3.0, 3.0), 'd': (0.0, 0.0)}
+    names = {tiers.hash_of(one.table): f'{one}' for one in (a, b, c, ddim)}
+    seeds = 2
+
+    def draw(table, stream, ids, bands):
+      sign = 1 if stream == tiers.stream(0, seeds) else -1
+      return np.array([sign * value for value in ranks[names[tiers.hash_of(table)]]])
+
+    tuner = mock.Mock(finalists=[a, b, c], mark='', settings=tiers.Settings(2))
+    tuner.subject.draw, tuner.keep = draw, lambda name, mark, make: make()
+    found = judging.judged((ddim, a), tuner, list, {'x': lower, 'y': True}, seeds, 3, '')
+    self.assertEqual([one.what for one in found], ['d', 'a', first])  # in order, each once
+    self.assertEqual([one.first_by for one in found], [(), ('y',), ('x',)])
+    self.assertEqual(found[2].values, [-ranks[first][0]] * seeds)
+    self.assertEqual(found[1].second, [-1.0] * seeds)
+
+  def test_where_higher_is_better(self):
+    row = lambda what, mean, **more: {
+      'what': what, 'mean': mean, 'interval': [mean, mean], 'fixed': False, 'best': False, **more
+    }  # fmt: skip
+    for away, word in ((1.0, 'better'), (-1.0, 'worse')):
+      other = row('c', 3.0, first_by=['x'], best_minus=[[away, away, away]])
+      rows = [row('b', 4.0, fixed=True, best=True), other]
+      report = {'metric': 'score', 'features': 'x', 'rows': rows}
+      said = tune_page.verdict({'calls': 2, 'report': report})
+      self.assertIn(f'the result is {word} than', said)
+
+
 class PageTest(parameterized.TestCase):
   @parameterized.parameters(
     ([3.0, 3.01], 'has it for worse: 3.0'),

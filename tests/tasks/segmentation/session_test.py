@@ -123,6 +123,10 @@ class SessionTest(parameterized.TestCase):
     )  # the unused slots hold nothing
 
   def test_clicks_that_enter_through_propagated_values_alone(self):
+    with self.assertRaisesRegex(
+      UserError, "unknown clicks 'value'; valid: tokens, channels, values"
+    ):
+      MODULE.clone(clicks='value').init(jax.random.key(0), jnp.zeros((1, 64, 96, 3)))
     module = MODULE.clone(clicks='values')
     encode, update = session.compiled(module)
     params = parameters(module)
