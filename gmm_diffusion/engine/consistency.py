@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from gmm_diffusion.maths import training
 from gmm_diffusion.types import Array, Time
 
-STEPS = 2  # from x_t to an end
+STEPS = 3  # from x_t to an end
 # (x [B, ...], times [B]) -> predictions of x_0 [B, ...]
 Predict = Callable[[Array, Time], Array]
 
@@ -34,7 +34,8 @@ def walk(predict: Predict, x: Array, path: Sequence[Time], keys: Array) -> Array
 def disagreement(
   predict: Predict, x: Array, path: Sequence[Time], keys: tuple[Array, Array]
 ) -> Array:
-  """(2) without the expectation, a mean over the numbers of an item: [B]; it may be negative.
+  """(2) without the expectation, a mean over the numbers of an item: [B]; it may be negative. The
+  gradient passes through the ends alone, so that they learn from x_t and not x_t from them.
 
   Args:
     predict: the denoiser.
@@ -42,35 +43,37 @@ def disagreement(
     path: times [B] each, less and less noisy, from t to s.
     keys: of the noise of the two ends, one for each item [B].
   """
-  first, second = (walk(predict, x, path, key) for key in keys)
-  start, end = path[0], path[-1]
-  times = jax.tree.map(lambda one, other: jnp.concatenate([one, other, other]), start, end)
-  here, there, other = jnp.split(predict(jnp.concatenate([x, first, second]), times), 3)
+  ends = jnp.concatenate([walk(predict, x, path, key) for key in keys])
+  twice = jax.tree.map(lambda one: jnp.concatenate([one, one]), path[-1])
+  there, other = jnp.split(predict(ends, twice), 2)
+  here = jax.lax.stop_gradient(predict(x, path[0]))
   return jnp.mean((there - here) * (other - here), axis=tuple(range(1, x.ndim)))
 
 
 def loss(predict: Predict, x_n: Array, times: Time, level: int, keys: Array) -> Array:
   """(2) over the squared noise level of the data, a mean over items: a scalar.
 
-  t is one of the times up to `level` and s one below t, both drawn evenly; x_t comes from x_n in
-  one step.
+  t is one of the times above `level`, up to twice its number, where the data teach the denoiser,
+  and s one below `level`, both drawn evenly.
 
   Args:
     predict: the denoiser.
     x_n: items [B, ...] at the time `level`.
     times: all training times, least noise first.
-    level: the number of the time of the data, at least 1.
+    level: the number of the time of the data, at least 1 and not the last.
     keys: one for each item [B].
   """
+  most = min(2 * level, len(times.t) - 1)
 
   def drawn(key):
     one, other, *ways = jax.random.split(key, 5)
-    t = jax.random.randint(one, (), 1, level + 1)
-    return t, jax.random.randint(other, (), 0, t), ways
+    t = jax.random.randint(one, (), level + 1, most + 1)
+    return t, jax.random.randint(other, (), 0, level), ways
 
-  t, s, (before, *ends) = jax.vmap(drawn)(keys)
+  t, s, (added, *ends) = jax.vmap(drawn)(keys)
   at = lambda index: jax.tree.map(lambda part: jnp.asarray(part)[index], times)
   path = [at(t + (s - t) * k // STEPS) for k in range(STEPS + 1)]
-  x = walk(predict, x_n, [at(jnp.full_like(t, level)), path[0]], before)
+  z = jax.vmap(lambda key: jax.random.normal(key, x_n.shape[1:]))(added)
+  x = training.noisier(x_n, z, path[0], at(level))
   scale = (times.a[level] / times.b[level]) ** 2
   return scale * jnp.mean(disagreement(predict, x, path, tuple(ends)))
