@@ -17,10 +17,10 @@ from gmm_diffusion.engine import loss
 VARIANTS = {  # share of the items that is noisy, whether those are left out, train.consistency
   'all clean': (0.0, False, 0.0),
   '10 % clean + 90 % noisy': (0.9, False, 0.0),
-  '10 % clean + 90 % noisy, consistent': (0.9, False, 1.0),
+  '10 % clean + 90 % noisy, consistent': (0.9, False, 0.1),
   '10 % clean alone': (0.9, True, 0.0),
   'all noisy': (1.0, False, 0.0),
-  'all noisy, consistent': (1.0, False, 1.0),
+  'all noisy, consistent': (1.0, False, 0.1),
 }
 
 
