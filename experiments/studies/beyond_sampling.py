@@ -140,7 +140,7 @@ def watched(count):
     finished = hallucination.unsteadiness(denoiser, out.x, at, np.arange(count))
     for measure, found in (('on the way', score), ('finished images', np.asarray(finished))):
       auc, error = area(found, far)
-      removed = estimates.of_mean(found[far] > np.quantile(found[~far], KEPT))
+      removed = estimates.of_share(found[far] > np.quantile(found[~far], KEPT))
       rows.append(
         {
           'soften': soften, 'eta': eta, 'window': list(window), 'measure': measure,
