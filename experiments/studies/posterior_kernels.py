@@ -91,8 +91,8 @@ def lab(args) -> Lab:
     measured = tune.subject_of(model, bind, own)
     mark = drawing.denoiser_mark(spec, model.hash)
   seen = [network.features for network in features_lib.for_tuning(data, args.workdir)]
-  judges, one = (common.judges(names, data, args.workdir) for names in (JUDGES, JUDGES[:1]))
-  judge = lambda x: one(x)[0]
+  each = [common.judges([name], data, args.workdir) for name in JUDGES]
+  judge, judges = lambda x: each[0](x)[0], lambda x: [one(x)[0] for one in each]
   return Lab(subject, measured, base.to_model(data.train), seen, judge, judges, mark, data)
 
 

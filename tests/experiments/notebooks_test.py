@@ -114,11 +114,12 @@ class NotebooksTest(parameterized.TestCase):
       return mock.Mock(port=1234)
 
     scope = {'os': os, 'sys': sys, 'PIL': PIL, 'spec': spec, 'data': scenes}
+    scope['gmm_diffusion'] = gmm_diffusion
     with (
       mock.patch.dict(sys.modules, {'google.colab': colab}),
       mock.patch.object(gmm_diffusion, 'annotate', autospec=True, side_effect=annotate) as served,
     ):
-      exec(compile(source, name, 'exec'), scope | {'gmm_diffusion': gmm_diffusion})  # pylint: disable=exec-used
+      exec(compile(source, name, 'exec'), scope)  # pylint: disable=exec-used
     served.assert_called_once()
     colab.output.serve_kernel_port_as_iframe.assert_called_once_with(1234, height=800)
     wanted = [scene.image for scene in scenes.load(spec.data, ('test',)).test[:3]]
