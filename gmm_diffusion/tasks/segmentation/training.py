@@ -55,7 +55,7 @@ def _with_encoder(params, spec: task_specs.Segmentation):
   if spec.encoder == 'scratch':
     return params
   inside = params['params']['encoding']
-  found = efficientnet.load(efficientnet.file_of(spec.encoder_path))
+  found = efficientnet.load(spec.encoder, efficientnet.file_of(spec.encoder, spec.encoder_path))
   encoding = {**inside, ENCODER: found}
   return {'params': {**params['params'], 'encoding': encoding}}
 
