@@ -83,8 +83,6 @@ def dpmpp_sde(
 ) -> Kernel:
   """SDE-DPM-Solver++; order 1 (ancestral sampling, DDIM with eta = 1, but for the last step) or 2
   ("SDE 2M"), the other options as in `dpmpp`.
-
-  In very many steps even in log-SNR the line carries the last noise on: extrapolate=False there.
   """
   multistep.check_order(order, 2)
 

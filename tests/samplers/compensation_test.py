@@ -96,6 +96,18 @@ class ExtrapolateTest(cases.X64TestCase):
     found = np.polyfit(np.log(sigmas), np.log(errors), 1)[0]
     self.assertAlmostEqual(found, order, delta=0.05)
 
+  @parameterized.parameters(
+    (np.geomspace(80, 0.002, 100), True),  # many steps even in lambda
+    ((80, 60, 40, 20, 2), True),  # stops far from clean data
+    ((80, 10, 3, 1, 0.3), False),
+  )
+  def test_no_further_than_three_times_the_last_two_predictions(self, sigmas, cut):
+    grid = flows.grid_through(np.ones(len(sigmas) + 1), np.array([*sigmas, 0.0]))
+    row = compensation.weights(grid, Compensation())[-1]
+    self.assertAlmostEqual(row.sum(), 1)
+    self.assertEqual(row[0] == 1 + compensation.FURTHEST, cut)
+    self.assertBetween(row[0], 1, 1 + compensation.FURTHEST)
+
   def test_exact_for_the_deviation_one_half(self):
     self.assertLess(self.error(True, 0.7, 0.25), 1e-14)
     self.assertGreater(self.error(False, 0.7, 0.25), 0.1)
