@@ -62,16 +62,18 @@ class Keeper:
 
   Attributes:
     seconds, calls: of what was asked for; the report is no part of it.
+    made: whether this run has made any of it.
   """
 
   def __init__(self, folder: str, calls: int, subject: Subject):
     self._folder, self._calls, self._subject = folder, calls, subject
+    self.made = False
     self._costs: dict[str, np.ndarray] = {}
 
   def __call__(self, name: str, mark: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     def measured():
       begin, before = time.perf_counter(), self._subject.calls
-      arrays = make()
+      self.made, arrays = True, make()
       cost = time.perf_counter() - begin, self._subject.calls - before
       return {**arrays, 'cost': np.array(cost)}
 
@@ -261,7 +263,9 @@ def _one(
   }
 
   def write(found: Any, report: Any = None) -> None:
-    if not parallel.is_main():
+    # going through what earlier runs made, it has less than they left
+    repeats = report is None and not keep.made and os.path.exists(path_of(one.workdir, calls))
+    if repeats or not parallel.is_main():
       return
     about.update(
       seconds=keep.seconds,

@@ -95,6 +95,12 @@ class TuneTest(parameterized.TestCase):
     for key in ('network_calls', 'seconds', 'evidence', 'report'):
       self.assertEqual(self.read()[key], before[key])
 
+  def test_a_run_that_repeats_another_leaves_its_result_until_it_has_as_much(self):
+    before = self.read()
+    with mock.patch.object(tune, '_report', side_effect=KeyboardInterrupt):  # as if killed here
+      self.assertRaises(KeyboardInterrupt, self.tune)
+    self.assertEqual(self.read(), before)
+
   def test_the_gradient_runs_on_one_host(self):
     with mock.patch.object(parallel, 'hosts', lambda: 2):
       with self.assertRaisesRegex(UserError, 'tune.tier 3 runs on one host; .* set tune.tier=2'):
