@@ -1,11 +1,12 @@
-"""CMA-ES [Hansen, arXiv 1604.00772] over the numbers of a sampler, of which `moved` has some.
+"""CMA-ES [Hansen, arXiv 1604.00772] over the numbers of a sampler: of `moved` or of `chosen`.
 
 They are searched without a gradient, by a score that has noise. All candidates of a generation have
 the same noise, and each generation has noise of its own: what is lucky in one is not in the next.
+`shifted` and `predicted` are single candidates, which need no search.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,17 @@ from cmaes import CMA
 
 from gmm_diffusion import samplers
 from gmm_diffusion.errors import UserError
+from gmm_diffusion.maths import grids
 from gmm_diffusion.maths.schedules import Schedule
+from gmm_diffusion.samplers import compensation, usf
+from gmm_diffusion.samplers.compensation import Compensation
+from gmm_diffusion.samplers.usf import Choice
 from gmm_diffusion.tune import race
 from gmm_diffusion.tune.race import Candidate
+from gmm_diffusion.types import StepGrid, Time
+
+SHIFTS = (-0.8, -0.4, -0.2, 0.2, 0.4, 0.8)  # of `shifted`: 0.4 is a fifth of the noise level
+FLIPS, ORDERS, ENDS = 0.1, 4, 4  # a move that flips a choice; orders, and ends, for a move of 1
 
 Times = Callable[[Any], Any]  # falling times -> those at which the denoiser may be asked
 
@@ -100,6 +109,105 @@ def moved(one: Candidate, moves: np.ndarray, schedule: Schedule, times: Times) -
   if len(made.table.keep) != len(one.table.keep) or not race.is_finite(made.table):
     raise UserError(f'{made} cannot be used')
   return made
+
+
+def predicted(
+  some: Sequence[Candidate],
+  known: Mapping[int, Sequence[float]],
+  schedule: Schedule,
+  times: Times,
+) -> list[Candidate]:
+  """Samplers with the ratios that those found for other numbers of calls predict, where they take
+  them.
+
+  The cascade of DC-Solver [arXiv 2409.03755] fits ratios by polynomials in n / N and N. Here they
+  are interpolated along the steps, the last beside the last, and then in N; beyond the largest and
+  the least N they are those of that N.
+
+  Args:
+    some: samplers without ratios.
+    known: calls -> ratios [calls]; without any, there is nothing to predict.
+    schedule, times: as for `moved`.
+  """
+  out, numbers = [], sorted(known)
+  for one in some if known else ():
+    places = np.linspace(0, 1, len(one.table.keep))
+    each = [np.interp(places, np.linspace(0, 1, n), known[n]) for n in numbers]
+    ratios = np.array([np.interp(len(places), numbers, part) for part in np.transpose(each)])
+    if takes_ratios(one):
+      moves = np.append(np.zeros(len(_times_of(one))), ratios[1:] - 1)
+      with contextlib.suppress(UserError):  # they cannot be used
+        out.append(moved(one, moves, schedule, times))
+  return out
+
+
+def shifted(one: Candidate, shift: float, schedule: Schedule, times: Times) -> Candidate:
+  """The table that asks the denoiser, from the second call on, at other times than those of the
+  states: their log-SNR is larger by `shift`. What it does with the predictions stays.
+
+  This is the time shift of arXiv 2305.15583 with one number for all samples and steps, where the
+  source looks for the time that fits the variance of each state. As there, x_T is asked about at
+  its own time.
+  """
+  t, index = np.unique(-one.table.time.t, return_inverse=True)  # falling; Heun asks twice at a time
+  level = schedule.log_snr(-t[1:]) + shift
+  t = times(np.append(-t[0], np.minimum(schedule.time_of_log_snr(level), -t[0])))
+  now = schedule.at(t[index])
+  table = one.table._replace(time=Time(now.t, now.a, now.b))
+  words = f'{one}, network times moved by {shift:+g} in log-SNR'
+  return Candidate('', (), words, table, one.bands)
+
+
+def takes_choices(one: Candidate) -> bool:
+  """Whether `chosen` can begin with its times: it asks once at each."""
+  return len(_times_of(one)) == len(one.table.keep)
+
+
+def choices(calls: int) -> int:
+  """How many numbers `chosen` takes."""
+  return 4 * calls - 3
+
+
+def chosen(one: Candidate, moves: np.ndarray, schedule: Schedule, times: Times) -> Candidate:
+  """A multistep solver with an order, form and corrector for each step, by USF [arXiv 2312.07243].
+
+  Without moves it has order 2 in x_0 with correctors, on the times of `one`, and extrapolates its
+  last step. The other choices of USF, points and relaxations of a derivative, are left out.
+
+  Args:
+    one: a sampler that `takes_choices`, for N calls.
+    moves: [choices(N)]. N of the times, as in `moved`; N - 2 of the orders from the second step on,
+      1 to 4; N - 1 that make a step one in eps, where they are large; N - 1 that leave a corrector
+      out, where they are small; and how far the last step extrapolates.
+    schedule, times: as for `moved`.
+
+  Raises:
+    UserError: a number of the table is not finite.
+  """
+  t = _times_of(one)
+  parts = np.cumsum([1, *[len(t) - 1] * 3, len(t) - 2])
+  first, factors, fields, correct, orders, ends = np.split(np.asarray(moves), parts)
+  t = times(_stretched(t, first[0], np.exp(factors), schedule))
+  grid = grids.from_times(schedule, t)
+  plan = _plan(grid, np.append(0, orders), fields > FLIPS, correct > -FLIPS)
+  table = usf.table(grid, plan)
+  ahead = compensation.weights(grid, Compensation(extrapolate=True))[-1, ::-1]
+  plain = np.array([0.0, 1.0])
+  table.weights[-1, -2:, 0] = plain + (1 + ENDS * ends[0]) * (ahead - plain)
+  if not race.is_finite(table):
+    raise UserError('the solver has numbers that are not finite')
+  steps = ', '.join(f'{it.order} {it.field}{" corrected" * it.correct}' for it in plan)
+  return Candidate('', (), f'USF ({steps}) on times {" ".join(f"{v:.4g}" for v in t)}', table)
+
+
+def _plan(grid: StepGrid, orders, eps, correct) -> list[Choice]:
+  """What usf.table does in each step, from numbers [N - 1] of all steps but that to clean data."""
+  known, plan = int(grid.a_t[0] > 0), []  # no polynomial goes through pure noise, nor an eps step
+  for n, order in enumerate(np.rint(2 + ORDERS * orders)):
+    k, free = int(np.clip(order, 1, max(1, min(4, n + known)))), bool(n or known)
+    field = 'eps' if free and eps[n] else 'x0'
+    plan.append(Choice(k, field, correct=free and bool(correct[n])))
+  return [*plan, Choice()]
 
 
 def _times_of(one):

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +38,9 @@ STARTS, EARLY, LATE = 3, 6, 24  # samplers that the search moves; generations fo
 LONG = 36  # generations of tier 2
 MOVED, REFINED = 0.2, 0.05  # deviations of the first moves of the search, and of those of tier 2
 LOCAL_ERRORS = 'local-errors.npz'  # the same for all numbers of calls
+# what the search proposes, by how it was found
+MOVING, CHOOSING = 'times and ratios', 'a choice for each step'
+PREDICTED, SHIFTED = 'ratios of other numbers of calls', 'network times'
 PARTS = 6  # of tier 3: the work between two stored states
 RIDGES = (1e-3, 1e-1)
 
@@ -79,6 +82,7 @@ class Found:
     proposals: what they proposed.
     calls: single-sample calls of the denoiser that tuning made.
     finished: whether the time sufficed.
+    ratios: of DC-Solver, one for each call, in the best sampler of the search that has them.
   """
 
   best: Candidate
@@ -87,6 +91,7 @@ class Found:
   proposals: list[Candidate]
   calls: int = 0
   finished: bool = True
+  ratios: tuple[float, ...] = ()
 
 
 def split(items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -109,6 +114,7 @@ class Tuner:
     mark: str = '',
     learned: Sequence[Callable[[Any], Any]] = (),
     labels: np.ndarray | None = None,
+    ratios: Mapping[int, Sequence[float]] | None = None,
   ):
     """Args:
 
@@ -120,6 +126,7 @@ class Tuner:
     mark: what the subject, the items and `learned` depend on, such as a hash.
     learned: features of trained networks, as in scores.features.
     labels: what the denoiser is given with the items, int32 [M]; by default 0.
+    ratios: Found.ratios of other numbers of calls.
     """
     if settings.calls < 2:
       raise UserError(f'tune.calls must be at least 2, got {settings.calls}')
@@ -132,7 +139,7 @@ class Tuner:
       scores.reference(self.features, part[: SURE * settings.samples], len(learned))
       for part in (self.items, chosen)
     )
-    self._learned = len(learned)
+    self._learned, self._ratios = len(learned), ratios or {}
     self._follow(self.reference)
     self._blocks = scores.block_scorer(self.features, self.reference)
     self._selection = scores.block_scorer(self.features, selecting)
@@ -276,24 +283,48 @@ class Tuner:
     leaders = [one for one, _ in self.leaders]
     kinds = {(one.name, one.options): one for one in reversed(leaders)}  # each on its best grid
     starts = sorted(kinds.values(), key=leaders.index)[:STARTS]
-    total = len(starts) * EARLY + LATE
+    paths = [(self._moving(start), MOVING) for start in starts]
+    paths += [(self._choosing(one), CHOOSING) for one in leaders if search.takes_choices(one)][:1]
+    total = len(paths) * EARLY + LATE
     with tqdm(total=total, desc='search', unit='generation', dynamic_ncols=True) as bar:
-      paths = [self._moving(start) for start in starts]
       walk = functools.partial(_walk, bar)
-      ends = [(walk(path, EARLY), path) for path in paths]
-      moved = [end for end, _ in ends if end]
-      for best, _ in self._scored('search', moved, self.settings.samples)[:1]:
-        last = walk(next(path for end, path in ends if end is best), LATE)
-        moved += [last] if last else []
-    self.leaders = self._scored('search', leaders + moved, self.settings.samples)
-    best = self.leaders[0][0]
-    if any(best is one for one in moved):
-      self._propose(found, 'times and ratios', best)
+      ends = [(walk(path, EARLY), path, how) for path, how in paths]
+      made = [(end, how) for end, _, how in ends if end]
+      for best, _ in self._scored('search', [end for end, _ in made], self.settings.samples)[:1]:
+        path, how = next((path, how) for end, path, how in ends if end is best)
+        last = walk(path, LATE)
+        made += [(last, how)] if last else []
+    places = self.subject.schedule, self.subject.times
+    made += [(one, PREDICTED) for one in search.predicted(starts, self._ratios, *places)]
+    self.leaders = self._scored('search', leaders + [one for one, _ in made], self.settings.samples)
+    options = [dict(one.options) for one, _ in self.leaders]
+    found.ratios = next((some['ratios'] for some in options if 'ratios' in some), ())
+    best, value = self.leaders[0]
+    for one, how in made:
+      if one is best:
+        self._propose(found, how, best)
+    for one in self._shifted():
+      if _value(self.score(one, self.settings.samples)) < _value(value):
+        self._propose(found, SHIFTED, one)
 
   def _moving(self, start):
     """The evolution of the times and ratios of a sampler."""
     make = lambda moves: search.moved(start, moves, self.subject.schedule, self.subject.times)
     return self._evolution(make, search.free_numbers(start), MOVED, self._samples(8))
+
+  def _choosing(self, start):
+    """The evolution of a solver with choices of its own in every step."""
+    make = lambda moves: search.chosen(start, moves, self.subject.schedule, self.subject.times)
+    return self._evolution(make, search.choices(self.settings.calls), MOVED, self._samples(8))
+
+  def _shifted(self):
+    """The best of the leaders with other network times; none where time is up."""
+    schedule, times = self.subject.schedule, self.subject.times
+    tops = [one for one, _ in self.leaders[:STARTS]]
+    some = [search.shifted(one, by, schedule, times) for one in tops for by in search.SHIFTS]
+    rounds = race.halvings(len(some), FIRST, self.settings.samples)
+    score = lambda one, samples: None if self._late() else self.score(one, samples)
+    return [one for one, _ in race.run(some, rounds, score)[:1]]
 
   def _evolution(self, make, count, width, samples):
     def score(one, generation):

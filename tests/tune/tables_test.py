@@ -196,6 +196,83 @@ class SearchTest(parameterized.TestCase):
     again = search.moved(child, moves, LINEAR, lambda t: t)  # from where it is
     self.assertEqual(dict(again.options)['ratios'], (1, 1.2, 0.6, 1.3))
 
+  @parameterized.parameters('ddim', 'heun')
+  def test_network_times_move_alone(self, name):
+    """What the sampler does with the predictions stays, and so does the first call."""
+    parent = embedded(name, steps=4)
+    found = search.shifted(parent, 0.4, LINEAR, image_subject().times)
+    old, new = (LINEAR.log_snr(one.table.time.t) for one in (parent, found))
+    free = new < LINEAR.log_snr(LINEAR.first) - 1e-6  # not at the end of the schedule
+    np.testing.assert_allclose(new[free] - old[free], [0, *[0.4] * (sum(free) - 1)], atol=1e-6)
+    at = LINEAR.at(found.table.time.t)
+    np.testing.assert_array_equal(found.table.time.b, at.b)
+    for before, after in zip(parent.table[1:], found.table[1:], strict=True):
+      np.testing.assert_array_equal(before, after)
+    self.assertIn(f'{parent}, network times moved by +0.4', str(found))
+
+  def test_network_times_of_whole_numbers(self):
+    for shift in search.SHIFTS:
+      found = search.shifted(embedded(), shift, LINEAR, image_subject(whole_times=True).times)
+      t = found.table.time.t
+      np.testing.assert_array_equal(t, np.round(t))
+      self.assertTrue(np.all(np.diff(t) < 0))
+
+  @parameterized.parameters(
+    ('ddim', {}, -1.0, 0, -0.25),  # no step further than order 1, and no extrapolation
+    ('ddim', {}, -1.0, 1, -0.25),  # of order 1 the forms are the same
+    ('dpmpp', {'order': 2, 'extrapolate': True}, 0.0, 0, 0.0),
+    ('dpmpp', {'order': 3, 'extrapolate': True}, 0.25, 0, 0.0),
+    ('dpmpp', {'order': 3, 'extrapolate': False}, 0.3, 0, -0.25),
+  )
+  def test_choices_give_known_solvers(self, name, options, orders, eps, ends):
+    if name == 'dpmpp':
+      options = {**options, 'solver': 'exact', 'lower_final': 'never'}
+    wanted = embedded(name, steps=5, **options)
+    moves = np.array([*[0] * 5, *[eps] * 4, *[-1] * 4, *[orders] * 3, ends])
+    self.assertLen(moves, search.choices(5))
+    found = search.chosen(wanted, moves, LINEAR, lambda t: t)
+    for part in ('keep', 'weights', 'std'):
+      np.testing.assert_allclose(
+        getattr(found.table, part), getattr(wanted.table, part), atol=1e-6, err_msg=part
+      )
+
+  @parameterized.parameters(
+    (6, 1.0, 'USF (1 x0 corrected, 2 eps corrected, 2 x0 corrected, '),
+    (9, -1.0, 'USF (1 x0, 2 x0 corrected, 2 x0 corrected, '),
+    (14, 0.25, 'USF (1 x0 corrected, 2 x0 corrected, 3 x0 corrected, '),
+  )
+  def test_each_choice_changes_the_table(self, place, move, words):
+    parent, moves = embedded('ddim', steps=5), np.zeros(17)
+    plain = search.chosen(parent, moves, LINEAR, lambda t: t)
+    self.assertIn('USF (1 x0 corrected, 2 x0 corrected, 2 x0 corrected, 2 x0', str(plain))
+    moves[place] = move
+    one = search.chosen(parent, moves, LINEAR, lambda t: t)
+    self.assertIn(words, str(one))
+    self.assertGreater(np.abs(plain.table.weights - one.table.weights).max(), 1e-2)
+
+  @hypothesis.settings(max_examples=40, deadline=None)
+  @hypothesis.given(strategies.lists(strategies.floats(-1, 1), min_size=13, max_size=13))
+  def test_any_choices_keep_mean_and_variance(self, moves):
+    for schedule in (LINEAR, schedules.rectified_flow()):
+      t = grids.make(schedule, 4, 'log_snr').t
+      one = race.embedded('ddim', {}, schedule, t, 'log_snr')
+      moves = 0.5 * np.array(moves)  # of the times e^0.5 at most, so that no two come close
+      table = search.chosen(one, moves, schedule, lambda t: t).table
+      self.assertEqual(table.keep.shape, (4, 1))
+      for line in linear.consistency(table):
+        np.testing.assert_allclose([line['mean'], line['variance']], 0, atol=1e-5)
+
+  def test_ratios_of_other_numbers_of_calls(self):
+    some = [embedded('unipc'), embedded('ddim'), embedded('dpmpp', extrapolate=True)]
+    predict = lambda known: search.predicted(some, known, LINEAR, lambda t: t)
+    known = {3: (1, 1.2, 1.4), 5: (1, 1, 1, 1, 1)}
+    unipc, dpmpp = predict(known)  # of 4 calls
+    self.assertEqual(dict(unipc.options)['ratios'], (1, 1.067, 1.133, 1.2))
+    self.assertEqual(dict(dpmpp.options)['ratios'], (1, 1.067, 1.133, 1))
+    np.testing.assert_allclose(unipc.table.time.t, some[0].table.time.t, atol=1e-6)
+    self.assertEqual(dict(predict({3: known[3]})[0].options)['ratios'], (1, 1.133, 1.267, 1.4))
+    self.assertEqual(predict({}), [])
+
 
 class LocalErrorsTest(absltest.TestCase):
   def test_costs_of_a_gaussian(self):

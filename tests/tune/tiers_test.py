@@ -23,7 +23,7 @@ class TiersTest(parameterized.TestCase):
     tuner = self.tuner(kept, **more)
     return tuner.run(), tuner.subject
 
-  def tuner(self, kept, tier=3, learned=(), **more):
+  def tuner(self, kept, tier=3, learned=(), ratios=None, **more):
     settings = tiers.Settings(3, tier=tier, bands=2, samples=64, steps=6, batch=32, **more)
     spread = np.array([[1.0, 0.5, 0.1]], np.float32)
 
@@ -43,7 +43,7 @@ class TiersTest(parameterized.TestCase):
         kept[name, mark] = {key: np.asarray(part) for key, part in make().items()}
       return kept[name, mark]
 
-    return tiers.Tuner(it, known, settings, keep, learned=learned)
+    return tiers.Tuner(it, known, settings, keep, learned=learned, ratios=ratios)
 
   def test_all_tiers_and_a_second_run_asks_nothing(self):
     kept = {}
@@ -148,11 +148,39 @@ class TiersTest(parameterized.TestCase):
       mock.patch.object(tiers.Tuner, '_fit'),
       mock.patch.object(tiers.Tuner, '_calibrate'),
       mock.patch.object(tiers.Tuner, '_descend'),
+      mock.patch.object(search, 'SHIFTS', ()),
     ):
       self.run_all({})
     ((tier, one),) = proposed
     self.assertEqual(tier, 'times and ratios')
     self.assertLess(np.abs(away(one)).max(), 0.3)
+
+  @parameterized.parameters(
+    ('a choice for each step', lambda one: one.grid.startswith('USF'), 1),
+    ('network times', lambda one: 'network times' in one.grid, 1),
+    (
+      'ratios of other numbers of calls',
+      lambda one: (1, 1.275, 1.5) in dict(one.options).values(),
+      1,
+    ),
+    ('none of them', lambda one: False, 0),
+  )
+  def test_what_other_methods_find_is_proposed(self, tier, wanted, count):
+    self.enter_context(mock.patch.object(race, 'RUNNERS', {'unipc': {}}))
+    proposed = []
+
+    def score(tuner, one, samples, first=0):
+      return scores.Score(np.float32(-wanted(one)), np.ones(4), np.ones(4))
+
+    with (
+      mock.patch.object(tiers.Tuner, 'score', score),
+      mock.patch.object(tiers.Tuner, '_propose', lambda tuner, found, *what: proposed.append(what)),
+    ):
+      tuner = self.tuner({}, tier=0, ratios={2: (1, 1.5), 4: (1, 1.2, 1.4, 1.5)})
+      found = tuner.run()
+    self.assertEqual([how for how, _ in proposed], [tier] * count)
+    self.assertTrue(all(wanted(one) for _, one in proposed))
+    self.assertLen(found.ratios, 3)  # of a sampler that the search moved
 
   def test_few_items(self):
     with self.assertRaisesRegex(UserError, 'at least 4 reference items, got 3'):

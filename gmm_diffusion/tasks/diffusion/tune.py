@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,8 +121,10 @@ def tune(one: Run) -> None:
   seen = features_lib.for_tuning(data, quality.cache_of(spec, one.workdir)) if of_images else []
   keys, learned = [network.key for network in seen], [network.features for network in seen]
   mark = files.fingerprint(model.hash, repr(drawing.facts(spec, model.hash)), *known, *keys)
+  ratios: dict[int, tuple[float, ...]] = {}
   for calls in spec.tune.calls:
-    _one(one, subject, known, judges, mark, calls, model, learned)
+    some = _one(one, subject, known, judges, mark, calls, model, learned, ratios)
+    ratios = {**ratios, calls: some} if some else ratios
   if parallel.is_main():
     path = os.path.join(one.workdir, 'tuned.html')
     found = [files.read_json(path_of(one.workdir, n), {}) for n in spec.tune.calls]
@@ -247,8 +249,10 @@ def _one(
   calls: int,
   model: drawing.Model,
   learned: Sequence[Callable[[Any], Any]],
-) -> None:
-  """Tunes for one number of calls and judges what was found."""
+  ratios: Mapping[int, Sequence[float]],
+) -> tuple[float, ...]:
+  """Tunes for one number of calls and judges what was found. `ratios` are those that this returned
+  for other numbers of calls."""
   spec, folder = one.spec, os.path.join(one.workdir, FOLDER)
   t = spec.tune
   settings = tiers.Settings(
@@ -287,7 +291,9 @@ def _one(
     )
 
   print(f'{calls} calls: looking for the best sampler', flush=True)
-  tuner = tiers.Tuner(subject, known.items, settings, keep, write, mark, learned, known.labels)
+  tuner = tiers.Tuner(
+    subject, known.items, settings, keep, write, mark, learned, known.labels, ratios
+  )
   found = tuner.run()
   if not found.finished:
     print(
@@ -296,6 +302,7 @@ def _one(
     )
   report = _report(found, tuner, judges, spec, model, one.workdir)
   write(found, report)
+  return found.ratios
 
 
 def _report(found, tuner, judges, spec, model, workdir):

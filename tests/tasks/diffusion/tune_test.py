@@ -95,6 +95,13 @@ class TuneTest(parameterized.TestCase):
     for key in ('network_calls', 'seconds', 'evidence', 'report'):
       self.assertEqual(self.read()[key], before[key])
 
+  def test_ratios_of_one_number_of_calls_are_known_to_the_next(self):
+    with mock.patch.object(tiers, 'Tuner', side_effect=tiers.Tuner) as made:
+      self.tune()
+    given = [call.args[-1] for call in made.call_args_list]
+    self.assertEqual([list(known) for known in given], [[], [3]])
+    self.assertLen(given[1][3], 3)
+
   def test_a_run_that_repeats_another_leaves_its_result_until_it_has_as_much(self):
     before = self.read()
     with mock.patch.object(tune, '_report', side_effect=KeyboardInterrupt):  # as if killed here
