@@ -83,6 +83,8 @@ class Found:
     calls: single-sample calls of the denoiser that tuning made.
     finished: whether the time sufficed.
     ratios: of DC-Solver, one for each call, in the best sampler of the search that has them.
+    search: how each sampler that the search compared was found, what it is, and its tuning score,
+      in the parts of (2) of scores.py.
   """
 
   best: Candidate
@@ -92,6 +94,7 @@ class Found:
   calls: int = 0
   finished: bool = True
   ratios: tuple[float, ...] = ()
+  search: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 def split(items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -300,11 +303,15 @@ class Tuner:
     options = [dict(one.options) for one, _ in self.leaders]
     found.ratios = next((some['ratios'] for some in options if 'ratios' in some), ())
     best, value = self.leaders[0]
-    for one, how in made:
-      if one is best:
-        self._propose(found, how, best)
+    hows = {id(one): how for one, how in made}
+    row = lambda how, one, score: {'how': how, 'what': str(one), 'tuning': _value(score)}
+    found.search = [row(hows.get(id(one), 'race'), one, score) for one, score in self.leaders]
+    if id(best) in hows:
+      self._propose(found, hows[id(best)], best)
     for one in self._shifted():
-      if _value(self.score(one, self.settings.samples)) < _value(value):
+      score = self.score(one, self.settings.samples)
+      found.search.append(row(SHIFTED, one, score))
+      if _value(score) < _value(value):
         self._propose(found, SHIFTED, one)
 
   def _moving(self, start):

@@ -180,6 +180,9 @@ class TiersTest(parameterized.TestCase):
       found = tuner.run()
     self.assertEqual([how for how, _ in proposed], [tier] * count)
     self.assertTrue(all(wanted(one) for _, one in proposed))
+    rows = found.search
+    self.assertEqual(tier in [row['how'] for row in rows if row['tuning'] < 0], bool(count))
+    self.assertLen([row for row in rows if row['how'] == 'race'], 3)  # the leaders
     self.assertLen(found.ratios, 3)  # of a sampler that the search moved
 
   def test_few_items(self):

@@ -285,6 +285,7 @@ def _one(
         **content,
         'fixed': {'what': str(found.fixed), 'table': fixed},
         'evidence': found.evidence,
+        'search': found.search,
         'report': report,
         **about,
       },
