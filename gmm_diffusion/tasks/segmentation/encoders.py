@@ -101,10 +101,11 @@ class Pretrained(nn.Module):
     return Pyramid(detail, four, eight)
 
 
+def _pretrained(stages: tuple[Stage, ...]) -> Callable[[int, int], Encoder]:
+  return lambda channels, blocks: Pretrained(stages, channels)
+
+
 ENCODERS: dict[str, Callable[[int, int], Encoder]] = {  # of channels and blocks
   'scratch': lambda channels, blocks: Scratch(channels, blocks),
-  **{
-    name: lambda channels, blocks, stages=stages: Pretrained(stages, channels)
-    for name, stages in STAGES.items()
-  },
+  **{name: _pretrained(stages) for name, stages in STAGES.items()},
 }
