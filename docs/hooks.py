@@ -57,4 +57,5 @@ def on_page_markdown(markdown, **_):
   markdown = markdown.replace(f'](../{RESULTS}', '](results/')
   for name in BESIDE:
     markdown = markdown.replace(f'](../{name}', f']({name}')
+  markdown = markdown.replace('](../../docs/', '](../')  # of the list of results
   return markdown.replace('](docs/', '](').replace(f']({RESULTS}', '](results/')

@@ -291,7 +291,7 @@ class Sampler:
   lower_final: str | None = option(None, 'dpmpp, unipc: always, never or source')
   bh: str | None = option(None, 'unipc: bh1 or bh2')
   extrapolate: bool | None = option(
-    None, 'multistep samplers: extrapolate x_0 over the step to clean data'
+    None, 'multistep samplers: extrapolate x_0 over the step to clean data; False as the authors do'
   )
   ratios: tuple[float, ...] | None = option(
     None, 'multistep samplers: how far ahead each prediction is moved (DC-Solver); () is 1'

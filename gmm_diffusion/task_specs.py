@@ -247,7 +247,9 @@ class Quantise:
 class Segmentation:
   """Interactive segmentation (tasks.segmentation)."""
 
-  encoder: str = option('scratch', 'of the image', ('scratch', 'efficientnet_lite0'))
+  encoder: str = option(
+    'scratch', 'of the image', ('scratch', 'efficientnet_lite0', 'efficientnet_lite2')
+  )
   encoder_path: str = option('', 'file of its released weights; else those of the extra `encoder`')
   encoder_rate: float = option(0.1, 'learning rate of released weights over others', '[0, 1]')
   weights: str = option('', 'file of a trained network; else that of the workdir')

@@ -232,7 +232,13 @@ class EffectTest(parameterized.TestCase):
       {'sampler.extrapolate': True},
       "sampler.end is 'first'",
     ),
+    (
+      {'sampler.name': 'unipc', 'sampler.ratios': (1.0, 1.0, 1.4)},
+      {'sampler.extrapolate': True},
+      'the last of sampler.ratios, which is not 1',
+    ),
     ({'sampler.name': 'unipc'}, {'sampler.extrapolate': True}, ''),
+    ({'sampler.name': 'unipc'}, {'sampler.extrapolate': False}, ''),
     ({}, {'evaluate.count': 10}, '--mode=sample reads sample.count'),
     ({}, {'evaluate.samplers': ('ddim',)}, '--mode=sample reads sampler.name'),
     ({}, {'data.path': '/my/photos'}, "data.name 'digits' reads data.name, "),

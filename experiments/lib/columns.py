@@ -26,6 +26,8 @@ class Column(NamedTuple):
   published: str = ''
 
 
+AUTHORS = dict(extrapolate=False)  # columns are what was published
+
 # The order is that of the tables.
 COLUMNS = {
   'DDIM': Column('ddim', published='ddim'),
@@ -43,16 +45,16 @@ COLUMNS = {
   'RFIM-GMM': Column('rfim_gmm_ortho_vub_shared', published='rfim_gmm'),
   'RFIM control': Column('rfim_noise_ortho'),
   'DDPM': Column('ddpm'),
-  'DPM-Solver++ 2M': Column('dpmpp', dict(order=2), published='dpm_solver'),
-  'DPM-Solver++ 3M': Column('dpmpp', dict(order=3)),
-  'DPM-Solver++ SDE': Column('dpmpp_sde', dict(order=2)),
-  'DEIS 1': Column('deis', dict(order=1)),
-  'DEIS 2': Column('deis', dict(order=2)),
-  'DEIS 3': Column('deis', dict(order=3)),
-  'UniPC 2 bh1': Column('unipc', dict(order=2, bh='bh1')),
-  'UniPC 2 bh2': Column('unipc', dict(order=2, bh='bh2')),
-  'UniPC 3 bh1': Column('unipc', dict(order=3, bh='bh1')),
-  'UniPC 3 bh2': Column('unipc', dict(order=3, bh='bh2')),
+  'DPM-Solver++ 2M': Column('dpmpp', dict(order=2, **AUTHORS), published='dpm_solver'),
+  'DPM-Solver++ 3M': Column('dpmpp', dict(order=3, **AUTHORS)),
+  'DPM-Solver++ SDE': Column('dpmpp_sde', dict(order=2, **AUTHORS)),
+  'DEIS 1': Column('deis', dict(order=1, **AUTHORS)),
+  'DEIS 2': Column('deis', dict(order=2, **AUTHORS)),
+  'DEIS 3': Column('deis', dict(order=3, **AUTHORS)),
+  'UniPC 2 bh1': Column('unipc', dict(order=2, bh='bh1', **AUTHORS)),
+  'UniPC 2 bh2': Column('unipc', dict(order=2, bh='bh2', **AUTHORS)),
+  'UniPC 3 bh1': Column('unipc', dict(order=3, bh='bh1', **AUTHORS)),
+  'UniPC 3 bh2': Column('unipc', dict(order=3, bh='bh2', **AUTHORS)),
   'Heun': Column('heun'),
   'BDIA': Column('bdia'),
   'time shift': Column('time_shift'),

@@ -18,20 +18,21 @@ from gmm_diffusion.samplers import linear
 
 CALLS = 5
 SHAPE = (1,)  # deterministic samplers have the same table for samples of any shape
+AUTHORS = dict(extrapolate=False)
 # title: (name, options, steps)
 SHOWN = {
   'DDIM': ('ddim', {}, CALLS),
-  'DPM-Solver++ 2M': ('dpmpp', dict(order=2), CALLS),
-  'UniPC 3': ('unipc', dict(order=3), CALLS),
-  'DEIS 3': ('deis', dict(order=3), CALLS),
-  'iPNDM 4': ('ipndm', dict(order=4), CALLS),
+  'DPM-Solver++ 2M': ('dpmpp', dict(order=2, **AUTHORS), CALLS),
+  'UniPC 3': ('unipc', dict(order=3, **AUTHORS), CALLS),
+  'DEIS 3': ('deis', dict(order=3, **AUTHORS), CALLS),
+  'iPNDM 4': ('ipndm', dict(order=4, **AUTHORS), CALLS),
   'BDIA': ('bdia', {}, CALLS),
   'Heun': ('heun', {}, (CALLS + 1) // 2),
-  'UniPC 3, extrapolated': ('unipc', dict(order=3, extrapolate=True), CALLS),
+  'UniPC 3, extrapolated': ('unipc', dict(order=3), CALLS),
 }
 # these have noise, too, and are not drawn
 NOISY = {
-  'DPM-Solver++ SDE': ('dpmpp_sde', dict(order=2), CALLS),
+  'DPM-Solver++ SDE': ('dpmpp_sde', dict(order=2, **AUTHORS), CALLS),
   'DDPM, small variance': ('ddpm', dict(variance='small'), CALLS),
   'DDPM, large variance': ('ddpm', dict(variance='large'), CALLS),
 }

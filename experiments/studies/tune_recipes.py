@@ -83,7 +83,7 @@ def main():
     for name, recipe in RECIPES.items():
       tables[name] = moved(args, here, start, tuner, recipe)
     path = tune.path_of(args.start, calls)
-    if os.path.exists(path):
+    if not args.weights and os.path.exists(path):  # a network of others has no such workdir
       tables['--mode=tune'] = tuned.read(path).table
     with tqdm(total=args.seeds * len(tables), desc='report', unit='seed') as bar:
       own = {name: transfer.values(args, here, table, bar) for name, table in tables.items()}

@@ -199,7 +199,7 @@ def decode(path: str, size: int, mode: str) -> np.ndarray:
     mode: of Pillow: RGB, or L for grey.
 
   Raises:
-    one of DAMAGED.
+    Exception: one of DAMAGED.
   """
   with Image.open(path) as file:
     if size:

@@ -1,10 +1,11 @@
-"""EfficientNet-Lite0 [Tan & Le 2019; the Lite variants have ReLU6 and no squeeze-and-excitation] as
+"""EfficientNet-Lite [Tan & Le 2019; the Lite variants have ReLU6 and no squeeze-and-excitation] as
 an encoder: without its head, and with batch normalisation folded into the convolutions.
 
 Parameters are named as in the PyTorch port (checkpoints/importers/efficientnet.py).
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -26,7 +27,7 @@ class Stage(NamedTuple):
 
 
 STEM = 32
-STAGES = (
+LITE0 = (
   Stage(1, 3, 1, 1, 16),
   Stage(2, 3, 2, 6, 24),
   Stage(2, 5, 2, 6, 40),
@@ -35,6 +36,22 @@ STAGES = (
   Stage(4, 5, 2, 6, 192),
   Stage(1, 3, 1, 6, 320),
 )
+
+
+def scaled(width: float, depth: float) -> tuple[Stage, ...]:
+  """Stages with more channels, in multiples of 8, and more repeats, but in the first and the last
+  one [Tan & Le 2019, section 3.3; the Lite variants keep both ends]."""
+  out = [
+    stage._replace(
+      repeats=math.ceil(depth * stage.repeats), channels=int(width * stage.channels + 4) // 8 * 8
+    )
+    for stage in LITE0
+  ]
+  out[0], out[-1] = (out[i]._replace(repeats=LITE0[i].repeats) for i in (0, -1))
+  return tuple(out)
+
+
+STAGES = {'efficientnet_lite0': LITE0, 'efficientnet_lite2': scaled(1.1, 1.2)}
 FROZEN = 4  # the stride down to which `frozen` keeps the features as they are
 
 
@@ -135,12 +152,12 @@ class Block(nn.Module):
     return x + h if h.shape == x.shape else h
 
 
-class EfficientNetLite0(nn.Module):
-  """Features of an image. Attributes: frozen, whether no gradient reaches what makes the features
-  of strides up to FROZEN; stages, those of the released network."""
+class EfficientNetLite(nn.Module):
+  """Features of an image. Attributes: stages, those of a released network; frozen, whether no
+  gradient reaches what makes the features of strides up to FROZEN."""
 
+  stages: tuple[Stage, ...] = LITE0
   frozen: bool = False
-  stages: tuple[Stage, ...] = STAGES
 
   @nn.compact
   def __call__(self, image: Array, extra: Array | None = None) -> list[Array]:
@@ -151,7 +168,7 @@ class EfficientNetLite0(nn.Module):
       extra: [B, H/2, W/2, STEM], added to what the stem sees in the image.
 
     Returns:
-      [B, H/s, W/s, C] with 16, 24, 40, 112 and 320 channels.
+      [B, H/s, W/s, C], with 16, 24, 40, 112 and 320 channels for Lite0.
     """
     x = (127.5 * image + 0.5) / 128  # the network was trained on (value - 127) / 128
     pad = [same(side, 3, 2) for side in image.shape[1:3]]

@@ -10,11 +10,13 @@ then takes the place of f_n in the step and in the history. There are two uses:
   (2) a ratio for every step    l_i in t, at t_{n-1} + rho_n (t_n - t_{n-1})     [DC-Solver]
   (3) the step to clean data    K = 1, l_i in u = a / sqrt(a^2 + b^2 / v), at u = 1
 
-(2) is arXiv 2409.03755: rho_n = 1 changes nothing, more looks ahead of t_n. (3) is the ratio
-1 + (1 - u_n) / (u_n - u_{n-1}) of the last step. Samplers in lambda = log(a / b) hold f_n fixed
-there, since no polynomial reaches lambda = inf. Along the probability flow of Gaussian data of
-variance v, x_0 is affine in u, so that (3) is exact; and for data with a smooth density x_0 is
-smooth in b^2 at clean data, as u is. v is that of EDM for images in [-1, 1].
+(2) is arXiv 2409.03755: rho_n = 1 changes nothing, more looks ahead of t_n. (3) is the ratio 1 + (1
+- u_n) / (u_n - u_{n-1}) of the last step, where (2) leaves it at 1, and 1 + FURTHEST at the most:
+further ahead, where u_n is still small, or where very many steps are even in lambda, it would carry
+what noise did between the last two calls on many times over. The authors of samplers in lambda =
+log(a / b) hold f_n fixed there, since no polynomial reaches lambda = inf. Along the probability
+flow of Gaussian data of variance v, x_0 is affine in u, so that (3) is exact; and for data with a
+smooth density x_0 is smooth in b^2 at clean data, as u is. v is that of EDM for images in [-1, 1].
 """
 
 from typing import NamedTuple
@@ -25,6 +27,7 @@ from gmm_diffusion.errors import UserError
 from gmm_diffusion.types import Array, StepGrid
 
 DEVIATION = 0.5  # root of v
+FURTHEST = 3.0  # how far (3) goes beyond f_n, in distances of f_n from f_{n-1}
 
 
 class Compensation(NamedTuple):
@@ -33,12 +36,12 @@ class Compensation(NamedTuple):
   Attributes:
     ratios: rho of (2), one for each step, 1 in the first `compensate` ones; () is 1 everywhere.
     compensate: K of (2), 1 or 2.
-    extrapolate: whether the step to clean data does (3).
+    extrapolate: whether the step to clean data does (3). A last ratio other than 1 has its place.
   """
 
   ratios: tuple[float, ...] = ()
   compensate: int = 2
-  extrapolate: bool = False
+  extrapolate: bool = True
 
   @property
   def reach(self) -> int:
@@ -58,11 +61,6 @@ def check(moved: Compensation) -> None:
         f'the first {moved.compensate} ratios must be 1, since compensate={moved.compensate} needs '
         f'as many earlier predictions; got {ratio:g} for step {n}'
       )
-  if moved.extrapolate and moved.ratios and moved.ratios[-1] != 1:
-    raise UserError(
-      f'extrapolate sets the ratio of the last step, so ratios must end with 1, got '
-      f'{moved.ratios[-1]:g}'
-    )
 
 
 def lagrange(points: Array, at: float) -> np.ndarray:
@@ -85,13 +83,15 @@ def weights(grid: StepGrid, moved: Compensation) -> np.ndarray:
       out[n, : moved.compensate + 1] = lagrange(points, at)
   if ends_ahead(grid, moved) and steps > 1:
     u = grid.a_t[-2:] / np.hypot(grid.a_t, grid.b_t / DEVIATION)[-2:]
-    out[-1, :2] = lagrange(u[::-1], 1.0)
+    ahead = min((1 - u[1]) / (u[1] - u[0]), FURTHEST)
+    out[-1, :2] = 1 + ahead, -ahead
   return out
 
 
 def ends_ahead(grid: StepGrid, moved: Compensation) -> bool:
   """Whether the last step is (3)."""
-  return moved.extrapolate and bool(grid.b_s[-1] == 0)
+  chosen = bool(moved.ratios) and moved.ratios[-1] != 1
+  return moved.extrapolate and not chosen and bool(grid.b_s[-1] == 0)
 
 
 def apply(row: Array, x0: Array, history: tuple[Array, ...]) -> Array:

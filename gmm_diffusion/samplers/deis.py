@@ -34,16 +34,16 @@ def deis(
   schedule: Schedule | None = None,
   ratios: tuple[float, ...] = (),
   compensate: int = 2,
-  extrapolate: bool = False,
+  extrapolate: bool = True,
 ) -> Kernel:
   """tAB-DEIS.
 
   Args:
-    order: 1 (DDIM) to 4; the source's tAB-r is order r + 1.
+    order: 1 (DDIM, but for the last step) to 4; the source's tAB-r is order r + 1.
     schedule: the schedule of the grid.
     ratios, compensate: see compensation.Compensation.
     extrapolate: the last step to clean data follows the line through the last two predictions, see
-      there; it helps where that step is large, as on the grid trailing.
+      there; it helps where that step is large, as on the grid trailing. False as the authors do.
 
   Raises:
     UserError: on other orders, or without a schedule.
@@ -57,4 +57,4 @@ def deis(
     return np.zeros_like(grid.t), multistep.weights(order, orders, grid.t, grid.s, moments)
 
   moved = Compensation(tuple(ratios), compensate, extrapolate)
-  return multistep.kernel(order, 'eps', coefficients, moved=moved)
+  return multistep.kernel(order, 'eps', coefficients, moved)

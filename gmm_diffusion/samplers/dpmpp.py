@@ -45,19 +45,19 @@ def dpmpp(
   lower_final: str = 'always',
   ratios: tuple[float, ...] = (),
   compensate: int = 2,
-  extrapolate: bool = False,
+  extrapolate: bool = True,
 ) -> Kernel:
   """DPM-Solver++(kM) for the ODE.
 
   Args:
-    order: 1 (DDIM), 2 or 3.
+    order: 1 (DDIM, but for the last step), 2 or 3.
     solver: 'published' or 'exact'.
     lower_final: 'always', 'never' or 'source' (below 10 steps only, where 3M with large last steps
       can go wrong: on the grids leading and uniform at 10 steps it loses to DDIM); see
       multistep.log_snr_orders.
     ratios, compensate: see compensation.Compensation.
     extrapolate: the last step to clean data follows the line through the last two predictions, see
-      there; it helps where that step is large, as on the grid trailing.
+      there; it helps where that step is large, as on the grid trailing. False as the authors do.
 
   Raises:
     UserError: on other values.
@@ -71,7 +71,7 @@ def dpmpp(
     return tau, _weights(grid, tau, order, solver, lower_final)
 
   moved = Compensation(tuple(ratios), compensate, extrapolate)
-  return multistep.kernel(order, 'x0', coefficients, moved=moved)
+  return multistep.kernel(order, 'x0', coefficients, moved)
 
 
 def dpmpp_sde(
@@ -79,10 +79,11 @@ def dpmpp_sde(
   lower_final: str = 'always',
   ratios: tuple[float, ...] = (),
   compensate: int = 2,
-  extrapolate: bool = False,
+  extrapolate: bool = True,
 ) -> Kernel:
-  """SDE-DPM-Solver++; order 1 (ancestral sampling, DDIM with eta = 1) or 2 ("SDE 2M"), the other
-  options as in `dpmpp`."""
+  """SDE-DPM-Solver++; order 1 (ancestral sampling, DDIM with eta = 1, but for the last step) or 2
+  ("SDE 2M"), the other options as in `dpmpp`.
+  """
   multistep.check_order(order, 2)
 
   def coefficients(grid):
@@ -90,4 +91,4 @@ def dpmpp_sde(
     return tau, _weights(grid, tau, order, 'published', lower_final)
 
   moved = Compensation(tuple(ratios), compensate, extrapolate)
-  return multistep.kernel(order, 'x0', coefficients, noisy=True, moved=moved)
+  return multistep.kernel(order, 'x0', coefficients, moved, noisy=True)

@@ -21,15 +21,15 @@ def ipndm(
   order: int = 4,
   ratios: tuple[float, ...] = (),
   compensate: int = 2,
-  extrapolate: bool = False,
+  extrapolate: bool = True,
 ) -> Kernel:
   """iPNDM.
 
   Args:
-    order: 1 (DDIM) to 4.
+    order: 1 (DDIM, but for the last step) to 4.
     ratios, compensate: see compensation.Compensation.
     extrapolate: the last step to clean data follows the line through the last two predictions, see
-      there; it helps where that step is large, as on the grid trailing.
+      there; it helps where that step is large, as on the grid trailing. False as the authors do.
 
   Raises:
     UserError: on other values.
@@ -45,4 +45,4 @@ def ipndm(
     return np.zeros_like(grid.t), w
 
   moved = Compensation(tuple(ratios), compensate, extrapolate)
-  return multistep.kernel(order, 'eps', coefficients, moved=moved)
+  return multistep.kernel(order, 'eps', coefficients, moved)

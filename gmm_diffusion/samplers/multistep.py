@@ -25,7 +25,7 @@ from gmm_diffusion.maths import marginals
 from gmm_diffusion.samplers import compensation
 from gmm_diffusion.samplers.base import Kernel, Plan
 from gmm_diffusion.samplers.compensation import Compensation
-from gmm_diffusion.types import Array, StepGrid
+from gmm_diffusion.types import Array, Prediction, StepGrid
 
 # Gauss-Legendre on [0, 1]; exact to rounding for e^{-h} r^i up to h = 30, a step over all of a
 # schedule.
@@ -137,8 +137,8 @@ def kernel(
   order: int,
   field: str,
   coefficients: Callable[[StepGrid], tuple[np.ndarray, np.ndarray]],
+  moved: Compensation,
   noisy: bool = False,
-  moved: Compensation = Compensation(),
 ) -> Kernel:
   """Kernel of equation (1), or with added noise of (1) with sqrt(b_s^2 - tau^2) for b_s.
 
@@ -146,8 +146,8 @@ def kernel(
     order: the largest order.
     field: f, 'x0' or 'eps'.
     coefficients: grid -> tau [N] and w [N, order - 1].
-    noisy: whether tau is more than zero.
     moved: what is done to predictions before they are used.
+    noisy: whether tau is more than zero.
 
   Raises:
     UserError: on bad values of `moved`.
@@ -171,7 +171,8 @@ def kernel(
     prediction = denoise(state.x, row.now)
     if moved.reach:
       x0 = compensation.apply(extra.moved, prediction.x0, state.clean)
-      prediction = marginals.from_x0(state.x, x0, row.now)
+      away = marginals.from_x0(jnp.zeros_like(x0), x0 - prediction.x0, row.now)
+      prediction = Prediction(x0, prediction.eps + away.eps)  # its own eps where nothing moves
     f = getattr(prediction, field)
     x = marginals.reverse_mean(prediction, row.a_s, extra.weight) + correction(
       extra.differences, state.history, f

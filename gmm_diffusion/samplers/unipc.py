@@ -52,7 +52,7 @@ def unipc(
   lower_final: str = 'always',
   ratios: tuple[float, ...] = (),
   compensate: int = 2,
-  extrapolate: bool = False,
+  extrapolate: bool = True,
 ) -> Kernel:
   """UniPC-p, multistep, data prediction; of order p + 1 thanks to the corrector.
 
@@ -62,7 +62,7 @@ def unipc(
     lower_final: 'always' (as the 'source') or 'never'; see multistep.log_snr_orders.
     ratios, compensate: see compensation.Compensation.
     extrapolate: the last step to clean data follows the line through the last two predictions, see
-      there; it helps where that step is large, as on the grid trailing.
+      there; it helps where that step is large, as on the grid trailing. False as the authors do.
 
   Raises:
     UserError: on other values.

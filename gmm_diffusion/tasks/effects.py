@@ -292,6 +292,8 @@ def _sampler(spec, mode, name):
     return 'sampler.ratios are 1, so that nothing is moved'
   if name == 'extrapolate' and own.end == 'first':
     return "sampler.end is 'first', so that no step ends at clean data"
+  if name == 'extrapolate' and own.ratios and own.ratios[-1] != 1:
+    return 'the last of sampler.ratios, which is not 1, says how far the last step looks ahead'
   if name.startswith('churn_') and not own.churn:
     return 'sampler.churn is 0, so that nothing is added'
   compared = spec.evaluate.samplers if spec.task in ('diffusion', 'restoration') else ()

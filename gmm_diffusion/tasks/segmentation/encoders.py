@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gmm_diffusion.nets.blocks import ResBlock, upsample
-from gmm_diffusion.nets.efficientnet import EfficientNetLite0
+from gmm_diffusion.nets.efficientnet import STAGES, STEM, EfficientNetLite, Stage
 from gmm_diffusion.types import Array
 
 DETAIL = 16  # channels at stride 1
@@ -76,13 +76,13 @@ class Scratch(nn.Module):
 
 
 class Pretrained(nn.Module):
-  """EfficientNet-Lite0 on the image at twice its size, so that its strides 2 to 32 are 1 to 16
-  here.
+  """EfficientNet-Lite on the image at twice its size, so that its strides 2 to 32 are 1 to 16 here.
 
   Its features down to stride 2 (4 of its own) stay as they were trained on ImageNet. Attributes:
-  channels at stride 4.
+  stages of the released network; channels at stride 4.
   """
 
+  stages: tuple[Stage, ...]
   channels: int
 
   @nn.compact
@@ -90,8 +90,8 @@ class Pretrained(nn.Module):
     B, H, W, _ = image.shape
     large = jax.image.resize(image, (B, 2 * H, 2 * W, 3), 'bilinear')
     # what is drawn joins the stem of the network, which has this size
-    extra = None if drawn is None else _conv(32)(drawn)
-    net = EfficientNetLite0(frozen=drawn is None, name='pretrained')
+    extra = None if drawn is None else _conv(STEM)(drawn)
+    net = EfficientNetLite(self.stages, drawn is None, name='pretrained')
     one, two, four, eight, sixteen = net(large, extra)
     C = self.channels
     eight, four = _TopDown((2 * C, C))(
@@ -103,5 +103,8 @@ class Pretrained(nn.Module):
 
 ENCODERS: dict[str, Callable[[int, int], Encoder]] = {  # of channels and blocks
   'scratch': lambda channels, blocks: Scratch(channels, blocks),
-  'efficientnet_lite0': lambda channels, blocks: Pretrained(channels),
+  **{
+    name: lambda channels, blocks, stages=stages: Pretrained(stages, channels)
+    for name, stages in STAGES.items()
+  },
 }

@@ -47,10 +47,11 @@ def fetch(own: task_specs.Segmentation) -> None:
   """
   if own.encoder == 'scratch':
     raise UserError(
-      "segmentation.encoder 'scratch' has no released weights to fetch; valid: efficientnet_lite0"
+      "segmentation.encoder 'scratch' has no released weights to fetch; valid: "
+      + ', '.join(efficientnet.RELEASED)
     )
-  path = efficientnet.file_of(own.encoder_path)
-  count = sum(leaf.size for leaf in jax.tree.leaves(efficientnet.load(path)))
+  path = efficientnet.file_of(own.encoder, own.encoder_path)
+  count = sum(leaf.size for leaf in jax.tree.leaves(efficientnet.load(own.encoder, path)))
   print(f'{own.encoder}: {count:,} parameters in {path}')
 
 

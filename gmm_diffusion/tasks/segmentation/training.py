@@ -55,7 +55,7 @@ def _with_encoder(params, spec: task_specs.Segmentation):
   if spec.encoder == 'scratch':
     return params
   inside = params['params']['encoding']
-  found = efficientnet.load(efficientnet.file_of(spec.encoder_path))
+  found = efficientnet.load(spec.encoder, efficientnet.file_of(spec.encoder, spec.encoder_path))
   encoding = {**inside, ENCODER: found}
   return {'params': {**params['params'], 'encoding': encoding}}
 
@@ -137,6 +137,8 @@ def loss_of(module: Segmenter, corrections: int, seed: int):
     mask, clicks = one(masks), Clicks(one(pixels), one(labels))
     keys = jax.vmap(lambda key: jax.random.split(key, 3 + corrections))(one(keys))
     on = tuple(jax.vmap(lambda key: jax.random.bernoulli(key, 0.6))(keys[:, i]) for i in (0, 1))
+    if module.clicks == 'values':  # without propagation nothing would be known of the clicks
+      on = on[0], jnp.ones_like(on[1])
     if module.clicks == 'channels':
       given, method = image, '__call__'
     else:
@@ -184,22 +186,27 @@ def train(spec: specs.Spec, examples: Sequence[scenes.Scene], workdir: str) -> N
       that is not finite.
   """
   trainer.check_batch(spec.train)
+  for clicks, folder in folders(spec.segmentation, workdir).items():
+    fit(spec, examples, clicks, folder)
+
+
+def fit(spec: specs.Spec, examples: Sequence[scenes.Scene], clicks: str, folder: str) -> None:
+  """Trains one network, which takes clicks as `Segmenter.clicks` says; errors as of `train`."""
   optimiser, own = optimiser_of(spec), spec.segmentation
-  for clicks, folder in folders(own, workdir).items():
-    module = network(own, clicks)
+  module = network(own, clicks)
 
-    def fresh():
-      params = _with_encoder(_init(module, own.crop, spec.seed), own)
-      return trainer.first(params, optimiser)
+  def fresh():
+    params = _with_encoder(_init(module, own.crop, spec.seed), own)
+    return trainer.first(params, optimiser)
 
-    trainer.fit(
-      spec.train,
-      trainer.once(fresh),
-      lambda: trainer.updater(spec.train, optimiser, loss_of(module, own.corrections, spec.seed)),
-      functools.partial(make_batch, spec, examples),
-      about(module),
-      folder,
-    )
+  trainer.fit(
+    spec.train,
+    trainer.once(fresh),
+    lambda: trainer.updater(spec.train, optimiser, loss_of(module, own.corrections, spec.seed)),
+    functools.partial(make_batch, spec, examples),
+    about(module),
+    folder,
+  )
 
 
 def load(spec: specs.Spec, workdir: str, clicks: str = 'tokens') -> tuple[Segmenter, Any]:
@@ -209,16 +216,23 @@ def load(spec: specs.Spec, workdir: str, clicks: str = 'tokens') -> tuple[Segmen
   Raises:
     UserError: if there is no checkpoint, or it is of another network.
   """
-  own, module = spec.segmentation, network(spec.segmentation, clicks)
+  own = spec.segmentation
   if own.weights and clicks == 'tokens':
+    module = network(own)
     said, params = weights.read(own.weights)
     _compare(own.weights, {key: said.get(key) for key in about(module)}, about(module))
     check(module, params, own.weights)
     return module, params
-  with Store(folders(own, workdir)[clicks]) as store:
+  return restore(spec, folders(own, workdir)[clicks], clicks)
+
+
+def restore(spec: specs.Spec, folder: str, clicks: str) -> tuple[Segmenter, Any]:
+  """(network, parameters) that `fit` left in a folder; errors as of `load`."""
+  module = network(spec.segmentation, clicks)
+  with Store(folder) as store:
     found = {key: value for key, value in store.about().items() if key != 'format'}
     _compare(f'the checkpoint in {store.path}', found, about(module))
-    template = jax.eval_shape(lambda: _init(module, own.crop, 0))
+    template = jax.eval_shape(lambda: _init(module, spec.segmentation.crop, 0))
     return module, store.weights({'net': template})['net']
 
 

@@ -193,7 +193,7 @@ class SegmentationTest(absltest.TestCase):
     with self.assertRaisesRegex(UserError, 'none.pth'):
       run(config)
     with (
-      mock.patch.object(modes.efficientnet, 'load', lambda path: {'a': np.zeros((2, 1234))}),
+      mock.patch.object(modes.efficientnet, 'load', lambda name, path: {'a': np.zeros((2, 1234))}),
       contextlib.redirect_stdout(io.StringIO()) as out,
     ):
       run(config)

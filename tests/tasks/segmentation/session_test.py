@@ -8,7 +8,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from gmm_diffusion.errors import UserError
-from gmm_diffusion.tasks.segmentation import model, scenes, session
+from gmm_diffusion.tasks.segmentation import model, scenes, session, training
 from gmm_diffusion.tasks.segmentation.annotator import Click
 from helpers.segmenter import MODULE, SHAPE, image, parameters
 
@@ -149,6 +149,18 @@ class SessionTest(parameterized.TestCase):
     np.testing.assert_allclose(
       logits(clicks, 'both', sure), logits([], 'both'), rtol=1e-4, atol=1e-2
     )
+
+  def test_values_are_always_propagated_where_clicks_enter_through_them_alone(self):
+    image, mask = np.zeros((1, *SHAPE, 3)), np.ones((1, 1, *SHAPE), np.uint8)
+    pixels = np.full((1, 1, 8, 2), 20)
+
+    def loss(clicks, labels):
+      module = MODULE.clone(clicks=clicks)
+      batch = image, mask, pixels, np.full((1, 1, 8), labels), np.zeros(1, np.int32)
+      return float(training.loss_of(module, 0, 0)(parameters(module), 0, batch))
+
+    with mock.patch.object(jax.random, 'bernoulli', lambda key, p: jnp.zeros((), bool)):
+      self.assertNotEqual(loss('values', 1), loss('values', 0))
 
   @parameterized.parameters(((160, 240), 600), ((240, 320), 1200), ((320, 480), 600))
   def test_large_images_have_fewer_units_per_pixel(self, shape, units):
