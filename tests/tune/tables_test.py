@@ -263,7 +263,8 @@ class SearchTest(parameterized.TestCase):
         np.testing.assert_allclose([line['mean'], line['variance']], 0, atol=1e-5)
 
   def test_ratios_of_other_numbers_of_calls(self):
-    some = [embedded('unipc'), embedded('ddim'), embedded('dpmpp', extrapolate=True)]
+    unipc, dpmpp = (embedded(name, extrapolate=name == 'dpmpp') for name in ('unipc', 'dpmpp'))
+    some = [unipc, embedded('ddim'), dpmpp]
     predict = lambda known: search.predicted(some, known, LINEAR, lambda t: t)
     known = {3: (1, 1.2, 1.4), 5: (1, 1, 1, 1, 1)}
     unipc, dpmpp = predict(known)  # of 4 calls

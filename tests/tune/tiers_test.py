@@ -166,7 +166,8 @@ class TiersTest(parameterized.TestCase):
     ('none of them', lambda one: False, 0),
   )
   def test_what_other_methods_find_is_proposed(self, tier, wanted, count):
-    self.enter_context(mock.patch.object(race, 'RUNNERS', {'unipc': {}}))
+    plain = {'unipc': {'extrapolate': (False,)}}  # whose last ratio is free
+    self.enter_context(mock.patch.object(race, 'RUNNERS', plain))
     proposed = []
 
     def score(tuner, one, samples, first=0):
