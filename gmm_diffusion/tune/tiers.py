@@ -41,6 +41,7 @@ LOCAL_ERRORS = 'local-errors.npz'  # the same for all numbers of calls
 # what the search proposes, by how it was found
 MOVING, CHOOSING = 'times and ratios', 'a choice for each step'
 PREDICTED, SHIFTED = 'ratios of other numbers of calls', 'network times'
+AGAIN = 'race, scored again'  # a finalist that is ahead of the winner on more samples
 PARTS = 6  # of tier 3: the work between two stored states
 RIDGES = (1e-3, 1e-1)
 
@@ -302,16 +303,18 @@ class Tuner:
     self.leaders = self._scored('search', leaders + [one for one, _ in made], self.settings.samples)
     options = [dict(one.options) for one, _ in self.leaders]
     found.ratios = next((some['ratios'] for some in options if 'ratios' in some), ())
-    best, value = self.leaders[0]
+    ahead = list(itertools.takewhile(lambda pair: pair[0] is not found.best, self.leaders))
     hows = {id(one): how for one, how in made}
     row = lambda how, one, score: {'how': how, 'what': str(one), 'tuning': _value(score)}
     found.search = [row(hows.get(id(one), 'race'), one, score) for one, score in self.leaders]
-    if id(best) in hows:
-      self._propose(found, hows[id(best)], best)
+    untuned = [pair for pair in ahead[1:] if id(pair[0]) not in hows]
+    for one, _ in ahead[:1] + untuned[:1]:  # the second only if the first is not kept
+      if found.best is found.fixed:
+        self._propose(found, hows.get(id(one), AGAIN), one)
     for one in self._shifted():
       score = self.score(one, self.settings.samples)
       found.search.append(row(SHIFTED, one, score))
-      if _value(score) < _value(value):
+      if _value(score) < _value(self.leaders[0][1]):
         self._propose(found, SHIFTED, one)
 
   def _moving(self, start):

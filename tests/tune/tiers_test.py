@@ -186,6 +186,38 @@ class TiersTest(parameterized.TestCase):
     self.assertLen([row for row in rows if row['how'] == 'race'], 3)  # the leaders
     self.assertLen(found.ratios, 3)  # of a sampler that the search moved
 
+  @parameterized.parameters((False, 2), (True, 1))
+  def test_finalists_that_lead_after_the_race_are_proposed(self, keeps, count):
+    proposed = []
+
+    def scored(tuner, title, some, samples):
+      """What the search made first, then the finalists, the winner of the race as the last."""
+      raced = tuner.finalists
+      made = [one for one in some if all(one is not it for it in raced)]
+      ordered = some
+      if len(made) < len(some):
+        ordered = [*made[:1], *raced[1:], raced[0], *made[1:]]
+      return [(one, scores.Score(np.float32(0), np.ones(4), np.ones(4))) for one in ordered]
+
+    def propose(tuner, found, how, one):
+      proposed.append((how, one))
+      found.best = one if keeps else found.best
+
+    with (
+      mock.patch.object(tiers, 'EARLY', 1),
+      mock.patch.object(tiers, 'LATE', 1),
+      mock.patch.object(tiers.Tuner, '_shifted', lambda tuner: []),
+      mock.patch.object(tiers.Tuner, '_scored', scored),
+      mock.patch.object(tiers.Tuner, '_propose', propose),
+    ):
+      tuner = self.tuner({}, tier=0)
+      tuner.run()
+    self.assertLen(proposed, count)
+    self.assertNotIn(proposed[0][1], tuner.finalists)
+    for how, one in proposed[1:]:
+      self.assertEqual(how, 'race, scored again')
+      self.assertIs(one, tuner.finalists[1])
+
   def test_few_items(self):
     with self.assertRaisesRegex(UserError, 'at least 4 reference items, got 3'):
       tiers.split(np.zeros((3, 1)))
