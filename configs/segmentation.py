@@ -13,10 +13,15 @@ def get_config(arg=''):
   config.train.update(steps=800, batch=4, learning_rate=2e-3, ema=0.995, checkpoint_every=100)
   if 'photographs' in variants:
     config.train.update(
-      steps=1300, batch=4, learning_rate=1.5e-3, decay='cosine', warmup=50, checkpoint_every=100
+      steps=1500, batch=4, learning_rate=1.5e-3, decay='cosine', warmup=50, checkpoint_every=100
     )
     config.segmentation.update(
-      encoder='efficientnet_lite0', channels=48, key_steps=1, corrections=2, baseline=False
+      encoder='efficientnet_lite2',
+      channels=48,
+      key_steps=1,
+      corrections=2,
+      crop=(128, 160),
+      baseline=False,
     )
   if 'runlocal' in variants:
     config.train.update(steps=4, batch=4, warmup=2, checkpoint_every=4, log_every=2)

@@ -197,7 +197,7 @@ class SegmentationTest(absltest.TestCase):
       contextlib.redirect_stdout(io.StringIO()) as out,
     ):
       run(config)
-    self.assertRegex(out.getvalue(), r'efficientnet_lite0: 2,468 parameters in .*none.pth')
+    self.assertRegex(out.getvalue(), r'efficientnet_lite2: 2,468 parameters in .*none.pth')
 
   def test_bad_settings(self):
     for changes, message in (
