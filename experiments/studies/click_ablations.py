@@ -40,20 +40,22 @@ def clicked(spec, objects, clicks, folder, title):
 def main():
   parser = common.parser(__doc__, 'runs/ablations')
   common.model_arguments(parser, 'segmentation:photographs')
-  parser.add_argument('--networks', nargs='+', default=list(NETWORKS), choices=NETWORKS)
+  parser.add_argument(
+    '--networks', nargs='+', default=list(NETWORKS), choices=NETWORKS, help=f'beside {FULL!r}'
+  )
   args = parser.parse_args()
   curves, out, objects, learn = {}, {}, None, None
-  for name in args.networks:
+  for name in dict.fromkeys([FULL, *args.networks]):
     clicks, own = NETWORKS[name]
     spec = common.spec_of(args.config, [*args.set, *own])
     if objects is None:
       data = scenes.load(spec.data, ('train', 'val', 'test'))
       objects, learn = benchmark.Objects(spec, data.test), [*data.train, *data.val]
-    folder = os.path.join(args.workdir, name.replace(' ', '_'))
+    folder = os.path.join(args.workdir, f'{name.replace(" ", "_")}_{spec.train.steps}')
     training.fit(spec, learn, clicks, folder)
     curves[name] = clicked(spec, objects, clicks, folder, name)
     rows = {arm: metrics.summary(found, objects.images) for arm, found in curves[name].items()}
-    if name != FULL and FULL in curves:
+    if name != FULL:
       rows[f'minus {FULL}'] = metrics.differences(
         curves[name]['both'], curves[FULL]['both'], objects.images
       )

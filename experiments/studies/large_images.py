@@ -1,7 +1,7 @@
 """Segmentation of images that are larger than those of the training: units at stride 8, as there,
 against the fewer units that images beyond model.MOST units have. BSDS500 at twice its size.
 
-  python -m experiments.studies.large_images --workdir=runs/bsds --path=~/bsds500
+  python -m experiments.studies.large_images --workdir=runs/bsds --set data.path=~/bsds500
 
 after training with `--config=configs/segmentation.py:photographs --workdir=runs/bsds`.
 """
@@ -58,13 +58,11 @@ def clicked(network, params, objects, clicks, title):
 
 def main():
   parser = common.parser(__doc__, 'runs/bsds')
-  parser.add_argument('--path', default='~/bsds500', help='of BSDS500')
+  common.model_arguments(parser, 'segmentation:photographs')
   parser.add_argument('--count', type=int, default=30, help='objects')
   parser.add_argument('--clicks', type=int, default=3, help='on each')
   args = parser.parse_args()
-  spec = common.spec_of(
-    'segmentation:photographs', [f'data.path={args.path}', f'segmentation.objects={args.count}']
-  )
+  spec = common.spec_of(args.config, [*args.set, f'segmentation.objects={args.count}'])
   objects = benchmark.Objects(spec, scenes.load(spec.data, ('test',)).test)
   network, params = training.load(spec, args.workdir)
   curves, out = {}, {}

@@ -39,8 +39,8 @@ LITE0 = (
 
 
 def scaled(width: float, depth: float) -> tuple[Stage, ...]:
-  """Stages with more channels, in multiples of 8, and more repeats, but in the first and the last
-  one [Tan & Le 2019, section 3.3; the Lite variants keep both ends]."""
+  """Stages with more channels, in multiples of 8, and more repeats; those of the first and the last
+  one stay, as in the Lite variants [Tan & Le 2019, section 3.3, for factors near 1]."""
   out = [
     stage._replace(
       repeats=math.ceil(depth * stage.repeats), channels=int(width * stage.channels + 4) // 8 * 8

@@ -10,13 +10,14 @@ then takes the place of f_n in the step and in the history. There are two uses:
   (2) a ratio for every step    l_i in t, at t_{n-1} + rho_n (t_n - t_{n-1})     [DC-Solver]
   (3) the step to clean data    K = 1, l_i in u = a / sqrt(a^2 + b^2 / v), at u = 1
 
-(2) is arXiv 2409.03755: rho_n = 1 changes nothing, more looks ahead of t_n. (3) is the ratio 1 + (1
-- u_n) / (u_n - u_{n-1}) of the last step, where (2) leaves it at 1, and 1 + FURTHEST at the most:
-further ahead, where u_n is still small, or where very many steps are even in lambda, it would carry
-what noise did between the last two calls on many times over. The authors of samplers in lambda =
-log(a / b) hold f_n fixed there, since no polynomial reaches lambda = inf. Along the probability
-flow of Gaussian data of variance v, x_0 is affine in u, so that (3) is exact; and for data with a
-smooth density x_0 is smooth in b^2 at clean data, as u is. v is that of EDM for images in [-1, 1].
+(2) is arXiv 2409.03755: rho_n = 1 changes nothing, more looks ahead of t_n. (3) is the ratio
+1 + (1 - u_n) / (u_n - u_{n-1}) of the last step, where (2) leaves it at 1. The authors of samplers
+in lambda = log(a / b) hold f_n fixed there, since no polynomial reaches lambda = inf. Along the
+probability flow of Gaussian data of variance v, x_0 is affine in u, so that (3) is exact; and for
+data with a smooth density x_0 is smooth in b^2 at clean data, as u is. v is that of EDM for images
+in [-1, 1]. The ratio is cut at 1 + FURTHEST. Without that, (3) would go dozens of times as far as
+f_n and f_{n-1} are apart where u_n is still small, or where steps are many and even in lambda, and
+take all noise of f_n - f_{n-1} along.
 """
 
 from typing import NamedTuple
@@ -27,7 +28,7 @@ from gmm_diffusion.errors import UserError
 from gmm_diffusion.types import Array, StepGrid
 
 DEVIATION = 0.5  # root of v
-FURTHEST = 3.0  # how far (3) goes beyond f_n, in distances of f_n from f_{n-1}
+FURTHEST = 3.0  # a choice: beyond that of `trailing` with 3 steps, 2.5, where (3) helps
 
 
 class Compensation(NamedTuple):

@@ -190,7 +190,10 @@ def chosen(one: Candidate, moves: np.ndarray, schedule: Schedule, times: Times) 
   t = times(_stretched(t, first[0], np.exp(factors), schedule))
   grid = grids.from_times(schedule, t)
   plan = _plan(grid, np.append(0, orders), fields > FLIPS, correct > -FLIPS)
-  table = usf.table(grid, plan)
+  try:
+    table = usf.table(grid, plan)
+  except np.linalg.LinAlgError as error:
+    raise UserError('the times of the solver are too close to each other') from error
   ahead = compensation.weights(grid, Compensation(extrapolate=True))[-1, ::-1]
   plain = np.array([0.0, 1.0])
   table.weights[-1, -2:, 0] = plain + (1 + ENDS * ends[0]) * (ahead - plain)

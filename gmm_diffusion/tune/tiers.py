@@ -41,7 +41,7 @@ LOCAL_ERRORS = 'local-errors.npz'  # the same for all numbers of calls
 # what the search proposes, by how it was found
 MOVING, CHOOSING = 'times and ratios', 'a choice for each step'
 PREDICTED, SHIFTED = 'ratios of other numbers of calls', 'network times'
-AGAIN = 'race, scored again'  # a finalist that is ahead of the winner on more samples
+AGAIN = 'race, scored again'  # a finalist that is ahead of the winner by the new score
 PARTS = 6  # of tier 3: the work between two stored states
 RIDGES = (1e-3, 1e-1)
 

@@ -124,8 +124,8 @@ def verdict(found: dict[str, Any]) -> str:
   better = (best['minus_fixed'] < 0) == lower
   word = ('better than' if better else 'worse than') if sure else 'not shown to differ from'
   return (
-    f'{calls} calls: the tuned sampler has a {called(name)} of {_estimate(best)}, {word} the '
-    f'winner of the race, {fixed["what"]}, with {_estimate(fixed)}.'
+    f'{calls} calls: the result, {best["what"]}, has a {called(name)} of {_estimate(best)}, '
+    f'{word} the winner of the race, {fixed["what"]}, with {_estimate(fixed)}.'
     f'{_second_opinion(best, fixed, found)}{others}'
   )
 
@@ -135,7 +135,7 @@ def _other_opinions(found):
   out, about = '', found['report']
   names = [about['features'], *([about['second']] if 'second' in about else [])]
   for row in about['rows']:
-    if row['fixed'] or 'first_by' not in row:
+    if row['fixed'] or row['best'] or 'first_by' not in row:
       continue
     words = []
     for k, name in enumerate(names):

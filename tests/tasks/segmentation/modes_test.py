@@ -192,8 +192,9 @@ class SegmentationTest(absltest.TestCase):
     config.segmentation.encoder_path = os.path.join(self.create_tempdir().full_path, 'none.pth')
     with self.assertRaisesRegex(UserError, 'none.pth'):
       run(config)
+    fake = lambda name, path: {'efficientnet_lite2': np.zeros((2, 1234))}[name]
     with (
-      mock.patch.object(modes.efficientnet, 'load', lambda name, path: {'a': np.zeros((2, 1234))}),
+      mock.patch.object(modes.efficientnet, 'load', fake),
       contextlib.redirect_stdout(io.StringIO()) as out,
     ):
       run(config)
