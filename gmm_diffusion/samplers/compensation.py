@@ -28,7 +28,7 @@ from gmm_diffusion.errors import UserError
 from gmm_diffusion.types import Array, StepGrid
 
 DEVIATION = 0.5  # root of v
-FURTHEST = 3.0  # a choice: beyond that of `trailing` with 3 steps, 2.5, where (3) helps
+FURTHEST = 3.0  # a choice, above that of `trailing` with 3 steps, 2.5
 
 
 class Compensation(NamedTuple):
