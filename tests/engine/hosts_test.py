@@ -74,8 +74,8 @@ class HostsTest(absltest.TestCase):
       time.sleep(0.05)
 
   def last_lines(self, processes):
-    """What the processes say at their end, within a minute: the program's own last line, after which
-    the connections of JAX may still say that the other host is gone."""
+    """What the processes say at their end, within a minute: the program's own last line, after
+    which the connections of JAX may still say that the other host is gone."""
     out = []
     for process in processes:
       _, error = process.communicate(timeout=60)
