@@ -2,7 +2,8 @@
 the simulated annotator on the same objects of the test part of BSDS500.
 
   python -m experiments.studies.click_ablations --workdir=runs/ablations --set \
-    data.path=~/bsds500 train.steps=400 segmentation.objects=100 segmentation.clicks=10
+    data.path=~/bsds500 "segmentation.crop=(96,128)" train.steps=200 segmentation.objects=100 \
+    segmentation.clicks=5
 
 The trainings are short, so the differences count, and not how good each network is. Networks that
 are trained already are only evaluated again.
